@@ -1,0 +1,1 @@
+"""Triggers and poisoning: ``text`` here; images and chat get modules of their own."""

@@ -1,0 +1,121 @@
+"""Things that took long to make, kept under the hash of what made them.
+
+A victim's key holds its data's digest, model name, settings and the code that trains it (as syntax
+trees without docstrings, so that a comment changes nothing). Files are written beside and renamed,
+under a lock that another process waits for, so a killed run leaves no half-written entry.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import json
+import os
+import warnings
+from collections.abc import Callable, Mapping
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+
+import filelock
+import platformdirs
+from torch import nn
+
+from . import models
+
+
+def cache_dir() -> Path:
+    """Return the cache folder: MINILIB_CACHE, or the user's cache folder."""
+    return Path(os.environ.get("MINILIB_CACHE") or platformdirs.user_cache_dir("minilib"))
+
+
+def digest(key: Mapping) -> str:
+    """Hash a JSON-able mapping; 16 hex digits."""
+    text = json.dumps(key, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@cache
+def code_digest(*modules: str) -> str:
+    """Hash the code of ``minilib`` modules by name, without comments and docstrings."""
+    parts = []
+    for module in modules:
+        spec = importlib.util.find_spec(f"minilib.{module}")
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
+                first = node.body[0]
+                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
+                    first.value = ast.Constant(value=None)
+        parts.append(ast.dump(tree))
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hash a model's weights; 16 hex digits."""
+    value = hashlib.sha256()
+    for name, tensor in sorted(models.state(model).items()):
+        value.update(name.encode())
+        value.update(tensor.numpy().tobytes())
+    return value.hexdigest()[:16]
+
+
+@contextmanager
+def _entry(kind: str, key: Mapping):
+    folder = cache_dir() / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    name = digest(key)
+    with filelock.FileLock(folder / f"{name}.lock"):  # freed by the system if its holder dies
+        yield folder, name
+
+
+def cached_model(
+    key: Mapping, build: Callable[[], nn.Module], train: Callable[[nn.Module], list[dict]]
+) -> tuple[nn.Module, list[dict]]:
+    """Return the trained model of ``key`` and its training history, training it at most once.
+
+    Args:
+        key: JSON-able description of everything that determines the result.
+        build: makes the untrained model.
+        train: trains it in place, returns its history (JSON-able).
+
+    An entry whose weights do not match their checksum is made again, with a warning.
+    """
+    with _entry("victims", key) as (folder, name):
+        model = build()
+        note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
+        if note.exists():
+            try:
+                meta = json.loads(note.read_text(encoding="utf-8"))
+                return models.load(model, weights, meta["sha256"]).eval(), meta["history"]
+            except (models.ModelError, OSError, ValueError, KeyError) as error:
+                warnings.warn(
+                    f"cached victim {name} is damaged and made again: {error}", stacklevel=2
+                )
+        history = train(model)
+        part = folder / f"{name}.safetensors.part"
+        sha256 = models.save(model, part)
+        part.replace(weights)
+        _write(note, {"key": dict(key), "sha256": sha256, "history": history})
+        return model.eval(), history
+
+
+def cached_json(kind: str, key: Mapping, compute: Callable[[], dict]) -> dict:
+    """Return the JSON-able result of ``compute`` for ``key``, computing it at most once."""
+    with _entry(kind, key) as (folder, name):
+        note = folder / f"{name}.json"
+        if note.exists():
+            try:
+                return json.loads(note.read_text(encoding="utf-8"))["value"]
+            except (ValueError, KeyError):
+                warnings.warn(f"cached {kind} {name} is damaged and made again", stacklevel=2)
+        value = compute()
+        _write(note, {"key": dict(key), "value": value})
+        return json.loads(json.dumps(value))  # the same types whether fresh or cached
+
+
+def _write(path: Path, content: dict) -> None:
+    part = path.with_suffix(".json.part")
+    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    part.replace(path)

@@ -1,0 +1,273 @@
+"""GA, NPO, DGA and RGA: unlearning a backdoor by gradient ascent, and how not to shift it.
+
+Every loss here returns the scalar to be *minimised*. Shapes: ``logits`` (B, K) float of the current
+model on triggered texts, ``ref_logits`` the poisoned model's on the same texts, ``labels`` (B,)
+int64 the attacker's labels.
+
+Source: "Don't Shift the Trigger: Robust Gradient Ascent for Backdoor Unlearning" (RGA, ICLR 2026).
+"""
+
+from __future__ import annotations
+
+import copy
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from . import cache, train
+from .data import TextDataset
+from .models import TextClassifier, text_classifier
+from .settings import METHODS
+from .train import Batch, Batches, TrainSettings
+from .victims import Scenario, evaluator
+
+
+def ga_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Gradient ascent: minus the mean cross-entropy, in nats. Source: Eq. (3), RGA."""
+    return -F.cross_entropy(logits, labels)
+
+
+def npo_loss(logits: Tensor, ref_logits: Tensor, labels: Tensor, beta: float) -> Tensor:
+    """Negative preference optimisation: ``(2/β) · mean log(1 + (π/π_ref)^β)``.
+
+    π and π_ref are the probabilities of the attacker's label. The gradient is GA's times
+    ``2 r^β / (1 + r^β)`` with r = π/π_ref: GA's own at r = 1, and it fades as r falls.
+
+    Source: Zhang et al. (2024), Eq. (3). β is 0.1 there; RGA's released code uses 1.
+    """
+    if not beta > 0:
+        raise ValueError(f"beta is {beta!r}; accepted: above 0")
+    log_ratio = -F.cross_entropy(logits, labels, reduction="none")
+    log_ratio = log_ratio + F.cross_entropy(ref_logits, labels, reduction="none")  # (B,)
+    return (2 / beta) * F.softplus(beta * log_ratio).mean()
+
+
+@torch.no_grad()
+def rga_weight(
+    logits: Tensor, ref_logits: Tensor, alpha: float, direction: str = "current"
+) -> Tensor:
+    """RGA's λ = exp(-α · KL), one scalar per batch, in (0, 1], without gradient.
+
+    ``direction="current"`` is the paper's KL(current ‖ poisoned), Eq. (7); ``"poisoned"`` is the
+    released code's KL(poisoned ‖ current). KL is in nats, averaged over the batch.
+    """
+    if not alpha >= 0:
+        raise ValueError(f"alpha is {alpha!r}; accepted: 0 or more")
+    current, poisoned = F.log_softmax(logits, -1), F.log_softmax(ref_logits, -1)
+    if direction == "current":
+        divergence = F.kl_div(poisoned, current, log_target=True, reduction="batchmean")
+    elif direction == "poisoned":
+        divergence = F.kl_div(current, poisoned, log_target=True, reduction="batchmean")
+    else:
+        raise ValueError(f"direction is {direction!r}; accepted: current, poisoned")
+    # Rounding can leave the KL of two equal distributions a hair below 0.
+    return torch.exp(-alpha * divergence.clamp(min=0))
+
+
+def drift(model: nn.Module, base: Mapping[str, Tensor], norm: str = "global") -> Tensor:
+    """Distance of a model's parameters from a base's: RGA's term iii without its factor β.
+
+    Args:
+        model: usually the backbone, since the clean pre-trained base has no head.
+        base: parameter name → tensor, a subset of the model's parameters.
+        norm: ``global`` is one L2 norm of the whole difference (paper, Eq. 6), ``tensor`` the sum
+            of one norm per tensor (released code), about √(number of tensors) times larger.
+
+    Returns:
+        Scalar ≥ 0 with gradient; the gradient at distance 0 is 0.
+    """
+    parameters = dict(model.named_parameters())
+    if unknown := base.keys() - parameters.keys():
+        raise ValueError(f"base has parameters that the model lacks: {', '.join(sorted(unknown))}")
+    norms = torch.stack(
+        [torch.linalg.vector_norm(parameters[name] - tensor) for name, tensor in base.items()]
+    )
+    if norm == "global":
+        return torch.linalg.vector_norm(norms)
+    if norm == "tensor":
+        return norms.sum()
+    raise ValueError(f"norm is {norm!r}; accepted: global, tensor")
+
+
+@dataclass(frozen=True)
+class UnlearnSettings:
+    """How ``unlearn`` unlearns.
+
+    Attributes:
+        alpha: decay rate of λ (Eq. 7). beta: weight of the drift term (Eq. 6).
+        npo_beta: NPO's inverse temperature.
+        direction, drift_norm: see ``rga_weight`` and ``drift``. Method "rga-code" overrides both
+            with the released code's reading.
+        train: the loop's settings; an epoch is one pass over the forget set.
+    """
+
+    alpha: float = 2.0
+    beta: float = 0.05
+    npo_beta: float = 1.0
+    direction: str = "current"
+    drift_norm: str = "global"
+    train: TrainSettings = TrainSettings(epochs=30)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Each forget batch of an epoch with a random retain batch beside it."""
+
+    forget: Batches
+    retain: Batches
+
+    def __len__(self) -> int:
+        return len(self.forget)
+
+    def __call__(self, rng: np.random.Generator) -> Iterator[tuple[Batch, Batch]]:
+        retain: list[np.ndarray] = []
+        for rows in self.forget.rows(rng):
+            retain = retain or self.retain.rows(rng)
+            yield self.forget.data.batch(rows), self.retain.data.batch(retain.pop())
+
+
+def unlearning_loss(
+    method: str, ref_logits: Tensor, base: Mapping[str, Tensor], settings: UnlearnSettings
+) -> train.Loss:
+    """Make the loss that ``fit`` minimises over (forget batch, retain batch) pairs.
+
+    ``ref_logits`` (N, K): the poisoned model's logits on the whole forget set, made once in eval
+    mode. Source: Eq. (3) for ga, Eq. (6) for rga, Eq. (6) without term iii for dga.
+    """
+    direction, norm = settings.direction, settings.drift_norm
+    if method == "rga-code":
+        method, direction, norm = "rga", "poisoned", "tensor"
+
+    def loss(model: TextClassifier, batch: tuple[Batch, Batch]):
+        forget, retain = batch
+        logits = model(forget.input_ids, forget.attention_mask).float()
+        retained, _ = train.cross_entropy(model, retain)
+        poisoned = F.cross_entropy(logits.detach(), forget.labels)
+        reference = ref_logits[torch.as_tensor(forget.rows, device=ref_logits.device)]
+        logs = {"poisoned_loss": poisoned, "retain_loss": retained.detach()}
+        if method == "npo":
+            return npo_loss(logits, reference, forget.labels, settings.npo_beta) + retained, logs
+        value = ga_loss(logits, forget.labels)
+        if method in ("dga", "rga"):
+            logs["lam"] = rga_weight(logits, reference, settings.alpha, direction)
+            value = logs["lam"] * value
+        if method == "rga" and settings.beta:
+            distance = drift(model.backbone, base, norm)
+            logs["drift"] = distance.detach()
+            value = value + settings.beta * distance
+        return value + retained, logs
+
+    return loss
+
+
+def unlearn(
+    model: TextClassifier,
+    forget: TextDataset,
+    retain: TextDataset,
+    method: str,
+    settings: UnlearnSettings,
+    base: Mapping[str, Tensor] | None = None,
+    evaluate: Callable[[nn.Module, int], dict] | None = None,
+) -> tuple[TextClassifier, list[dict]]:
+    """Unlearn the forget set from a poisoned model; the model given is not changed.
+
+    Args:
+        forget: the rows held to be poisoned, with the attacker's labels. retain: the others.
+        method: ga, npo, dga, rga or rga-code.
+        base: backbone parameters of the clean pre-trained model, needed by rga and rga-code.
+        evaluate: called with (model, epoch) after each epoch.
+
+    Returns:
+        The unlearned model, and per epoch ``poisoned_loss`` and ``retain_loss`` (nats, mean over
+        the epoch's batches), ``lam``, ``drift``, ``seconds`` and what ``evaluate`` returned.
+
+    Raises:
+        ValueError: unknown method, an empty forget or retain set, or a missing base.
+    """
+    if method not in METHODS:
+        raise ValueError(f"method is {method!r}; accepted: {', '.join(METHODS)}")
+    for name, part in (("forget", forget), ("retain", retain)):
+        if not len(part):
+            raise ValueError(f"the {name} set is empty; accepted: one row or more")
+    if method.startswith("rga") and settings.beta and base is None:
+        raise ValueError(f"method {method} with beta > 0 needs base, the clean backbone's weights")
+    device = next(model.parameters()).device
+    sets = [
+        Batches(
+            train.encode(part.texts, part.labels, model.tokenizer, device=device),
+            settings.train.batch_size,
+        )
+        for part in (forget, retain)
+    ]
+    reference = train.predict(model, sets[0].data, settings.train.precision).to(device)
+    loss = unlearning_loss(method, reference, base or {}, settings)
+    unlearned = copy.deepcopy(model)
+    history = train.fit(unlearned, Pairs(*sets), loss, settings.train, evaluate)
+    return unlearned, history
+
+
+def clean_base(model: str, num_labels: int, device: torch.device | str) -> dict[str, Tensor]:
+    """Return the backbone parameters of the clean pre-trained model ``model``."""
+    backbone = text_classifier(model, num_labels, seed=0).backbone.to(device)
+    return {name: tensor.detach() for name, tensor in backbone.named_parameters()}
+
+
+def experiment(
+    case: Scenario,
+    victim: TextClassifier,
+    model: str,
+    method: str,
+    settings: UnlearnSettings,
+    eval_epochs: tuple[int, ...],
+    mask: np.ndarray | None = None,
+) -> dict:
+    """Unlearn a scenario's poison and measure it on the way; cached by all that determines it.
+
+    Args:
+        model: the victim's name, for the clean base.
+        eval_epochs: epochs after which CACC, LFR and PACC are measured (the last one always is).
+        mask: (N,) bool over the poisoned training rows, the rows to forget; the oracle's if None.
+
+    Returns:
+        ``history`` (see ``unlearn``; evaluated epochs carry the metrics of ``evaluator``) and
+        ``seconds``.
+    """
+    rows, mask = case.poisoned.dataset, case.poisoned.mask if mask is None else mask
+    device = next(victim.parameters()).device
+    precision = train.resolve_precision(settings.train.precision, device)
+    settings = replace(settings, train=replace(settings.train, precision=precision))
+    forget, retain = rows.select(mask), rows.select(~mask)
+
+    def compute() -> dict:
+        measure = evaluator(case, victim.tokenizer, device)
+        wanted = {*eval_epochs, settings.train.epochs}
+        started = time.perf_counter()
+        _, history = unlearn(
+            victim,
+            forget,
+            retain,
+            method,
+            settings,
+            clean_base(model, rows.num_classes, device) if method.startswith("rga") else None,
+            lambda network, epoch: measure(network) if epoch in wanted else {},
+        )
+        return {"history": history, "seconds": time.perf_counter() - started}
+
+    key = {
+        "victim": cache.weights_digest(victim),
+        "forget": forget.sha256,
+        "retain": retain.sha256,
+        "test": [case.test.sha256, case.dev.sha256, case.triggered.sha256],
+        "method": method,
+        "settings": asdict(settings),
+        "eval": sorted({*eval_epochs, settings.train.epochs}),
+        "device": device.type,
+        "torch": torch.__version__,
+        "code": cache.code_digest("train", "models", "rga"),
+    }
+    return cache.cached_json("unlearned", key, compute)

@@ -1,0 +1,127 @@
+"""The parameters of each chapter: types, ranges and one-line errors. Imports no torch.
+
+The command line checks a run's parameters here before it starts a kernel, and the notebook checks
+them again before any work, so both give the same message.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+TEXT_SETS = Literal["sst2", "hsol", "agnews", "olid", "imdb", "toy-reviews", "toy-topics"]
+ATTACKS = ("badnets", "addsent", "hiddenkiller", "stylebkd", "sos")
+METHODS = ("ga", "npo", "dga", "rga", "rga-code")
+
+frozen = dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+
+
+class SettingsError(ValueError):
+    """A chapter's parameter that is unknown, of the wrong type or out of range; one line."""
+
+
+def names(known: tuple[str, ...]):
+    """A comma-separated list of known names, in a str (notebook parameters are flat)."""
+
+    def check(value: str) -> str:
+        for item in split(value):
+            if item not in known:
+                raise ValueError(f"{item!r} is unknown; accepted: a list of {', '.join(known)}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def numbers(kind: type, above: float, upto: float):
+    """A comma-separated list of numbers in (above, upto], in a str."""
+
+    def check(value: str) -> str:
+        for item in split(value):
+            try:
+                number = kind(item)
+            except ValueError:
+                raise ValueError(f"{item!r} is not a number of type {kind.__name__}") from None
+            if not above < number <= upto:
+                raise ValueError(f"{item} is out of range; accepted: above {above}, up to {upto}")
+        return value
+
+    return Annotated[str, AfterValidator(check)]
+
+
+def split(value: str) -> tuple[str, ...]:
+    """Split a comma-separated parameter; raises ValueError if nothing is in it."""
+    items = tuple(item.strip() for item in value.split(",") if item.strip())
+    if not items:
+        raise ValueError("the list is empty; accepted: one or more entries")
+    return items
+
+
+@frozen
+class Attacks:
+    """Parameters of chapter 01_attacks."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attacks: names(ATTACKS) = "badnets,addsent,hiddenkiller,stylebkd"
+    rate: float = Field(0.1, gt=0, le=1)
+    rates: numbers(float, 0, 1) = "0.007,0.02,0.05,0.1"
+    epochs: int = Field(3, ge=1, le=100)
+    lr: float = Field(5e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    seed: int = Field(0, ge=0)
+
+
+@frozen
+class GaRga:
+    """Parameters of chapter 03_ga_rga."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attack: Literal[ATTACKS] = "badnets"
+    position: Literal["random", "start", "end"] = "random"
+    rate: float = Field(0.1, gt=0, le=1)
+    victim_epochs: int = Field(3, ge=1, le=100)
+    victim_lr: float = Field(5e-5, gt=0, le=1)
+    methods: names(METHODS) = "ga,npo,dga,rga"
+    epochs: int = Field(30, ge=1, le=1000)
+    lr: float = Field(5e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    reset_optimizer: bool = True
+    alpha: float = Field(2.0, ge=0, le=1000)
+    beta: float = Field(0.05, ge=0, le=1000)
+    npo_beta: float = Field(1.0, gt=0, le=1000)
+    direction: Literal["current", "poisoned"] = "current"
+    drift_norm: Literal["global", "tensor"] = "global"
+    eval_epochs: numbers(int, 0, 1000) = "1,2,3,4,6,8,10,15,20,25,30"
+    seed: int = Field(0, ge=0)
+
+
+CHAPTERS: dict[str, type] = {"01_attacks": Attacks, "03_ga_rga": GaRga}
+
+
+def validate(chapter: str, params: dict[str, Any]):
+    """Turn a chapter's parameters into its frozen settings.
+
+    Raises:
+        SettingsError: one line naming the parameter, the value received and what is accepted.
+    """
+    if chapter not in CHAPTERS:
+        raise SettingsError(f"unknown chapter {chapter!r}; accepted: {', '.join(CHAPTERS)}")
+    try:
+        return TypeAdapter(CHAPTERS[chapter]).validate_python(params)
+    except ValidationError as error:
+        raise SettingsError(f"{chapter}: {_line(CHAPTERS[chapter], error)}") from None
+
+
+def _line(cls: type, error: ValidationError) -> str:
+    """Say in one line what was wrong with the first bad parameter."""
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])
+    if first["type"] == "unexpected_keyword_argument":
+        known = ", ".join(cls.__dataclass_fields__)
+        return f"unknown parameter {name!r}; accepted: {known}"
+    says = first["msg"].removeprefix("Value error, ")
+    says = says.replace("Input should be", "accepted:", 1)
+    return f"{name} is {first['input']!r}; {says}"
