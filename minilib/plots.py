@@ -1,0 +1,147 @@
+"""Figures of the book: one style, colour-blind palette, white background, at most 7 × 4 inches."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import seaborn as sns
+from IPython.display import display
+
+# A method keeps its colour in every figure of the book.
+COLOURS = dict(
+    zip(
+        ("ga", "npo", "dga", "rga", "rga-code", "retrain", "poisoned"),
+        sns.color_palette("colorblind", 7).as_hex(),
+        strict=True,
+    )
+)
+LABELS = {
+    "ga": "GA",
+    "npo": "NPO",
+    "dga": "DGA",
+    "rga": "RGA",
+    "rga-code": "RGA (code)",
+    "retrain": "ReTrain",
+    "poisoned": "poisoned",
+    "cacc": "CACC",
+    "dev_cacc": "dev CACC",
+    "lfr": "LFR",
+    "pacc": "PACC",
+    "dpacc": "ΔPACC",
+    "poisoned_loss": "poisoned loss (nats)",
+    "lam": "λ",
+    "badnets": "BadNets",
+    "addsent": "AddSent",
+    "hiddenkiller": "HiddenKiller",
+    "stylebkd": "Stylebkd",
+    "sos": "SOS",
+    "none": "none",
+}
+
+
+def label(name: str) -> str:
+    """Return the field's spelling of a method, metric or attack."""
+    return LABELS.get(name, name)
+
+
+def style() -> None:
+    """Set the book's figure style for this notebook."""
+    sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
+    plt.rcParams.update(
+        {
+            "figure.figsize": (7, 3.5),
+            "figure.dpi": 110,
+            "figure.facecolor": "white",
+            "savefig.facecolor": "white",
+            "figure.constrained_layout.use": True,
+            "axes.titlesize": "medium",
+        }
+    )
+
+
+def glue(name: str, value: float | str) -> None:
+    """Glue a number for use in the prose by ``{glue:text}`` without importing myst-nb.
+
+    Colab has no myst-nb; the mime bundle with the metadata it looks for is all that is needed.
+    """
+    if isinstance(value, np.generic):
+        value = value.item()  # a NumPy scalar's repr would be glued with its type's name
+    data = {"application/papermill.record/text/plain": repr(value)}
+    metadata = {"scrapbook": {"name": name, "mime_prefix": "application/papermill.record/"}}
+    display(data, metadata=metadata, raw=True)
+
+
+def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Sequence[str]):
+    """Draw confusion matrices side by side.
+
+    Args:
+        matrices: title → (K, K) counts, row = true class, column = predicted class.
+    """
+    figure, axes = plt.subplots(1, len(matrices), figsize=(7, 0.9 + 5.6 / len(matrices)))
+    for axis, (title, counts) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
+        counts = np.asarray(counts)
+        share = counts / counts.sum(1, keepdims=True).clip(1)  # of the true class
+        sns.heatmap(
+            share,
+            annot=counts,
+            fmt="d",
+            cmap="Blues",
+            vmin=0,
+            vmax=1,
+            cbar=False,
+            square=True,
+            ax=axis,
+            xticklabels=class_names,
+            yticklabels=class_names,
+        )
+        axis.set(title=title, xlabel="predicted")
+        axis.tick_params(axis="x", rotation=30)
+    np.atleast_1d(axes)[0].set_ylabel("true")
+    for axis in np.atleast_1d(axes)[1:]:
+        axis.set_yticklabels([])
+    return figure
+
+
+def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", marks=None):
+    """Draw one panel per value: its mean over seeds against ``x``, a line per ``hue``.
+
+    Bands are ± one standard deviation over the rows that share (hue, x), i.e. over seeds.
+
+    Args:
+        frame: tidy DataFrame. marks: value → {name: height} of dashed reference lines.
+    """
+    figure, axes = plt.subplots(1, len(values), figsize=(7, 3.2), squeeze=False)
+    for axis, value in zip(axes[0], values, strict=True):
+        part = frame.dropna(subset=[value])
+        sns.lineplot(
+            part,
+            x=x,
+            y=value,
+            hue=hue,
+            palette=COLOURS if hue == "method" else None,
+            errorbar="sd",
+            marker="o",
+            markersize=4,
+            ax=axis,
+        )
+        for name, height in (marks or {}).get(value, {}).items():
+            axis.axhline(height, ls="--", lw=1.2, color=COLOURS.get(name, "0.3"))
+            axis.annotate(
+                label(name),
+                (1, height),
+                xycoords=("axes fraction", "data"),
+                ha="right",
+                va="bottom",
+                fontsize=8,
+            )
+        axis.set(xlabel=x, ylabel=label(value))
+        if axis is axes[0][0] and axis.get_legend():
+            texts = axis.get_legend().get_texts()
+            for text in texts:
+                text.set_text(label(text.get_text()))
+            axis.get_legend().set_title(None)
+        elif axis.get_legend():
+            axis.get_legend().remove()
+    return figure
