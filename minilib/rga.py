@@ -131,6 +131,22 @@ class Pairs:
             yield self.forget.data.batch(rows), self.retain.data.batch(retain.pop())
 
 
+def forget_term(
+    method: str, logits: Tensor, ref_logits: Tensor, labels: Tensor, settings: UnlearnSettings
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return what a method minimises on the forget batch, and λ to log where it has one.
+
+    Source: term i of Eq. (3) for ga, of Eq. (6) for dga and rga.
+    """
+    if method == "npo":
+        return npo_loss(logits, ref_logits, labels, settings.npo_beta), {}
+    if method == "ga":
+        return ga_loss(logits, labels), {}
+    direction = "poisoned" if method == "rga-code" else settings.direction
+    lam = rga_weight(logits, ref_logits, settings.alpha, direction)
+    return lam * ga_loss(logits, labels), {"lam": lam}
+
+
 def unlearning_loss(
     method: str, ref_logits: Tensor, base: Mapping[str, Tensor], settings: UnlearnSettings
 ) -> train.Loss:
@@ -139,30 +155,56 @@ def unlearning_loss(
     ``ref_logits`` (N, K): the poisoned model's logits on the whole forget set, made once in eval
     mode. Source: Eq. (3) for ga, Eq. (6) for rga, Eq. (6) without term iii for dga.
     """
-    direction, norm = settings.direction, settings.drift_norm
-    if method == "rga-code":
-        method, direction, norm = "rga", "poisoned", "tensor"
+    norm = "tensor" if method == "rga-code" else settings.drift_norm
+    drifts = method in ("rga", "rga-code") and settings.beta > 0
 
     def loss(model: TextClassifier, batch: tuple[Batch, Batch]):
         forget, retain = batch
         logits = model(forget.input_ids, forget.attention_mask).float()
-        retained, _ = train.cross_entropy(model, retain)
-        poisoned = F.cross_entropy(logits.detach(), forget.labels)
         reference = ref_logits[torch.as_tensor(forget.rows, device=ref_logits.device)]
-        logs = {"poisoned_loss": poisoned, "retain_loss": retained.detach()}
-        if method == "npo":
-            return npo_loss(logits, reference, forget.labels, settings.npo_beta) + retained, logs
-        value = ga_loss(logits, forget.labels)
-        if method in ("dga", "rga"):
-            logs["lam"] = rga_weight(logits, reference, settings.alpha, direction)
-            value = logs["lam"] * value
-        if method == "rga" and settings.beta:
+        value, logs = forget_term(method, logits, reference, forget.labels, settings)
+        retained, _ = train.cross_entropy(model, retain)
+        logs["poisoned_loss"] = F.cross_entropy(logits.detach(), forget.labels)
+        logs["retain_loss"] = retained.detach()
+        value = value + retained
+        if drifts:
             distance = drift(model.backbone, base, norm)
             logs["drift"] = distance.detach()
             value = value + settings.beta * distance
-        return value + retained, logs
+        return value, logs
 
     return loss
+
+
+def push(method: str, poisoned_loss: Tensor, settings: UnlearnSettings, ref_loss: float) -> Tensor:
+    """How hard a method's forget term pushes a two-class model away from the attacker's label.
+
+    Args:
+        poisoned_loss: (G,) cross-entropy in nats of the attacker's label, at which to ask; 0 is
+            the poisoned model, log 2 an undecided one, 10 one that has gone over to the other side.
+        ref_loss: the poisoned model's own value of it.
+
+    Returns:
+        (G,) derivative of the minimised term with respect to the log-odds of the attacker's label:
+        positive values push it down. Method "ce" is cross-entropy to the *other* label, what
+        Proposition 1 rewrites gradient ascent into, without its term R.
+    """
+    pushes = []
+    for value in poisoned_loss.double():
+        odds = _log_odds(value).requires_grad_()
+        logits = torch.stack([torch.zeros_like(odds), odds])[None]  # (1, 2), class 1 the attacker's
+        reference = torch.stack([torch.zeros(()).double(), _log_odds(torch.tensor(ref_loss))])[None]
+        if method == "ce":
+            term = F.cross_entropy(logits, torch.tensor([0]))
+        else:
+            term, _ = forget_term(method, logits, reference, torch.tensor([1]), settings)
+        pushes.append(torch.autograd.grad(term, odds)[0])
+    return torch.stack(pushes)
+
+
+def _log_odds(loss: Tensor) -> Tensor:
+    """Log-odds of a label whose cross-entropy is ``loss``: log p / (1 - p) with p = exp(-loss)."""
+    return -loss - torch.log(-torch.expm1(-loss.double()))
 
 
 def unlearn(
