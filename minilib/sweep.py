@@ -1,4 +1,4 @@
-"""Sweeps: one chapter over a grid of parameters, one run after the other, continued where it stopped."""
+"""Sweeps: one chapter over a grid of parameters, run by run, continued where it stopped."""
 
 import itertools
 import os
@@ -6,7 +6,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from minilib import cli, runs
+from minilib import cli, runner, runs
 
 KEYS = ("chapter", "preset", "base", "grid", "list", "seeds")
 
@@ -14,15 +14,21 @@ KEYS = ("chapter", "preset", "base", "grid", "list", "seeds")
 def combinations(spec: dict) -> list[dict]:
     """Parameters of every run of a sweep: base, then grid or list, for each seed in turn.
 
-    Seeds are outermost, so that a sweep cut short has whole seeds rather than whole corners of the grid.
+    Seeds are outermost, so that a sweep cut short has whole seeds, not whole corners of the grid.
     """
     if "grid" in spec and "list" in spec:
         raise runs.UsageError("a sweep has a grid or a list, not both")
     grid, rows, seeds = spec.get("grid"), spec.get("list"), spec.get("seeds")
     if "grid" in spec:
-        if not isinstance(grid, dict) or not grid or not all(isinstance(v, list) and v for v in grid.values()):
+        if (
+            not isinstance(grid, dict)
+            or not grid
+            or not all(isinstance(v, list) and v for v in grid.values())
+        ):
             raise runs.UsageError("grid must map each parameter to a list with at least one value")
-        rows = [dict(zip(grid, values)) for values in itertools.product(*grid.values())]
+        rows = [
+            dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())
+        ]
     elif "list" in spec:
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
             raise runs.UsageError("list must hold at least one mapping of parameters")
@@ -31,11 +37,13 @@ def combinations(spec: dict) -> list[dict]:
     if "seeds" in spec and (not isinstance(seeds, list) or not seeds):
         raise runs.UsageError("seeds must be a list with at least one number")
     tails = [{"seed": seed} for seed in seeds] if seeds else [{}]
+    if not isinstance(spec.get("base") or {}, dict):
+        raise runs.UsageError("base must map parameters to values")
     return [{**(spec.get("base") or {}), **row, **tail} for tail in tails for row in rows]
 
 
-def plan(file: Path, out: Path | None = None) -> list[runs.Plan]:
-    """All runs of a sweep, checked. Raises UsageError for anything unknown, empty or planned twice."""
+def plan(file: Path, out: Path | None = None) -> list[runner.Plan]:
+    """All runs of a sweep, checked; UsageError for what is unknown, empty or planned twice."""
     import yaml
 
     try:
@@ -50,9 +58,9 @@ def plan(file: Path, out: Path | None = None) -> list[runs.Plan]:
         if key not in KEYS:
             raise runs.UsageError(f"{file}: unknown entry {key!r}; known are {', '.join(KEYS)}")
     root = runs.find_root()
-    jobs: dict[str, runs.Plan] = {}
+    jobs: dict[str, runner.Plan] = {}
     for params in combinations(spec):
-        job = runs.plan(spec["chapter"], spec["preset"], params, root=root, out=out)
+        job = runner.plan(spec["chapter"], spec["preset"], params, root=root, out=out)
         if job.run_id in jobs:
             raise runs.UsageError(f"{file}: two runs are equal: {params}")
         jobs[job.run_id] = job
@@ -79,8 +87,10 @@ def sweep(file: Path, out: Path | None = None, dry_run: bool = False) -> int:
         skipped = job.done() is not None
         code = cli.execute(job, label=label(number, job))
         if code == 130:
-            print(f"interrupted; {len(outcome)} of {len(jobs)} are there; to go on: minilib sweep {file}",
-                  file=sys.stderr)
+            print(
+                f"interrupted after {len(outcome)} of {len(jobs)}; go on with: minilib sweep {file}",
+                file=sys.stderr,
+            )
             return 130
         outcome[job.run_id] = "skipped" if skipped else "failed" if code else "ok"
     for number, job in enumerate(jobs, 1):

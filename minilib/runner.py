@@ -1,0 +1,383 @@
+"""Executing a chapter: decide the run, check it, execute it with papermill, leave a whole record.
+
+Everything that can be wrong with a request is found before a kernel starts. papermill is imported
+only when something is executed, so that the command line answers at once.
+"""
+
+import ast
+import contextlib
+import dataclasses
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+from pathlib import Path
+
+from minilib.fingerprint import PACKAGE, fingerprint
+from minilib.runs import UsageError, find_root, git_commit, read_record, run_id, write_json
+
+# Errors raised inside a notebook that are the user's to mend (exit code 2), not the chapter's (1).
+USER_ERRORS = ("DataError", "SettingsError")
+
+
+# ---------------------------------------------------------------- parameters
+
+
+def read_notebook(root: Path, chapter: str) -> dict:
+    """The notebook of a chapter as plain JSON, with each cell's source joined into one string."""
+    path = root / "notebooks" / f"{chapter}.ipynb"
+    if not path.is_file():
+        raise UsageError(f"no chapter {chapter!r}; chapters are {_names(chapters(root))}")
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    for cell in notebook["cells"]:
+        cell["source"] = "".join(cell["source"])
+    return notebook
+
+
+def chapters(root: Path) -> list[str]:
+    """Names of all chapters, in the book's order."""
+    return sorted(path.stem for path in (root / "notebooks").glob("[!.]*.ipynb"))
+
+
+def _names(names) -> str:
+    return ", ".join(map(str, names)) or "(none)"
+
+
+def _tags(cell: dict) -> list[str]:
+    return cell.get("metadata", {}).get("tags", [])
+
+
+def parameters(root: Path, chapter: str) -> dict[str, tuple[type, object]]:
+    """name → (declared type, default), read from the cell tagged `parameters`, which is not run."""
+    found = {}
+    for cell in read_notebook(root, chapter)["cells"]:
+        if cell["cell_type"] != "code" or "parameters" not in _tags(cell):
+            continue
+        for line in ast.parse(cell["source"]).body:
+            if isinstance(line, ast.AnnAssign):
+                target, kind = line.target, ast.unparse(line.annotation)
+            elif isinstance(line, ast.Assign):
+                target, kind = line.targets[0], type(ast.literal_eval(line.value)).__name__
+            else:
+                continue
+            default = ast.literal_eval(line.value)
+            kinds = {"str": str, "int": int, "float": float, "bool": bool}
+            if kind not in kinds:
+                raise UsageError(
+                    f"{chapter}: parameter {target.id} is declared {kind}; "
+                    f"only {_names(kinds)} can be set from outside"
+                )
+            found[target.id] = (kinds[kind], kinds[kind](default))
+    return found
+
+
+def coerce(name: str, value, kind: type):
+    """`value`, from YAML or typed as text, as the declared type; refused where that would guess."""
+    text = value.strip() if isinstance(value, str) else None
+    if kind is str and isinstance(value, str):
+        return value
+    if kind is bool:
+        known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, bool):
+            return value
+        if text is not None and text.lower() in known:
+            return known[text.lower()]
+        raise UsageError(f"{name} must be a bool (true/false, yes/no, 1/0), not {value!r}")
+    if kind in (int, float) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError):
+            if text is not None:  # YAML reads 1e-4 as text too
+                value = kind(text)
+            if isinstance(value, kind) or (kind is float and isinstance(value, int)):
+                if math.isfinite(value):
+                    return kind(value)
+    raise UsageError(
+        f"{name} must be {'an' if kind is int else 'a'} {kind.__name__}, not {value!r}"
+    )
+
+
+def load_preset(root: Path, preset: str) -> dict[str, dict]:
+    """chapter → parameters, from `presets/<preset>.yml`."""
+    import yaml
+
+    known = sorted(path.stem for path in (root / "presets").glob("*.yml"))
+    if preset not in known:
+        raise UsageError(f"no preset {preset!r}; presets are {_names(known)}")
+    try:
+        content = (
+            yaml.safe_load((root / "presets" / f"{preset}.yml").read_text(encoding="utf-8")) or {}
+        )
+    except yaml.YAMLError as error:
+        raise UsageError(
+            f"presets/{preset}.yml is not YAML: {str(error).splitlines()[0]}"
+        ) from None
+    for chapter, values in content.items():
+        if not isinstance(values or {}, dict):
+            raise UsageError(f"presets/{preset}.yml: {chapter} must map parameters to values")
+    return {chapter: values or {} for chapter, values in content.items()}
+
+
+def resolve(root: Path, chapter: str, preset: str, overrides: dict) -> tuple[dict, dict]:
+    """All parameters of a run (defaults, then preset, then overrides), and those off their default.
+
+    Everything is checked here, before any kernel starts: names, types, and the chapter's own rules
+    (`minilib.settings`).
+    """
+    known = parameters(root, chapter)
+    values = load_preset(root, preset)
+    if chapter not in values:
+        raise UsageError(f"presets/{preset}.yml has no entry for {chapter}; add `{chapter}: {{}}`")
+    given = {**values[chapter], **overrides}
+    for name in given:
+        if name not in known:
+            raise UsageError(f"{chapter} has no parameter {name!r}; it has {_names(known)}")
+    params = {name: default for name, (_, default) in known.items()}
+    params |= {name: coerce(name, value, known[name][0]) for name, value in given.items()}
+
+    from minilib import settings  # pydantic: not needed to print help
+
+    if chapter in settings.CHAPTERS:
+        try:
+            settings.validate(chapter, params)
+        except settings.SettingsError as error:
+            raise UsageError(str(error)) from None
+    return params, {name: value for name, value in params.items() if value != known[name][1]}
+
+
+# ---------------------------------------------------------------- planning
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """One run, fully decided and checked, before anything is executed."""
+
+    root: Path
+    chapter: str
+    preset: str
+    params: dict  # all of them
+    changed: dict  # those that differ from the notebook's defaults: what papermill injects
+    code: str
+    run_id: str
+    folder: Path
+
+    def done(self) -> dict | None:
+        """The record of this very run if it was made and is whole."""
+        record = read_record(self.folder / "run.json")
+        whole = (
+            record
+            and record["run_id"] == self.run_id
+            and (self.folder / "notebook.ipynb").is_file()
+        )
+        return record if whole and record["status"] == "ok" else None
+
+
+def plan(
+    chapter: str,
+    preset: str,
+    overrides: dict | None = None,
+    *,
+    root: Path | None = None,
+    out: Path | None = None,
+) -> Plan:
+    """Decide a run and check all that can be checked without a kernel. Raises UsageError."""
+    root = root or find_root()
+    params, changed = resolve(root, chapter, preset, overrides or {})
+    code = fingerprint(root, chapter)
+    name = run_id(chapter, code, params)
+    folder = Path(out or root / "runs").absolute() / preset / chapter / name
+    return Plan(root, chapter, preset, params, changed, code, name, folder)
+
+
+# ---------------------------------------------------------------- execution
+
+
+def run(job: Plan) -> dict:
+    """Execute a run in a fresh kernel and return its record: status ok, failed or interrupted.
+
+    All files are made in a folder of this process's own, then moved; `run.json` comes last.
+    Raises UsageError when the code is no longer what was planned, or there is no kernel.
+    """
+    if fingerprint(job.root, job.chapter) != job.code:
+        raise UsageError(f"{job.chapter}: its code changed since this run was planned; start again")
+    _check_kernel()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _sweep_up(job.folder)
+    (job.folder / "run.json").unlink(missing_ok=True)
+    work = job.folder / f".part-{os.getpid()}"
+    work.mkdir()
+    record = {
+        "run_id": job.run_id,
+        "chapter": job.chapter,
+        "preset": job.preset,
+        "status": "failed",
+        "params": job.params,
+        "metrics": [],
+        "data": [],
+        "env": {},
+        "seconds": None,
+        "peak_mib": None,
+        "code": job.code,
+    }
+    commit, started = git_commit(job.root), time.time()
+    try:
+        with _signals_interrupt():
+            _execute(job, work)
+        record |= _recorded(work / "part.json", job) | {"status": "ok"}
+    except KeyboardInterrupt:
+        record |= {"status": "interrupted", "error": "interrupted"}
+    except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
+        record |= _failure(error, job)
+    (work / "part.json").unlink(missing_ok=True)
+    if (work / "notebook.ipynb").is_file():
+        _tidy(work / "notebook.ipynb", job)
+    for file in work.iterdir():
+        if (job.folder / file.name).is_dir():
+            shutil.rmtree(job.folder / file.name)
+        os.replace(file, job.folder / file.name)
+    work.rmdir()
+    record["seconds"] = record["seconds"] or round(time.time() - started, 1)
+    record["env"]["commit"] = commit
+    record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = json.loads(scrub(json.dumps(record), job.root))
+    write_json(job.folder / "run.json", record)
+    return record
+
+
+def _check_kernel() -> None:
+    """Refuse a kernel named `python3` that would start another Python than this one."""
+    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernels before user-wide ones
+    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
+
+    mend = f"install it with: {Path(sys.executable).name} -m ipykernel install --sys-prefix"
+    try:
+        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
+    except NoSuchKernel:
+        raise UsageError(f"there is no Jupyter kernel python3; {mend}") from None
+    # A bare `python` means the interpreter that asks.
+    if os.path.isabs(command) and not os.path.samefile(command, sys.executable):
+        raise UsageError(f"the Jupyter kernel python3 belongs to another Python; {mend}")
+
+
+def _execute(job: Plan, work: Path) -> None:
+    """papermill, in a kernel of this interpreter, with the repository as working directory."""
+    import papermill
+
+    told = {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "code")}
+    # A checkout's own minilib comes first (it is in the kernel's working directory), then this one.
+    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    with _environ(MINILIB_RUN_DIR=str(work), MINILIB_RUN=json.dumps(told), PYTHONPATH=path):
+        papermill.execute_notebook(
+            str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
+            str(work / "notebook.ipynb"),
+            parameters=job.changed,
+            kernel_name="python3",
+            language="python",
+            cwd=str(job.root),
+            progress_bar=sys.stderr.isatty(),
+            extra_arguments=["--log-level=50"],  # the kernel's own chatter, not the notebook's
+        )
+
+
+@contextlib.contextmanager
+def _environ(**values: str):
+    """Set environment variables for a while; the kernel inherits them."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _failure(error: Exception, job: Plan) -> dict:
+    """Last line of what went wrong and, where a cell failed, its index in the source notebook."""
+    name, value = type(error).__name__, str(error)
+    if hasattr(error, "ename"):  # papermill's report of an exception in a cell
+        name, value = error.ename, error.evalue
+    found = {"error": f"{name}: {(value.strip().splitlines() or [''])[-1]}"}
+    sources = [cell["source"] for cell in read_notebook(job.root, job.chapter)["cells"]]
+    with contextlib.suppress(ValueError):  # not a cell of ours, or edited meanwhile
+        found["cell"] = sources.index(getattr(error, "source", None))
+    return found
+
+
+def _recorded(part: Path, job: Plan) -> dict:
+    """What the notebook recorded, if that was made with the parameters it was given."""
+    if not part.is_file():
+        raise ValueError("the notebook ended without calling minilib.runs.record in its last cell")
+    found = json.loads(part.read_text(encoding="utf-8"))
+    for name, value in job.params.items():
+        if found["params"].get(name) != value:
+            other = found["params"].get(name)
+            raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
+    if not found["metrics"]:
+        raise ValueError("the notebook recorded no metrics")
+    return {key: found[key] for key in ("params", "metrics", "data", "env", "seconds", "peak_mib")}
+
+
+@contextlib.contextmanager
+def _signals_interrupt():
+    """Make SIGTERM stop a run as Ctrl-C does, also where a shell started us with SIGINT ignored."""
+
+    def stop(signum, frame):
+        raise KeyboardInterrupt
+
+    try:
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: signals are someone else's business
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _sweep_up(folder: Path) -> None:
+    """Remove what killed processes left; a living one keeps its own."""
+    for part in folder.glob(".part-*"):
+        try:
+            os.kill(int(part.name.removeprefix(".part-")), 0)
+        except ProcessLookupError:
+            shutil.rmtree(part, ignore_errors=True)
+        except (PermissionError, ValueError):
+            continue
+
+
+def _tidy(path: Path, job: Plan) -> None:
+    """Take paths, timings and random ids out of an executed notebook, and say which run it is."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    notebook["metadata"].pop("papermill", None)
+    notebook["metadata"]["minilib"] = {"run_id": job.run_id, "preset": job.preset, "code": job.code}
+    for cell in notebook["cells"]:
+        for noise in ("papermill", "execution"):
+            cell["metadata"].pop(noise, None)
+        if "injected-parameters" in _tags(cell):
+            cell["id"] = "injected-parameters"
+        if "outputs" in cell:
+            cell["outputs"] = [_scrub_output(output, job.root) for output in cell["outputs"]]
+    write_json(path, notebook)
+
+
+def _scrub_output(output: dict, root: Path) -> dict:
+    """Clean what is text in an output; pictures stay as they are."""
+    texts = {name: item for name, item in output.items() if name in ("text", "traceback", "evalue")}
+    shown = {kind: item for kind, item in output.get("data", {}).items() if kind[:5] == "text/"}
+    texts, shown = json.loads(scrub(json.dumps([texts, shown]), root))
+    return {**output, **texts, **({"data": {**output["data"], **shown}} if shown else {})}
+
+
+def scrub(text: str, root: Path) -> str:
+    """`text` with this machine's folders replaced by their names."""
+    places = {
+        os.environ.get(name, ""): f"${name}"
+        for name in ("MINILIB_DATA", "MINILIB_MODELS", "MINILIB_CACHE")
+    }
+    places |= {str(root): ".", sys.prefix: "<env>", str(PACKAGE.parent): ".", str(Path.home()): "~"}
+    for place in sorted(filter(lambda place: len(place) > 1, places), key=len, reverse=True):
+        text = text.replace(place, places[place])
+    return re.sub(r"/tmp/ipykernel_\d+/\d+\.py", "<cell>", text)
