@@ -1,0 +1,159 @@
+"""Sphinx extension: a chapter's page shows its clean notebook with the outputs of an executed copy.
+
+The notebooks in `notebooks/` hold no outputs, so that their history stays readable and that Colab and
+the download button give a clean file. A page needs outputs. This extension takes the prose, the code
+and the cell metadata (captions, alternative texts) from `notebooks/X.ipynb` and the outputs from
+`X.ipynb` in the folder `executed_dir`: by default `book/_executed`, the published runs; `tools/build.py`
+names another folder when it builds the runs of one preset.
+
+Prose may be edited without running anything again, code may not: the code cells of both notebooks must
+be the same. Two cells are exempt. The one tagged `injected-parameters` exists only in the executed copy
+(papermill put it there) and is shown, for it says what was run. The one tagged `bootstrap` installs the
+package on hosted machines and changes no number.
+
+Everything wrong is a Sphinx warning, and so an error of a strict build: no executed copy, an error in
+an output, a cell that never ran, other code cells, an image without alternative text.
+"""
+
+import json
+from pathlib import Path
+
+import nbformat
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+
+logger = logging.getLogger(__name__)
+
+PUBLISHED = "book/_executed"
+CHAPTERS = "notebooks/"
+
+
+def tags(cell) -> list[str]:
+    """Tags of a notebook cell."""
+    return cell.metadata.get("tags", [])
+
+
+def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
+    """Put the outputs of one notebook into another that has the same code cells.
+
+    source, executed: notebooks of format 4. Returns a new notebook (prose, code and metadata of
+    `source`, outputs of `executed`, with its injected cell) and what was wrong, one line each. When the
+    code differs no outputs are taken over: they would stand under code that did not make them.
+    """
+    ran = [cell for cell in executed.cells if cell.cell_type == "code"]
+    problems = differences([c for c in source.cells if c.cell_type == "code"],
+                           [c for c in ran if "injected-parameters" not in tags(c)])
+    page = nbformat.from_dict(source)
+    if problems:
+        return page, problems
+
+    cells, queue = [], iter([*ran, None])
+    copy = next(queue)
+    for cell in page.cells:
+        if cell.cell_type == "code":
+            if copy is not None and "injected-parameters" in tags(copy):  # injected at the very top
+                cells.append(copy)
+                copy = next(queue)
+            cell.outputs, cell.execution_count = copy.outputs, copy.execution_count
+            problems += flaws(copy)
+            copy = next(queue)
+        cells.append(cell)
+        if cell.cell_type == "code" and copy is not None and "injected-parameters" in tags(copy):
+            cells.append(copy)
+            copy = next(queue)
+    page.cells = cells
+    if "widgets" in executed.metadata:
+        page.metadata["widgets"] = executed.metadata["widgets"]
+    if "minilib" in executed.metadata:
+        page.metadata["minilib"] = executed.metadata["minilib"]
+    return page, problems
+
+
+def differences(source: list, ran: list) -> list[str]:
+    """Where the code cells of a notebook and of its executed copy differ, one line each."""
+    if len(source) != len(ran):
+        return [f"the executed copy has {len(ran)} code cells, the notebook has {len(source)}; "
+                "run the chapter again"]
+    return [f"code cell {number} differs from the executed copy ({first_line(a)!r}, there "
+            f"{first_line(b)!r}); run the chapter again"
+            for number, (a, b) in enumerate(zip(source, ran, strict=True), 1)
+            if "bootstrap" not in tags(a) and a.source.strip() != b.source.strip()]
+
+
+def flaws(cell) -> list[str]:
+    """What is wrong with an executed cell: it never ran, or it raised an error nobody expected."""
+    if cell.source.strip() and cell.execution_count is None:
+        return [f"the cell {first_line(cell)!r} of the executed copy never ran"]
+    if "raises-exception" in tags(cell):
+        return []
+    return [f"the cell {first_line(cell)!r} of the executed copy ended in "
+            f"{output.ename}: {output.evalue}"
+            for output in cell.outputs if output.output_type == "error"]
+
+
+def first_line(cell) -> str:
+    """The first line of a cell's source, shortened."""
+    return (cell.source.strip().splitlines() or ["(empty)"])[0][:60]
+
+
+def run_note(notebook) -> nbformat.NotebookNode | None:
+    """A Markdown cell that says which run the page shows; None when the notebook does not tell."""
+    run = notebook.metadata.get("minilib")
+    if not run:
+        return None
+    preset = run["preset"]
+    if preset == "smoke":
+        text = ("These outputs are a check, not a result: preset `smoke`, built-in toy data, a model "
+                "trained for seconds. They show that every cell runs; their numbers mean nothing.")
+    else:
+        text = f"The outputs on this page are those of one run at preset `{preset}`."
+    note = nbformat.v4.new_markdown_cell(
+        f":::{{admonition}} Run `{run['run_id']}`\n:class: run-note\n\n{text}\n:::")
+    note.id = "run-note"  # not a random one: the same run gives the same page
+    return note
+
+
+def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
+    """`source-read`: replace the text of a chapter by its merged notebook."""
+    if not docname.startswith(CHAPTERS) or not app.env.doc2path(docname).endswith(".ipynb"):
+        return
+    folder = Path(app.srcdir, app.config.executed_dir)
+    copy = folder / f"{docname.removeprefix(CHAPTERS)}.ipynb"
+    app.env.note_dependency(str(copy))  # a new run makes the page anew
+
+    def warn(text: str) -> None:
+        logger.warning("%s", text, location=docname, type="executed")
+
+    try:
+        source = nbformat.reads(content[0], as_version=4)
+        executed = nbformat.read(copy, as_version=4)
+    except FileNotFoundError:
+        warn(f"there is no executed copy {copy.name} in {app.config.executed_dir}")
+        return
+    except (nbformat.reader.NotJSONError, nbformat.ValidationError) as error:
+        warn(f"the notebook or its executed copy cannot be read: {str(error).splitlines()[0]}")
+        return
+    page, problems = merge(source, executed)
+    for problem in problems:
+        warn(problem)
+    note = run_note(page)
+    if note and page.cells and page.cells[0].cell_type == "markdown":
+        page.cells.insert(1, note)
+    content[0] = json.dumps(page)
+
+
+def check_images(app: Sphinx, doctree: nodes.document, docname: str) -> None:
+    """`doctree-resolved`: an image that says nothing to who cannot see it is a warning."""
+    for image in doctree.findall(nodes.image):
+        if not image.get("alt", "").strip():
+            logger.warning("image without alternative text: %s", image["uri"].rpartition("/")[2],
+                           location=image.line and image or docname, type="executed")
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the extension."""
+    app.add_config_value("executed_dir", PUBLISHED, "env", str)
+    app.connect("source-read", show_executed)
+    app.connect("doctree-resolved", check_images)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,86 @@
+"""Build the site, strictly: every warning is an error.
+
+    python tools/build.py                   the published runs (book/_executed)
+    python tools/build.py --preset smoke    the latest local runs at that preset
+
+The site lands in `_build/<preset or published>/html`. Pages whose sources and runs did not change are
+not made again. This script calls Jupyter Book's own builder rather than its command, which cannot say
+where the executed notebooks lie nor build two presets side by side.
+"""
+
+import argparse
+import filecmp
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def collect(preset: str, folder: Path, root: Path = ROOT) -> list[str]:
+    """Lay the latest run of each chapter at `preset` into `folder` as X.ipynb; return the chapters.
+
+    Copies only what changed, so that the builder sees what is new. A chapter without a run is left
+    out here and becomes a warning of the build.
+    """
+    command = [sys.executable, "-m", "minilib.cli", "latest", "--preset", preset]
+    answer = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout
+    latest = dict(line.split("\t") for line in answer.splitlines())
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("*.ipynb"):
+        if old.stem not in latest:
+            old.unlink()
+    for chapter, path in latest.items():
+        target = folder / f"{chapter}.ipynb"
+        if not target.exists() or not filecmp.cmp(root / path, target, shallow=False):
+            shutil.copyfile(root / path, target)
+    return sorted(latest)
+
+
+def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = False) -> bool:
+    """Build the book in `root` into `out/html`; True when there was nothing to complain of.
+
+    executed: folder of executed notebooks, `book/_executed` when None.
+    """
+    from jupyter_book.sphinx import build_sphinx
+
+    overrides = {
+        "external_toc_path": str(root / "_toc.yml"),
+        "latex_individualpages": False,
+        "nitpicky": True,
+    }
+    if executed is not None:
+        overrides["executed_dir"] = os.path.relpath(executed, root)
+    result = build_sphinx(
+        root, out / "html", path_config=root / "_config.yml", noconfig=True, confoverrides=overrides,
+        doctreedir=out / "doctrees", warningiserror=True, keep_going=True, quiet=quiet,
+    )
+    if result != 0:
+        # Sphinx warns of a page only when it reads it; without this a second build would pass.
+        shutil.rmtree(out / "doctrees", ignore_errors=True)
+    return result == 0
+
+
+def main() -> int:
+    """Command line; the exit code is 1 when the build had warnings."""
+    parser = argparse.ArgumentParser(description="Build the site, strictly.")
+    parser.add_argument("--preset", help="show the latest local runs at this preset "
+                                         "(default: the published runs)")
+    parser.add_argument("--verbose", action="store_true", help="show all that the builder says")
+    options = parser.parse_args()
+    out = ROOT / "_build" / (options.preset or "published")
+    executed = None
+    if options.preset:
+        executed = out / "executed"
+        collect(options.preset, executed)
+    if not build(ROOT, out, executed, quiet=not options.verbose):
+        print("the book was not built cleanly: see the warnings above", file=sys.stderr)
+        return 1
+    print(f"the book is at {out / 'html' / 'index.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
