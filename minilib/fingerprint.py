@@ -15,7 +15,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 # What only starts, records, draws or publishes runs cannot change their numbers.
-NOT_HASHED = {"fingerprint", "runs", "runner", "sweep", "cli", "publish", "plots"}
+NOT_HASHED = {"fingerprint", "runs", "runner", "sweep", "cli", "publish", "plots", "tables"}
 # Code that looks names up at run time may reach anything.
 DYNAMIC = {"globals", "import_module", "__import__", "__getattr__", "eval", "exec"}
 

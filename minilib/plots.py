@@ -145,3 +145,54 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
         elif axis.get_legend():
             axis.get_legend().remove()
     return figure
+
+
+# ------------------------------------------------------------------------- 03, GA vs RGA
+
+
+def pushes(losses, by_method: Mapping[str, Sequence[float]]):
+    """Draw how hard each method pushes against the poisoned loss; the undecided point is marked."""
+    figure, axis = plt.subplots(figsize=(7, 3.2))
+    for name, values in by_method.items():
+        known = name in COLOURS
+        axis.plot(
+            losses,
+            values,
+            label=label(name) if known else "descent on the other label",
+            color=COLOURS.get(name, "0.35"),
+            ls="-" if known else "--",
+        )
+    axis.axvline(np.log(2), color="0.6", lw=1, ls=":")
+    axis.annotate("undecided", (np.log(2), 1.02), fontsize=8, color="0.35")
+    axis.set(xlabel="poisoned loss (nats)", ylabel="push on the log-odds", ylim=(-0.03, 1.1))
+    axis.legend(fontsize=8)
+    return figure
+
+
+def shift_study(frame):
+    """Draw ΔPACC over optimiser steps for each condition of the shifting study.
+
+    Args:
+        frame: GA's rows, with the parameters rate, position, lr and reset_optimizer.
+    """
+    frame = frame.dropna(subset=["dpacc"]).copy()
+    frame["optimiser"] = np.where(frame["reset_optimizer"].astype(bool), "re-created", "kept")
+    frame["poisoned"] = [f"{100 * rate:.0f} %" for rate in frame["rate"]]
+    frame["learning rate"] = [f"{lr:.0e}" for lr in frame["lr"]]
+    grid = sns.relplot(
+        frame,
+        kind="line",
+        x="steps",
+        y="dpacc",
+        hue="optimiser",
+        style="learning rate",
+        col="position",
+        row="poisoned",
+        errorbar="sd",
+        markers=True,
+        height=2,
+        aspect=1.5,
+    )
+    grid.set_axis_labels("optimiser steps", "ΔPACC (points)")
+    grid.set_titles("{row_name} poisoned, trigger {col_name}", size=9)
+    return grid.figure

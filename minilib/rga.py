@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import cache, train
+from . import cache, metrics, train
 from .data import TextDataset
 from .models import TextClassifier, text_classifier
 from .settings import METHODS
@@ -313,3 +313,38 @@ def experiment(
         "code": cache.code_digest("train", "models", "rga"),
     }
     return cache.cached_json("unlearned", key, compute)
+
+
+def metric_rows(
+    start: Mapping[str, dict],
+    logs: Mapping[str, list[dict]],
+    found: Mapping[str, dict],
+    steps_per_epoch: int,
+) -> list[dict]:
+    """Flatten a chapter's results into the rows of its run record.
+
+    Args:
+        start: "poisoned" and "retrain" → metrics of ``evaluator``. logs: the same → their training
+            histories. found: method → result of ``experiment``.
+
+    Returns:
+        One row for each of the two, one per method and epoch; ``epoch_seconds`` is training time
+        alone, ``steps`` the optimiser steps so far. ΔPACC is against this run's ReTrain.
+    """
+    reference = start["retrain"]["pacc"]
+    rows = []
+    for name, measured in start.items():
+        seconds = float(np.mean([epoch["seconds"] for epoch in logs[name]]))
+        rows.append(
+            {"method": name, "epoch": len(logs[name]), "epoch_seconds": seconds, **measured}
+        )
+    for method, result in found.items():
+        for epoch in result["history"]:
+            steps = epoch["epoch"] * steps_per_epoch
+            row = {"method": method, **epoch, "steps": steps}
+            rows.append(row | {"epoch_seconds": row.pop("seconds")})
+    for row in rows:
+        row.pop("confusion", None)
+        if "pacc" in row:
+            row["dpacc"] = metrics.delta_pacc(row["pacc"], reference)
+    return rows

@@ -1,0 +1,80 @@
+"""Tables of results: this run beside recorded runs of other seeds, and ours beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+
+import pandas as pd
+
+from . import metrics, runs
+from .plots import label
+
+
+def across_seeds(chapter: str, settings, rows: Sequence[Mapping]) -> pd.DataFrame:
+    """Return this run's metric rows, and those of recorded runs that differ only in the seed.
+
+    A chapter run is one seed; mean and spread come from the records of the other seeds.
+    """
+    params = asdict(settings)
+    seed = params.pop("seed")
+    mine = pd.DataFrame(rows).assign(seed=seed)
+    others = runs.load(chapter, **params)
+    others = others[others["seed"] != seed]
+    # Wall-clock times of other runs may be of other machines; they stay with their own record.
+    shared = [column for column in mine if column in others and column != "seconds"]
+    return pd.concat([mine, others[shared]] if len(others) else [mine], ignore_index=True)
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """Format values as mean ± sample standard deviation; a single one without a spread."""
+    values = values.dropna()
+    if not len(values):
+        return "–"
+    mean, std, n = metrics.mean_std(values)
+    return f"{mean:.{digits}f} ± {std:.{digits}f}" if n > 1 else f"{mean:.{digits}f}"
+
+
+def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
+    """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
+    rows = {
+        label(str(key)): {label(v): spread(frame.loc[frame[by] == key, v]) for v in values}
+        for key in order
+        if (frame[by] == key).any()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def paper_summary(
+    paper: str, by: str, values: Sequence[str], order: Sequence, **where: str
+) -> pd.DataFrame:
+    """Return the paper's numbers in the shape of ``summary``: mean ± std as published."""
+    cells = metrics.paper_values(paper, **where)
+    rows: dict[str, dict[str, str]] = {}
+    for key in order:
+        found = {cell["metric"]: cell for cell in cells if cell[by] == str(key)}
+        if found:
+            rows[label(str(key))] = {
+                label(v): _published(found[v]) if v in found else "–" for v in values
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _published(cell: Mapping) -> str:
+    if cell["std"] is None:
+        return f"{cell['mean']:.2f}"
+    return f"{cell['mean']:.2f} ± {cell['std']:.2f}"
+
+
+def beside(ours: pd.DataFrame, paper: pd.DataFrame, names=("ours", "paper")) -> pd.DataFrame:
+    """Put two summaries side by side; a cell that one of them lacks shows a dash."""
+    both = pd.concat({names[0]: ours, names[1]: paper.reindex(ours.index)}, axis=1)
+    return both.fillna("–")
+
+
+def recorded(chapter: str, **params) -> pd.DataFrame:
+    """Return the metric rows of recorded runs with these parameters; says how to make them."""
+    frame = runs.load(chapter, **params)
+    if frame.empty:
+        print("No such runs are recorded here yet; the text names the sweep that makes them.")
+    return frame
