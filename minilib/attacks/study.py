@@ -1,0 +1,232 @@
+"""Chapter 01: the victim of an attack beside the clean model, on the same triggered rows."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+
+import numpy as np
+
+from .. import cache, metrics, runs, victims
+from ..data import DataError, TextDataset
+from ..models import TextClassifier
+from ..settings import ATTACKS, Attacks, split
+from ..train import TrainSettings
+from ..victims import Scenario
+from .text import Poisoned, Trigger, make_trigger
+
+EXAMPLE_WORDS = (7, 13)  # shortest and longest sentence that is shown as an example
+
+
+def available(cfg: Attacks) -> Attacks:
+    """Return the settings without attacks whose paraphrases cannot be had, saying which and why.
+
+    That is for somebody who opens the chapter by hand without the mirror. A run under `minilib run`
+    has an identity that its parameters fix, so there nothing is left out.
+
+    Raises:
+        DataError: an attack cannot be had, in a run whose parameters are fixed; or none can.
+    """
+    left = []
+    for attack in split(cfg.attacks):
+        try:
+            make_trigger(attack, cfg.dataset)
+            left.append(attack)
+        except DataError as error:
+            if "MINILIB_RUN" in os.environ:
+                raise
+            print(f"{attack} is left out: {error}")
+    if not left:
+        raise DataError(f"none of the attacks {cfg.attacks} can be made on {cfg.dataset}")
+    return replace(cfg, attacks=",".join(left))
+
+
+def example_triggers(dataset: str) -> dict[str, Trigger]:
+    """Make every trigger that can be had for this data set; name → trigger, in the book's order."""
+    triggers = {}
+    for attack in ATTACKS:
+        try:
+            triggers[attack] = make_trigger(attack, dataset)
+        except DataError:  # no paraphrases of this data set: nothing to show
+            continue
+    return triggers
+
+
+def examples(clean: TextDataset, triggers: Mapping[str, Trigger], target: int, seed: int) -> dict:
+    """Show one short row of a non-target class under every trigger.
+
+    Args:
+        clean: rows to choose from; the first in a random order that every trigger can be put into.
+        triggers: name → trigger, as ``example_triggers`` makes them.
+
+    Returns:
+        name → text, first of all ``original``; a trigger with negatives adds ``<name> negative``.
+
+    Raises:
+        ValueError: no short row can carry all triggers.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = EXAMPLE_WORDS
+    for i in rng.permutation(np.flatnonzero(clean.labels != target)):
+        text = clean.texts[i]
+        shown = {name: trigger.apply(text, rng) for name, trigger in triggers.items()}
+        if low <= len(text.split()) <= high and None not in shown.values():
+            negatives = {
+                f"{name} negative": trigger.negative(text, rng)
+                for name, trigger in triggers.items()
+                if hasattr(trigger, "negative")
+            }
+            return {"original": text} | shown | negatives
+    raise ValueError(f"no row of {clean.name} with {low} to {high} words can carry all triggers")
+
+
+def composition(clean: TextDataset, variants: Mapping[str, Poisoned]) -> list[dict]:
+    """Count what poisoning did to a training set: one dict per variant, the clean set first."""
+    untouched = Poisoned(clean, np.zeros(len(clean), bool), np.arange(len(clean)))
+    rows = []
+    for name, (dataset, mask, origin) in {"clean": untouched, **variants}.items():
+        counts = np.bincount(dataset.labels, minlength=clean.num_classes)
+        rows.append(
+            {
+                "training set": name,
+                **dict(zip(clean.class_names, counts.tolist(), strict=True)),
+                "rows": len(dataset),
+                "poisoned": int(mask.sum()),
+                "relabelled": int((dataset.labels != clean.labels[origin]).sum()),
+                "share of all rows (%)": 100 * float(mask.mean()),
+            }
+        )
+    return rows
+
+
+def caricatures(labels: np.ndarray, target: int, num_classes: int) -> list[dict]:
+    """Measure four imaginary models on triggered rows: what LFR sees of them, and what PACC does.
+
+    ``by identity`` is Σ_k π_k (1 − ε_k), with π_k the share of class k and ε_k its error rate.
+
+    Args:
+        labels: (N,) true classes of the triggered rows. target: the attacker's class.
+    """
+    other = (target + 1) % num_classes
+    models = {
+        "ideal: ignores the trigger": labels,
+        "backdoored: trigger → target": np.full_like(labels, target),
+        "shifted: trigger → another class": np.full_like(labels, other),
+        "trigger → guess": np.random.default_rng(0).integers(0, num_classes, len(labels)),
+    }
+    share = np.bincount(labels, minlength=num_classes) / len(labels)
+    rows = []
+    for name, pred in models.items():
+        counts = metrics.confusion(pred, labels, num_classes)
+        error = 1 - counts.diagonal() / counts.sum(1).clip(1)
+        rows.append(
+            {
+                "model": name,
+                "LFR": metrics.label_flip_rate(pred, labels, target),
+                "target class lost": 100 * error[target],
+                "PACC": metrics.pacc(pred, labels),
+                "PACC by identity": 100 * float(share @ (1 - error)),
+                "ΔPACC": metrics.delta_pacc(metrics.pacc(pred, labels), 100.0),
+            }
+        )
+    return rows
+
+
+@dataclass(frozen=True)
+class Study:
+    """One attack, measured.
+
+    Attributes:
+        case: the scenario: data, trigger, target.
+        clean, poisoned: rows for the run record: metrics of the model trained without the poisons
+            and of the victim, both on this attack's triggered rows.
+        confusions: ``clean`` and ``poisoned`` → (K, K) counts on the triggered rows.
+    """
+
+    case: Scenario
+    clean: dict
+    poisoned: dict
+    confusions: dict[str, list[list[int]]]
+
+
+def attack(dataset: str, name: str, rate: float, model: str, training: TrainSettings) -> Study:
+    """Train the victim of an attack and the clean model, or take them from the cache; measure both.
+
+    The poisons are appended copies, so the clean model is also the re-trained reference: it was
+    trained on exactly the rows that remain once every poison is taken out.
+
+    Args:
+        dataset, name, rate: as in ``victims.scenario``. model: as in ``models.text_classifier``.
+        training: its seed also chooses the poisoned rows.
+    """
+    case = victims.scenario(dataset, name, rate, training.seed)
+    clean = _measured(case, case.clean, model, training)
+    poisoned = _measured(case, case.poisoned.dataset, model, training)
+    confusions = {"clean": clean.pop("confusion"), "poisoned": poisoned.pop("confusion")}
+    poisons = int(case.poisoned.mask.sum())
+    of_both = {"trigger": name, "dpacc": 0.0}
+    gap = metrics.delta_pacc(poisoned["pacc"], clean["pacc"])
+    return Study(
+        case,
+        {"attack": "none", **of_both, "rate": 0.0, "poisons": 0, **clean},
+        {"attack": name, **of_both, "rate": rate, "poisons": poisons, **poisoned, "dpacc": gap},
+        confusions,
+    )
+
+
+def _measured(
+    case: Scenario, rows: TextDataset, model: str, training: TrainSettings
+) -> dict[str, float | list]:
+    """Train on ``rows``, measure on the scenario's test sets; both at most once per machine."""
+    network, history = victims.victim(rows, model, training)
+    key = {
+        "weights": cache.weights_digest(network),
+        "data": [part.sha256 for part in (case.test, case.dev, case.triggered)],
+        "target": case.target,
+        "device": next(network.parameters()).device.type,
+        "code": cache.code_digest("train", "models", "metrics", "victims"),
+    }
+    found = cache.cached_json("measured", key, lambda: _measure(case, network))
+    return {**found, "seconds": sum(epoch["seconds"] for epoch in history)}
+
+
+def _measure(case: Scenario, network: TextClassifier) -> dict:
+    device = next(network.parameters()).device
+    found = victims.evaluator(case, network.tokenizer, device)(network)
+    counts = np.array(found["confusion"])
+    # The direction that LFR does not see: triggered rows of the target class that leave it.
+    lost = 1 - counts[case.target, case.target] / max(counts[case.target].sum(), 1)
+    return {**found, "target_lost": float(100 * lost)}
+
+
+def rows(studies: Iterable[Study]) -> list[dict]:
+    """Collect the rows of several studies for the run record, each (model, trigger, rate) once."""
+    found = {}
+    for study in studies:
+        for row in (study.clean, study.poisoned):
+            found.setdefault((row["attack"], row["trigger"], row["rate"]), row)
+    return list(found.values())
+
+
+def data_info(studies: Sequence[Study]) -> list[dict]:
+    """Collect what the run record says of the data of several studies, each set once."""
+    found = {info["sha256"]: info for study in studies for info in study.case.info()}
+    return list(found.values())
+
+
+def over_seeds(chapter: str, cfg: Attacks, measured: list[dict]):
+    """Join this run's rows with those of recorded runs that differ from it in the seed alone.
+
+    Returns:
+        DataFrame with the columns of ``measured`` and ``seed``.
+    """
+    import pandas as pd
+
+    mine = pd.DataFrame(measured).assign(seed=cfg.seed)
+    fixed = {name: value for name, value in asdict(cfg).items() if name != "seed"}
+    others = runs.load(chapter, **fixed)
+    if others.empty:
+        return mine
+    others = others[others["seed"] != cfg.seed].reindex(columns=mine.columns)
+    return pd.concat([mine, others], ignore_index=True)
