@@ -115,7 +115,7 @@ def execute(job: runner.Plan, force: bool = False, label: str = "") -> int:
     label = label or f"{job.chapter} {job.preset} {job.run_id}"
     place = os.path.relpath(job.folder / "notebook.ipynb")
     if not force and job.done():
-        print(f"{label}: exists, not run again (--force runs it): {place}", flush=True)
+        print(f"{label}: exists, --force runs it again: {place}", flush=True)
         return 0
     # One line in a log; on a terminal papermill's progress bar needs the next one.
     print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)

@@ -77,23 +77,21 @@ def parameters(root: Path, chapter: str) -> dict[str, tuple[type, object]]:
 
 def coerce(name: str, value, kind: type):
     """`value`, from YAML or typed as text, as the declared type; refused where that would guess."""
-    text = value.strip() if isinstance(value, str) else None
     if kind is str and isinstance(value, str):
         return value
     if kind is bool:
         known = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
         if isinstance(value, bool):
             return value
-        if text is not None and text.lower() in known:
-            return known[text.lower()]
+        if isinstance(value, str) and value.strip().lower() in known:
+            return known[value.strip().lower()]
         raise UsageError(f"{name} must be a bool (true/false, yes/no, 1/0), not {value!r}")
-    if kind in (int, float) and not isinstance(value, bool):
+    # YAML reads 1e-4 as text too; a whole number will do for a float, but not the other way round.
+    accepted = {int: (int, str), float: (int, float, str), str: ()}[kind]
+    if isinstance(value, accepted) and not isinstance(value, bool):
         with contextlib.suppress(ValueError):
-            if text is not None:  # YAML reads 1e-4 as text too
-                value = kind(text)
-            if isinstance(value, kind) or (kind is float and isinstance(value, int)):
-                if math.isfinite(value):
-                    return kind(value)
+            if math.isfinite(kind(value)):
+                return kind(value)
     raise UsageError(
         f"{name} must be {'an' if kind is int else 'a'} {kind.__name__}, not {value!r}"
     )
@@ -227,7 +225,7 @@ def run(job: Plan) -> dict:
             _execute(job, work)
         record |= _recorded(work / "part.json", job) | {"status": "ok"}
     except KeyboardInterrupt:
-        record |= {"status": "interrupted", "error": "interrupted"}
+        record |= {"status": "interrupted", "error": "stopped by a signal"}
     except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
         record |= _failure(error, job)
     (work / "part.json").unlink(missing_ok=True)

@@ -84,15 +84,17 @@ def sweep(file: Path, out: Path | None = None, dry_run: bool = False) -> int:
         return 0
     outcome: dict[str, str] = {}
     for number, job in enumerate(jobs, 1):
-        skipped = job.done() is not None
+        if job.done():
+            outcome[job.run_id] = "skipped"
+            continue
         code = cli.execute(job, label=label(number, job))
         if code == 130:
             print(
-                f"interrupted after {len(outcome)} of {len(jobs)}; go on with: minilib sweep {file}",
+                f"stopped after {len(outcome)} of {len(jobs)}; go on with: minilib sweep {file}",
                 file=sys.stderr,
             )
             return 130
-        outcome[job.run_id] = "skipped" if skipped else "failed" if code else "ok"
+        outcome[job.run_id] = "failed" if code else "ok"
     for number, job in enumerate(jobs, 1):
         print(f"{outcome[job.run_id]:8}{label(number, job)}  {os.path.relpath(job.folder)}")
     count = Counter(outcome.values())
