@@ -7,9 +7,11 @@ only when something is executed, so that the command line answers at once.
 import ast
 import contextlib
 import dataclasses
+import hashlib
 import json
 import math
 import os
+import platform
 import re
 import shutil
 import signal
@@ -53,25 +55,20 @@ def _tags(cell: dict) -> list[str]:
 
 def parameters(root: Path, chapter: str) -> dict[str, tuple[type, object]]:
     """name → (declared type, default), read from the cell tagged `parameters`, which is not run."""
+    kinds = {"str": str, "int": int, "float": float, "bool": bool}
     found = {}
     for cell in read_notebook(root, chapter)["cells"]:
         if cell["cell_type"] != "code" or "parameters" not in _tags(cell):
             continue
         for line in ast.parse(cell["source"]).body:
-            if isinstance(line, ast.AnnAssign):
-                target, kind = line.target, ast.unparse(line.annotation)
-            elif isinstance(line, ast.Assign):
-                target, kind = line.targets[0], type(ast.literal_eval(line.value)).__name__
-            else:
-                continue
-            default = ast.literal_eval(line.value)
-            kinds = {"str": str, "int": int, "float": float, "bool": bool}
-            if kind not in kinds:
+            try:
+                name, kind = line.target.id, kinds[ast.unparse(line.annotation)]
+                found[name] = kind, coerce(name, ast.literal_eval(line.value), kind)
+            except (AttributeError, KeyError, TypeError, ValueError):
                 raise UsageError(
-                    f"{chapter}: parameter {target.id} is declared {kind}; "
-                    f"only {_names(kinds)} can be set from outside"
-                )
-            found[target.id] = (kinds[kind], kinds[kind](default))
+                    f"{chapter}: {ast.unparse(line)!r} in the parameters cell is not of the form "
+                    f"`name: type = value` with a type of {_names(kinds)}"
+                ) from None
     return found
 
 
@@ -89,7 +86,7 @@ def coerce(name: str, value, kind: type):
     # YAML reads 1e-4 as text too; a whole number will do for a float, but not the other way round.
     accepted = {int: (int, str), float: (int, float, str), str: ()}[kind]
     if isinstance(value, accepted) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError):
+        with contextlib.suppress(ValueError, OverflowError):
             if math.isfinite(kind(value)):
                 return kind(value)
     raise UsageError(
@@ -204,7 +201,7 @@ def run(job: Plan) -> dict:
     job.folder.mkdir(parents=True, exist_ok=True)
     _sweep_up(job.folder)
     (job.folder / "run.json").unlink(missing_ok=True)
-    work = job.folder / f".part-{os.getpid()}"
+    work = job.folder / f"{_part()}{os.getpid()}"
     work.mkdir()
     record = {
         "run_id": job.run_id,
@@ -336,14 +333,19 @@ def _signals_interrupt():
 
 
 def _sweep_up(folder: Path) -> None:
-    """Remove what killed processes left; a living one keeps its own."""
-    for part in folder.glob(".part-*"):
+    """Remove what killed processes of this machine left; a living one keeps its own."""
+    for part in folder.glob(f"{_part()}*"):
         try:
-            os.kill(int(part.name.removeprefix(".part-")), 0)
+            os.kill(int(part.name.removeprefix(_part())), 0)
         except ProcessLookupError:
             shutil.rmtree(part, ignore_errors=True)
-        except (PermissionError, ValueError):
+        except PermissionError:  # alive, another user's
             continue
+
+
+def _part() -> str:
+    """Prefix of this machine's unfinished runs: several may share the folder."""
+    return f".part-{hashlib.sha256(platform.node().encode()).hexdigest()[:6]}-"
 
 
 def _tidy(path: Path, job: Plan) -> None:

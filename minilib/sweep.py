@@ -87,7 +87,10 @@ def sweep(file: Path, out: Path | None = None, dry_run: bool = False) -> int:
         if job.done():
             outcome[job.run_id] = "skipped"
             continue
-        code = cli.execute(job, label=label(number, job))
+        try:
+            code = cli.execute(job, label=label(number, job))
+        except KeyboardInterrupt:
+            code = 130
         if code == 130:
             print(
                 f"stopped after {len(outcome)} of {len(jobs)}; go on with: minilib sweep {file}",

@@ -3,6 +3,9 @@
 import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -102,7 +105,25 @@ def test_code_that_changed_after_planning_is_not_run(book):
         runner.run(job)
 
 
+def test_what_a_killed_run_left_is_removed_but_not_what_a_living_one_writes(book):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    for pid in (process.pid, os.getpid()):
+        (book / f"{runner._part()}{pid}").mkdir()
+    runner._sweep_up(book)
+    assert [path.name for path in book.glob(".part-*")] == [f"{runner._part()}{os.getpid()}"]
+
+
 # ---------------------------------------------------------------- parameters
+
+
+@pytest.mark.parametrize(
+    "line", ["alpha = 2.0", "alpha: float = f()", "a: list = []", "a: int = 2.5"]
+)
+def test_a_parameters_cell_that_cannot_be_read_is_refused(book, line):
+    edit(book / "notebooks" / "01_fine.ipynb", 2, line)
+    with pytest.raises(runs.UsageError):
+        runner.plan("01_fine", "smoke")
 
 
 @pytest.mark.parametrize(
