@@ -97,13 +97,15 @@ def do_run(options) -> int:
     if options.all and options.params:
         raise runs.UsageError("-p sets the parameters of one chapter and does not go with --all")
     names = runner.chapters(root) if options.all else [chapter_name(options.chapter)]
-    jobs = [
-        runner.plan(name, options.preset, overrides(options), root=root, out=options.out)
-        for name in names
-    ]
+
+    def plan(name):
+        return runner.plan(name, options.preset, overrides(options), root=root, out=options.out)
+
+    for name in names:
+        plan(name)
     code = 0
-    for job in jobs:
-        result = execute(job, force=options.force)
+    for name in names:  # planned again: the code may be edited while an earlier chapter runs
+        result = execute(plan(name), force=options.force)
         if result == 130:
             return 130
         code = max(code, result)

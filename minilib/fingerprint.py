@@ -17,7 +17,8 @@ PACKAGE = Path(__file__).resolve().parent
 # What only starts, records, draws or publishes runs cannot change their numbers.
 NOT_HASHED = {"fingerprint", "runs", "runner", "sweep", "cli", "publish", "plots", "tables"}
 # Code that looks names up at run time may reach anything.
-DYNAMIC = {"globals", "import_module", "__import__", "__getattr__", "eval", "exec"}
+DYNAMIC = {"globals", "import_module", "__import__", "eval", "exec"}
+ANYTHING = "*"  # stands among the names used for such code, and for `import *`
 
 
 def fingerprint(root: Path, chapter: str | None = None) -> str:
@@ -25,32 +26,32 @@ def fingerprint(root: Path, chapter: str | None = None) -> str:
 
     The bootstrap cell is left out: it installs `minilib` and carries the repository's address.
     """
-    package = (
-        root / "minilib" if (root / "minilib").is_dir() else PACKAGE
-    )  # what the kernel imports
+    package = root / "minilib"  # what the kernel imports, if it is there
+    package = package if package.is_dir() else PACKAGE
     notebook = root / "notebooks" / f"{chapter}.ipynb"
-    cells, names = [], None
+    cells, names = [], {ANYTHING}
     if notebook.is_file():
         cells = [
             "".join(cell["source"]).strip()
             for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
             if cell["cell_type"] == "code" and "bootstrap" not in cell["metadata"].get("tags", [])
         ]
-        names = set(re.findall(r"\w+", "\n".join(cells))) | {"hello"}
+        text = "\n".join(cells)
+        names = set(re.findall(r"\w+", text)) | {"hello"}
+        if re.search(rf"(?<![.\w])(getattr|{'|'.join(DYNAMIC)})\(", text):
+            names.add(ANYTHING)
     parts = [*cells, *reachable(package, names)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def reachable(package: Path, names: set[str] | None) -> list[str]:
-    """Source of the definitions of `package` that `names` lead to; of all of them for None.
+def reachable(package: Path, names: set[str]) -> list[str]:
+    """Source of the definitions of `package` that `names` lead to; all of them for ANYTHING.
 
     `ast.unparse` drops comments and layout, and unlike `ast.dump` hardly differs between Pythons.
     """
     pieces = [(module, *piece) for module, tree in _modules(package) for piece in _pieces(tree)]
     kept: set[int] = set()
-    if names and names & {*DYNAMIC, "getattr"}:
-        names = None
-    while names is not None:
+    while ANYTHING not in names:
         new = {
             number
             for number, (module, bound, _, _) in enumerate(pieces)
@@ -62,12 +63,10 @@ def reachable(package: Path, names: set[str] | None) -> list[str]:
             break
         kept |= new
         names = names.union(*(pieces[number][3] for number in new))
-        if names & DYNAMIC:
-            names = None
     return [
         f"{module}: {source}"
         for number, (module, _, source, _) in enumerate(pieces)
-        if names is None or number in kept
+        if ANYTHING in names or number in kept
     ]
 
 
@@ -90,7 +89,7 @@ def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str]]]:
                 bound = alias.asname or alias.name.split(".")[0]
                 used = {*alias.name.split("."), *(getattr(node, "module", "") or "").split(".")}
                 origin = ast.unparse(node).split("import")[0]
-                found.append(({bound}, f"{origin}import {alias.name} as {bound}", used))
+                found.append(({bound} - {"*"}, f"{origin}import {alias.name} as {bound}", used))
             continue
         bound = {node.name} if hasattr(node, "name") else set()
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -110,9 +109,9 @@ def _used(tree: ast.AST) -> set[str]:
     names = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Name):
-            names.add(node.id)
+            names |= {node.id, *([ANYTHING] if node.id in DYNAMIC else [])}
         elif isinstance(node, ast.Attribute):
-            names.add(node.attr)
+            names |= {node.attr, *([ANYTHING] if node.attr == "import_module" else [])}
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             names |= {part for alias in node.names for part in alias.name.split(".")}
             names |= set((getattr(node, "module", "") or "").split("."))
@@ -121,7 +120,7 @@ def _used(tree: ast.AST) -> set[str]:
         elif isinstance(node, ast.Call) and ast.unparse(node.func) == "getattr":
             # An object's own attribute cannot be a definition of a module; a computed one may be.
             if ast.unparse(node.args[0]) != "self" and not isinstance(node.args[1], ast.Constant):
-                names.add("__getattr__")
+                names.add(ANYTHING)
     return names
 
 

@@ -241,3 +241,15 @@ def test_publishing(book, capsys):
     code, out, _ = call(capsys, "publish --preset smoke 01_fine --prune")
     assert code == 0 and "cacc" in out and "80.1" in out and "81.1" in out
     assert len(list(results.iterdir())) == 1 and page.read_bytes() != before
+
+
+def test_all_chapters_run_past_a_failed_one(book, capsys):
+    for name in ("03_no_data", "04_slow", "05_forgets"):
+        (book / "notebooks" / f"{name}.ipynb").unlink()
+    write_chapter(book, "02_fails", "1 / 0")
+    write_chapter(book, "03_fine", None)
+    with (book / "presets" / "smoke.yml").open("a") as presets:
+        presets.write("03_fine: {}\n")
+    code, out, err = call(capsys, "run --all --preset smoke")
+    assert code == 1 and out.count("ok in") == 2 and "02_fails" in err
+    assert call(capsys, "latest --preset smoke")[1].count("\n") == 2

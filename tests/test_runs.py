@@ -21,7 +21,7 @@ LIBRARY = {
     "core.py": (
         "from .deep import inner as renamed\n"
         "TABLE = {'a': renamed}\n"
-        "def experiment(x):\n    '''Doc.'''\n    # why\n    return TABLE['a'](x)\n"
+        "def experiment(x):\n    '''Doc.'''\n    # why\n    x.eval()\n    return TABLE['a'](x)\n"
         "def unused():\n    return 1\n"
     ),
     "deep.py": "def inner(x):\n    return x\ndef spare(x):\n    return -x\n",
