@@ -15,6 +15,10 @@ def hello() -> None:
     global started
     started = _time.perf_counter()
     import platform
+    import warnings
+
+    # tqdm's complaint about missing widgets, which some dependency provokes on import
+    warnings.filterwarnings("ignore", message="IProgress not found")
 
     import torch
     import transformers

@@ -106,3 +106,19 @@ def evaluator(case: Scenario, tokenizer, device) -> Callable[[nn.Module], dict]:
         }
 
     return evaluate
+
+
+def measured(case: Scenario, model: TextClassifier) -> dict:
+    """Measure a model as ``evaluator`` does, at most once for the same weights and test rows."""
+    device = next(model.parameters()).device
+    key = {
+        "model": cache.weights_digest(model),
+        "test": [part.sha256 for part in (case.test, case.dev, case.triggered)],
+        "target": case.target,
+        "device": device.type,
+        "torch": torch.__version__,
+        "code": cache.code_digest("train", "models", "metrics"),
+    }
+    return cache.cached_json(
+        "measured", key, lambda: evaluator(case, model.tokenizer, device)(model)
+    )
