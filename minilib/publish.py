@@ -76,17 +76,22 @@ def changes(before: dict | None, after: dict, most: int = 20) -> list[str]:
     old, new = numbers(before), numbers(after)
     moved = [(key, old[key], new[key]) for key in new if key in old and old[key] != new[key]]
     moved.sort(key=lambda row: -abs((row[2] or 0.0) - (row[1] or 0.0)))
-    lines = [f"{key:48} {a!s:>22} → {b!s:>22}" for key, a, b in moved[:most]]
+    lines = [f"{key:60} {shown(a):>10} → {shown(b):>10}" for key, a, b in moved[:most]]
     lines += [f"… and {len(moved) - most} more"] if len(moved) > most else []
     lines += [f"{len(new.keys() - old.keys())} new numbers, {len(old.keys() - new.keys())} gone"]
     return lines if moved or old.keys() != new.keys() else ["no number changed"]
+
+
+def shown(value: float | None) -> str:
+    """A number as the change list shows it; null stands for one that was not finite."""
+    return "null" if value is None else f"{value:.4f}"
 
 
 def numbers(record: dict) -> dict[str, float | None]:
     """Every measured number of a record under a readable key.
 
     Texts, bools and ints (method, epoch, seed) say what a row is about; floats are what was
-    measured. Rows that say the same are told apart by their order.
+    measured. Rows that say the same are told apart by their order. Timings differ every time.
     """
     seen: Counter = Counter()
     found = {}
@@ -96,8 +101,7 @@ def numbers(record: dict) -> dict[str, float | None]:
         )
         seen[head] += 1
         for name, value in row.items():
-            if value is None or isinstance(value, float):
-                found[f"{head} #{seen[head]} {name}" if seen[head] > 1 else f"{head} {name}"] = (
-                    value
-                )
+            if (value is None or isinstance(value, float)) and not name.endswith("seconds"):
+                again = f" #{seen[head]}" if seen[head] > 1 else ""
+                found[f"{head}{again} {name}"] = value
     return found
