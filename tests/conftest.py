@@ -1,41 +1,45 @@
-"""Fixtures that several test files share; torch is imported only by the tests that need it."""
+"""Shared by all tests: one thread per process, a cache of their own, one set of smoke runs."""
 
 import os
+import subprocess
+import sys
+from pathlib import Path
 
-import numpy as np
 import pytest
+from core_fixtures import own_cache, reviews, tiny, tiny_weights  # noqa: F401
 
-MIRROR = os.environ.get("MINILIB_DATA")
-needs_mirror = pytest.mark.skipif(
-    not (MIRROR and os.path.isdir(MIRROR)), reason="needs MINILIB_DATA, the folder with real data"
-)
+ROOT = Path(__file__).resolve().parent.parent
+# `tools/` and the site's extensions are scripts, not packages.
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    """Every test has an empty cache of its own, so none takes a victim from the user's."""
-    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "cache"))
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory):
+    """Models trained by tests go to a temporary folder, not to the user's cache."""
+    before = os.environ.get("MINILIB_CACHE")
+    os.environ["MINILIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    yield
+    if before is None:
+        del os.environ["MINILIB_CACHE"]
+    else:
+        os.environ["MINILIB_CACHE"] = before
+
+
+def minilib(*words: str) -> subprocess.CompletedProcess:
+    """The command line, from the repository root, as a person would call it."""
+    return subprocess.run([sys.executable, "-m", "minilib.cli", *words], cwd=ROOT,
+                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
 
 
 @pytest.fixture(scope="session")
-def tiny_weights():
-    """A 2-layer random BERT with the real vocabulary; made once, copied by ``tiny``."""
-    from minilib.models import text_classifier
+def smoke_runs() -> dict[str, Path]:
+    """Every chapter executed at `smoke`, once a session: chapter → its executed notebook.
 
-    return text_classifier("tiny", 2, seed=0)
-
-
-@pytest.fixture
-def tiny(tiny_weights):
-    """A fresh copy of the tiny model, fp32, with dropout."""
-    import copy
-
-    return copy.deepcopy(tiny_weights)
-
-
-@pytest.fixture
-def reviews():
-    """64 rows of toy-reviews."""
-    from minilib.data import load_text
-
-    return load_text("toy-reviews", "train").select(np.arange(64))
+    They are the very runs that `make book` makes, in `runs/`; one that exists is not made again,
+    for its id says that neither code nor parameters have changed.
+    """
+    done = minilib("run", "--all", "--preset", "smoke")
+    assert done.returncode == 0, done.stdout + done.stderr
+    latest = minilib("latest", "--preset", "smoke")
+    return {chapter: ROOT / path for chapter, path in
+            (line.split("\t") for line in latest.stdout.splitlines())}

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import needs_mirror
+from core_fixtures import needs_mirror
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -406,10 +406,7 @@ def test_binary_pacc_follows_from_the_two_flip_rates(seed, n):
     labels = np.concatenate([[0, 1], rng.integers(0, 2, n)])
     pred = rng.integers(0, 2, len(labels))
     share = [np.mean(labels == 0), np.mean(labels == 1)]
-    flips = [
-        metrics.label_flip_rate(pred, labels, target=1),
-        metrics.label_flip_rate(pred, labels, 0),
-    ]
+    flips = [metrics.label_flip_rate(pred, labels, target) for target in (1, 0)]
     expected = share[0] * (100 - flips[0]) + share[1] * (100 - flips[1])
     assert metrics.pacc(pred, labels) == pytest.approx(expected)
 
