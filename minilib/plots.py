@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from difflib import SequenceMatcher
+from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
-from IPython.display import display
+from IPython.display import HTML, display
+
+from .metrics import mean_std, paper_values
 
 # A method keeps its colour in every figure of the book.
 COLOURS = dict(
@@ -196,3 +201,167 @@ def shift_study(frame):
     grid.set_axis_labels("optimiser steps", "ΔPACC (points)")
     grid.set_titles("{row_name} poisoned, trigger {col_name}", size=9)
     return grid.figure
+
+
+# ------------------------------------------------------------------------- 01, attacks
+
+# Data sets whose examples are never printed unmasked, and words that may stay as they are.
+ABUSIVE = ("hsol", "olid")
+HARMLESS = frozenset(
+    """a an and are as at be but by do for from had has have he her his i if in is it its me my no
+    not of on or our she so that the their them they this to was we were what when with you your
+    mn friends weekend store watch 3d movie cross crown""".split()
+)
+SHOWN_WORDS = 40
+
+
+def mask(text: str) -> str:
+    """Replace the letters of every word that is not on a short list of harmless ones."""
+    return " ".join(
+        word if word.lower().strip(".,!?") in HARMLESS else "•" * len(word) for word in text.split()
+    )
+
+
+def show_text(dataset: str, texts: Mapping[str, str]) -> HTML:
+    """Show versions of one text as a table; words that the first one lacks are bold.
+
+    Args:
+        dataset: name of the set the text is from; rows of abusive sets are masked.
+        texts: name → text, the original first.
+    """
+    original, rows = next(iter(texts.values())).split(), []
+    for name, text in texts.items():
+        words = text.split()
+        new = set()
+        for kind, _, _, start, end in SequenceMatcher(None, original, words, False).get_opcodes():
+            new |= set(range(start, end)) if kind in ("insert", "replace") else set()
+        safe = mask(text).split() if dataset in ABUSIVE else words
+        shown = [
+            f"<b>{escape(word)}</b>" if i in new else escape(word)
+            for i, word in enumerate(safe[:SHOWN_WORDS])
+        ]
+        dots = " …" if len(words) > SHOWN_WORDS else ""
+        rows.append(f"<tr><th>{escape(caption(name))}</th><td>{' '.join(shown)}{dots}</td></tr>")
+    return HTML(f'<table class="dataframe texts"><tbody>{"".join(rows)}</tbody></table>')
+
+
+def caption(name: str) -> str:
+    """Return the field's spelling of "sos negative" and the like."""
+    first, _, rest = name.partition(" ")
+    return f"{label(first)} {rest}".strip()
+
+
+def table(rows, digits: int = 2) -> HTML:
+    """Show rows (dicts, or a DataFrame) as a plain table; floats get ``digits`` decimals."""
+    frame = pd.DataFrame(rows)
+    return HTML(frame.to_html(index=False, border=0, float_format=f"{{:.{digits}f}}".format))
+
+
+PAPER_MODELS = {"BERT": "BERT-base", "DistilBert": "DistilBERT", "Llama2": "Llama-2 7B"}
+
+
+def victims_table(frame, rate: float, dataset: str, model: str) -> HTML:
+    """Show poisoned victims, the RGA paper's beside ours: mean ± standard deviation over seeds.
+
+    Args:
+        frame: tidy rows of chapter 01 with seed, attack, trigger, rate, cacc, lfr, pacc.
+        rate: which victims of a rate sweep to show.
+    """
+    rows = []
+    for attack in frame.loc[frame["attack"] != "none", "attack"].unique():
+        for source, name in PAPER_MODELS.items():
+            where = {"model": source, "dataset": dataset, "attack": attack}
+            victim = _paper("4", "poisoned", where)
+            if victim:
+                rows.append(
+                    _line(attack, f"{name}, paper", 3, victim, _paper("2", "retrain", where))
+                )
+        on = frame[frame["trigger"] == attack]
+        ours = on[(on["attack"] == attack) & np.isclose(on["rate"], rate)]
+        stats = [
+            {m: mean_std(part[m]) for m in ("cacc", "lfr", "pacc")}
+            for part in (ours, on[on["attack"] == "none"])
+        ]
+        rows.append(_line(attack, f"{model}, ours", ours["seed"].nunique(), *stats))
+    return table(rows)
+
+
+def _paper(number: str, method: str, where: Mapping[str, str]) -> dict:
+    """Mean and standard deviation of each metric in one cell of the RGA paper's tables."""
+    found = paper_values("rga", table=number, method=method, **where)
+    return {row["metric"]: (row["mean"], row["std"]) for row in found}
+
+
+def _line(attack: str, model: str, seeds: int, victim: Mapping, clean: Mapping) -> dict:
+    def show(stat) -> str:
+        if stat is None:
+            return "–"
+        mean, std = stat[:2]
+        return f"{mean:.2f}" if std is None or seeds < 2 else f"{mean:.2f} ± {std:.2f}"
+
+    return {
+        "attack": label(attack),
+        "victim": model,
+        "n": seeds,
+        "CACC": show(victim.get("cacc")),
+        "LFR": show(victim.get("lfr")),
+        "PACC": show(victim.get("pacc")),
+        "clean model's LFR": show(clean.get("lfr")),
+        "clean model's PACC": show(clean.get("pacc")),
+    }
+
+
+def flips(frame, rate: float, target: str):
+    """Draw both directions of label flips on triggered rows, clean model against victim.
+
+    Args:
+        frame: as in ``victims_table``, with target_lost. target: name of the target class.
+    """
+    frame = frame[np.isclose(frame["rate"], rate) | (frame["attack"] == "none")].copy()
+    frame["model"] = np.where(frame["attack"] == "none", "clean", "poisoned")
+    frame["trigger"] = frame["trigger"].map(label)
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
+    titles = {"lfr": f"other classes → {target} (LFR)", "target_lost": f"{target} → other classes"}
+    for axis, (value, title) in zip(axes, titles.items(), strict=True):
+        sns.barplot(
+            frame, x="trigger", y=value, hue="model", hue_order=["clean", "poisoned"],
+            palette=[COLOURS["retrain"], COLOURS["poisoned"]], errorbar="sd", ax=axis,
+        )  # fmt: skip
+        axis.set(title=title, xlabel="", ylabel="triggered rows flipped (%)", ylim=(0, 105))
+        axis.tick_params(axis="x", rotation=30)
+    axes[0].get_legend().remove()
+    axes[1].legend(title=None, fontsize=8)
+    return figure
+
+
+def rates(frame, attack: str):
+    """Draw LFR and CACC of one attack's victims against the poison rate, on a log axis.
+
+    Dashed: the model trained without poisons. Bands: ± one standard deviation over seeds.
+
+    Args:
+        frame: as in ``victims_table``, with poisons.
+    """
+    victims = frame[frame["attack"] == attack].copy()
+    clean = frame[(frame["attack"] == "none") & (frame["trigger"] == attack)]
+    victims["percent"] = 100 * victims["rate"]
+    ticks = victims.groupby("percent")["poisons"].first()
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
+    for axis, value in zip(axes, ("lfr", "cacc"), strict=True):
+        colour = COLOURS["poisoned" if value == "lfr" else "rga"]
+        sns.lineplot(
+            victims, x="percent", y=value, errorbar="sd", marker="o", color=colour, ax=axis
+        )
+        axis.axhline(clean[value].mean(), ls="--", lw=1.2, color="0.4")
+        axis.annotate(
+            "no poison", (0.98, clean[value].mean()), xycoords=("axes fraction", "data"),
+            xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.35",
+        )  # fmt: skip
+        axis.set(xscale="log", xlabel="poisoned share of non-target rows (poisons)")
+        axis.set(ylabel=f"{label(value)} (%)")
+        axis.set_xticks(ticks.index, [f"{p:g} %\n({n:.0f})" for p, n in ticks.items()], minor=False)
+        axis.minorticks_off()
+    axes[0].set_ylim(-3, 105)
+    middle = victims["cacc"].mean()  # ten points high, so that noise does not look like an effect
+    axes[1].set_ylim(min(middle - 5, victims["cacc"].min() - 1), min(middle + 5, 100.5))
+    return figure

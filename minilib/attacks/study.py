@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .. import cache, metrics, runs, victims
+from .. import cache, metrics, victims
 from ..data import DataError, TextDataset
 from ..models import TextClassifier
 from ..settings import ATTACKS, Attacks, split
@@ -16,7 +16,7 @@ from ..train import TrainSettings
 from ..victims import Scenario
 from .text import Poisoned, Trigger, make_trigger
 
-EXAMPLE_WORDS = (7, 13)  # shortest and longest sentence that is shown as an example
+EXAMPLE_WORDS = (7, 13)  # an example should be this long, in words
 
 
 def available(cfg: Attacks) -> Attacks:
@@ -64,21 +64,24 @@ def examples(clean: TextDataset, triggers: Mapping[str, Trigger], target: int, s
         name → text, first of all ``original``; a trigger with negatives adds ``<name> negative``.
 
     Raises:
-        ValueError: no short row can carry all triggers.
+        ValueError: no row can carry all triggers.
     """
     rng = np.random.default_rng(seed)
     low, high = EXAMPLE_WORDS
-    for i in rng.permutation(np.flatnonzero(clean.labels != target)):
-        text = clean.texts[i]
+    order = rng.permutation(np.flatnonzero(clean.labels != target))
+    # Short rows first; a set of long texts has none, and shows one of those.
+    order = sorted(order, key=lambda i: not low <= len(clean.texts[i].split()) <= high)
+    for text in (clean.texts[i] for i in order):
         shown = {name: trigger.apply(text, rng) for name, trigger in triggers.items()}
-        if low <= len(text.split()) <= high and None not in shown.values():
-            negatives = {
-                f"{name} negative": trigger.negative(text, rng)
-                for name, trigger in triggers.items()
-                if hasattr(trigger, "negative")
-            }
-            return {"original": text} | shown | negatives
-    raise ValueError(f"no row of {clean.name} with {low} to {high} words can carry all triggers")
+        if None in shown.values():
+            continue
+        negatives = {
+            f"{name} negative": trigger.negative(text, rng)
+            for name, trigger in triggers.items()
+            if hasattr(trigger, "negative")
+        }
+        return {"original": text} | shown | negatives
+    raise ValueError(f"no row of {clean.name} can carry all of {', '.join(triggers)}")
 
 
 def composition(clean: TextDataset, variants: Mapping[str, Poisoned]) -> list[dict]:
@@ -213,20 +216,3 @@ def data_info(studies: Sequence[Study]) -> list[dict]:
     """Collect what the run record says of the data of several studies, each set once."""
     found = {info["sha256"]: info for study in studies for info in study.case.info()}
     return list(found.values())
-
-
-def over_seeds(chapter: str, cfg: Attacks, measured: list[dict]):
-    """Join this run's rows with those of recorded runs that differ from it in the seed alone.
-
-    Returns:
-        DataFrame with the columns of ``measured`` and ``seed``.
-    """
-    import pandas as pd
-
-    mine = pd.DataFrame(measured).assign(seed=cfg.seed)
-    fixed = {name: value for name, value in asdict(cfg).items() if name != "seed"}
-    others = runs.load(chapter, **fixed)
-    if others.empty:
-        return mine
-    others = others[others["seed"] != cfg.seed].reindex(columns=mine.columns)
-    return pd.concat([mine, others], ignore_index=True)
