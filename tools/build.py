@@ -3,9 +3,9 @@
     python tools/build.py                   the published runs (book/_executed)
     python tools/build.py --preset smoke    the latest local runs at that preset
 
-The site lands in `_build/<preset or published>/html`. Pages whose sources and runs did not change are
-not made again. This script calls Jupyter Book's own builder rather than its command, which cannot say
-where the executed notebooks lie nor build two presets side by side.
+The site lands in `_build/<preset or published>/html`. Pages whose sources and runs did not change
+are not made again. This script calls Jupyter Book's own builder rather than its command, which
+cannot say where the executed notebooks lie nor build two presets side by side.
 """
 
 import argparse
@@ -54,8 +54,15 @@ def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = Fal
     if executed is not None:
         overrides["executed_dir"] = os.path.relpath(executed, root)
     result = build_sphinx(
-        root, out / "html", path_config=root / "_config.yml", noconfig=True, confoverrides=overrides,
-        doctreedir=out / "doctrees", warningiserror=True, keep_going=True, quiet=quiet,
+        root,
+        out / "html",
+        path_config=root / "_config.yml",
+        noconfig=True,
+        confoverrides=overrides,
+        doctreedir=out / "doctrees",
+        warningiserror=True,
+        keep_going=True,
+        quiet=quiet,
     )
     if result != 0:
         # Sphinx warns of a page only when it reads it; without this a second build would pass.
@@ -66,8 +73,9 @@ def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = Fal
 def main() -> int:
     """Command line; the exit code is 1 when the build had warnings."""
     parser = argparse.ArgumentParser(description="Build the site, strictly.")
-    parser.add_argument("--preset", help="show the latest local runs at this preset "
-                                         "(default: the published runs)")
+    parser.add_argument(
+        "--preset", help="show the latest local runs at this preset (default: the published runs)"
+    )
     parser.add_argument("--verbose", action="store_true", help="show all that the builder says")
     options = parser.parse_args()
     out = ROOT / "_build" / (options.preset or "published")

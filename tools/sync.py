@@ -18,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 # The first code cell of every chapter. It must never touch what a hosted machine brings along.
-BOOTSTRAP = '''\
+BOOTSTRAP = """\
 # On a hosted machine: install what it lacks, and never its own torch, numpy or transformers.
 import importlib.util
 import subprocess
@@ -30,7 +30,7 @@ if importlib.util.find_spec("minilib") is None:
 
 import minilib
 
-minilib.hello()'''
+minilib.hello()"""
 
 LINKS = """\
 <!-- links: written by `make sync` -->
@@ -73,7 +73,9 @@ def config(text: str, use: dict) -> str:
 
 def citation(text: str, use: dict) -> str:
     """`CITATION.cff`: address and version."""
-    text = put(text, r"^repository-code: [^\n]*$", f'repository-code: "{use["url"]}"', "CITATION.cff")
+    text = put(
+        text, r"^repository-code: [^\n]*$", f'repository-code: "{use["url"]}"', "CITATION.cff"
+    )
     return put(text, r"^version: [^\n]*$", f"version: {use['version']}", "CITATION.cff")
 
 
@@ -109,8 +111,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="Carry pyproject.toml's address everywhere.")
     parser.add_argument("--check", action="store_true", help="write nothing, report differences")
     options = parser.parse_args()
-    differ = {path: text for path, text in copies().items()
-              if path.read_text(encoding="utf-8") != text}
+    differ = {
+        path: text for path, text in copies().items() if path.read_text(encoding="utf-8") != text
+    }
     for path, text in differ.items():
         print(f"{path.relative_to(ROOT)} {'differs' if options.check else 'written'}")
         if not options.check:

@@ -1,18 +1,18 @@
-"""Sphinx extension: a chapter's page shows its clean notebook with the outputs of an executed copy.
+"""Sphinx extension: a page shows a clean notebook with the outputs of its executed copy.
 
-The notebooks in `notebooks/` hold no outputs, so that their history stays readable and that Colab and
-the download button give a clean file. A page needs outputs. This extension takes the prose, the code
-and the cell metadata (captions, alternative texts) from `notebooks/X.ipynb` and the outputs from
-`X.ipynb` in the folder `executed_dir`: by default `book/_executed`, the published runs; `tools/build.py`
-names another folder when it builds the runs of one preset.
+The notebooks in `notebooks/` hold no outputs, so that their history stays readable and that Colab
+and the download button give a clean file. A page needs outputs. This extension takes the prose,
+the code and the cell metadata (captions, alternative texts) from `notebooks/X.ipynb` and the
+outputs from `X.ipynb` in the folder `executed_dir`: by default `book/_executed`, the published
+runs; `tools/build.py` names another folder when it builds the runs of one preset.
 
-Prose may be edited without running anything again, code may not: the code cells of both notebooks must
-be the same. Two cells are exempt. The one tagged `injected-parameters` exists only in the executed copy
-(papermill put it there) and is shown, for it says what was run. The one tagged `bootstrap` installs the
-package on hosted machines and changes no number.
+Prose may be edited without running anything again, code may not: the code cells of both notebooks
+must be the same. Two cells are exempt. The one tagged `injected-parameters` exists only in the
+executed copy (papermill put it there) and is shown, for it says what was run. The one tagged
+`bootstrap` installs the package on hosted machines and changes no number.
 
-Everything wrong is a Sphinx warning, and so an error of a strict build: no executed copy, an error in
-an output, a cell that never ran, other code cells, an image without alternative text.
+Everything wrong is a Sphinx warning, and so an error of a strict build: no executed copy, an error
+in an output, a cell that never ran, other code cells, an image without alternative text.
 """
 
 import json
@@ -38,12 +38,15 @@ def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
     """Put the outputs of one notebook into another that has the same code cells.
 
     source, executed: notebooks of format 4. Returns a new notebook (prose, code and metadata of
-    `source`, outputs of `executed`, with its injected cell) and what was wrong, one line each. When the
-    code differs no outputs are taken over: they would stand under code that did not make them.
+    `source`, outputs of `executed`, with its injected cell) and what was wrong, one line each.
+    When the code differs no outputs are taken over: they would stand under code that did not make
+    them.
     """
     ran = [cell for cell in executed.cells if cell.cell_type == "code"]
-    problems = differences([c for c in source.cells if c.cell_type == "code"],
-                           [c for c in ran if "injected-parameters" not in tags(c)])
+    problems = differences(
+        [c for c in source.cells if c.cell_type == "code"],
+        [c for c in ran if "injected-parameters" not in tags(c)],
+    )
     page = nbformat.from_dict(source)
     if problems:
         return page, problems
@@ -73,12 +76,16 @@ def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
 def differences(source: list, ran: list) -> list[str]:
     """Where the code cells of a notebook and of its executed copy differ, one line each."""
     if len(source) != len(ran):
-        return [f"the executed copy has {len(ran)} code cells, the notebook has {len(source)}; "
-                "run the chapter again"]
-    return [f"code cell {number} differs from the executed copy ({first_line(a)!r}, there "
-            f"{first_line(b)!r}); run the chapter again"
-            for number, (a, b) in enumerate(zip(source, ran, strict=True), 1)
-            if "bootstrap" not in tags(a) and a.source.strip() != b.source.strip()]
+        return [
+            f"the executed copy has {len(ran)} code cells, the notebook has {len(source)}; "
+            "run the chapter again"
+        ]
+    return [
+        f"code cell {number} differs from the executed copy ({first_line(a)!r}, there "
+        f"{first_line(b)!r}); run the chapter again"
+        for number, (a, b) in enumerate(zip(source, ran, strict=True), 1)
+        if "bootstrap" not in tags(a) and a.source.strip() != b.source.strip()
+    ]
 
 
 def flaws(cell) -> list[str]:
@@ -87,9 +94,12 @@ def flaws(cell) -> list[str]:
         return [f"the cell {first_line(cell)!r} of the executed copy never ran"]
     if "raises-exception" in tags(cell):
         return []
-    return [f"the cell {first_line(cell)!r} of the executed copy ended in "
-            f"{output.ename}: {output.evalue}"
-            for output in cell.outputs if output.output_type == "error"]
+    return [
+        f"the cell {first_line(cell)!r} of the executed copy ended in "
+        f"{output.ename}: {output.evalue}"
+        for output in cell.outputs
+        if output.output_type == "error"
+    ]
 
 
 def first_line(cell) -> str:
@@ -104,12 +114,15 @@ def run_note(notebook) -> nbformat.NotebookNode | None:
         return None
     preset = run["preset"]
     if preset == "smoke":
-        text = ("These outputs are a check, not a result: preset `smoke`, built-in toy data, a model "
-                "trained for seconds. They show that every cell runs; their numbers mean nothing.")
+        text = (
+            "These outputs are a check, not a result: preset `smoke`, built-in toy data, a model "
+            "trained for seconds. They show that every cell runs; their numbers mean nothing."
+        )
     else:
         text = f"The outputs on this page are those of one run at preset `{preset}`."
     note = nbformat.v4.new_markdown_cell(
-        f":::{{admonition}} Run `{run['run_id']}`\n:class: run-note\n\n{text}\n:::")
+        f":::{{admonition}} Run `{run['run_id']}`\n:class: run-note\n\n{text}\n:::"
+    )
     note.id = "run-note"  # not a random one: the same run gives the same page
     return note
 
@@ -147,8 +160,12 @@ def check_images(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """`doctree-resolved`: an image that says nothing to who cannot see it is a warning."""
     for image in doctree.findall(nodes.image):
         if not image.get("alt", "").strip():
-            logger.warning("image without alternative text: %s", image["uri"].rpartition("/")[2],
-                           location=image.line and image or docname, type="executed")
+            logger.warning(
+                "image without alternative text: %s",
+                image["uri"].rpartition("/")[2],
+                location=image.line and image or docname,
+                type="executed",
+            )
 
 
 def setup(app: Sphinx) -> dict:
