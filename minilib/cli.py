@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--all", action="store_true", help="every chapter of the book")
     command.add_argument("--force", action="store_true", help="run again even if it exists")
     command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
-    command.add_argument("file", type=Path, help="for example sweeps/seeds.yml")
+    command.add_argument("file", type=Path, help="for example sweeps/rga_seeds.yml")
     command.add_argument("--dry-run", action="store_true", help="show what would be run")
     command = verb(
         "publish", do_publish, "copy finished runs into the book: book/_executed/ and results/"
