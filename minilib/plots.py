@@ -242,7 +242,8 @@ def show_text(dataset: str, texts: Mapping[str, str]) -> HTML:
         ]
         dots = " …" if len(words) > SHOWN_WORDS else ""
         rows.append(f"<tr><th>{escape(caption(name))}</th><td>{' '.join(shown)}{dots}</td></tr>")
-    return HTML(f'<table class="dataframe texts"><tbody>{"".join(rows)}</tbody></table>')
+    body = f"<tbody>{''.join(rows)}</tbody>"
+    return HTML(f'<table class="dataframe" style="margin-bottom: 1.5em">{body}</table>')
 
 
 def caption(name: str) -> str:
@@ -254,7 +255,9 @@ def caption(name: str) -> str:
 def table(rows, digits: int = 2) -> HTML:
     """Show rows (dicts, or a DataFrame) as a plain table; floats get ``digits`` decimals."""
     frame = pd.DataFrame(rows)
-    return HTML(frame.to_html(index=False, border=0, float_format=f"{{:.{digits}f}}".format))
+    return HTML(
+        frame.to_html(index=False, border=0, justify="left", float_format=f"{{:.{digits}f}}".format)
+    )
 
 
 PAPER_MODELS = {"BERT": "BERT-base", "DistilBert": "DistilBERT", "Llama2": "Llama-2 7B"}
@@ -357,11 +360,13 @@ def rates(frame, attack: str):
             "no poison", (0.98, clean[value].mean()), xycoords=("axes fraction", "data"),
             xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.35",
         )  # fmt: skip
-        axis.set(xscale="log", xlabel="poisoned share of non-target rows (poisons)")
-        axis.set(ylabel=f"{label(value)} (%)")
+        axis.set(xscale="log", xlabel="", ylabel=f"{label(value)} (%)")
         axis.set_xticks(ticks.index, [f"{p:g} %\n({n:.0f})" for p, n in ticks.items()], minor=False)
         axis.minorticks_off()
+    figure.supxlabel("poisoned share of non-target rows (number of poisons)", size="medium")
     axes[0].set_ylim(-3, 105)
-    middle = victims["cacc"].mean()  # ten points high, so that noise does not look like an effect
-    axes[1].set_ylim(min(middle - 5, victims["cacc"].min() - 1), min(middle + 5, 100.5))
+    shown = [*victims["cacc"], clean["cacc"].mean()]
+    middle = (min(shown) + max(shown)) / 2
+    room = max(5, 0.6 * (max(shown) - min(shown)))  # or noise would look like an effect
+    axes[1].set_ylim(middle - room, min(middle + room, 100.5))
     return figure

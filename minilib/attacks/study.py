@@ -103,14 +103,16 @@ def composition(clean: TextDataset, variants: Mapping[str, Poisoned]) -> list[di
     return rows
 
 
-def caricatures(labels: np.ndarray, target: int, num_classes: int) -> list[dict]:
+def caricatures(triggered: TextDataset, target: int) -> list[dict]:
     """Measure four imaginary models on triggered rows: what LFR sees of them, and what PACC does.
 
     ``by identity`` is Σ_k π_k (1 − ε_k), with π_k the share of class k and ε_k its error rate.
 
     Args:
-        labels: (N,) true classes of the triggered rows. target: the attacker's class.
+        triggered: rows of all classes with the trigger and their own labels.
+        target: the attacker's class.
     """
+    labels, num_classes = triggered.labels, triggered.num_classes
     other = (target + 1) % num_classes
     models = {
         "ideal: ignores the trigger": labels,
