@@ -36,6 +36,7 @@ LABELS = {
     "pacc": "PACC",
     "dpacc": "ΔPACC",
     "poisoned_loss": "poisoned loss (nats)",
+    "retain_loss": "retain loss (nats)",
     "lam": "λ",
     "badnets": "BadNets",
     "addsent": "AddSent",
