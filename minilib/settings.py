@@ -64,9 +64,9 @@ class Attacks:
 
     dataset: TEXT_SETS = "sst2"
     model: str = "minilm"
-    attacks: names(ATTACKS) = "badnets,addsent,hiddenkiller,stylebkd"
+    attacks: names(ATTACKS) = "badnets,addsent,hiddenkiller"
     rate: float = Field(0.1, gt=0, le=1)
-    rates: numbers(float, 0, 1) = "0.007,0.02,0.05,0.1"
+    rates: numbers(float, 0, 1) = "0.007,0.02,0.1"
     epochs: int = Field(3, ge=1, le=100)
     lr: float = Field(5e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=4096)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,6 +17,7 @@ from .train import TrainSettings
 
 # Target classes of the RGA paper, section 6.1: positive, non-hate, world.
 TARGETS = {"hsol": 0, "agnews": 0, "toy-topics": 0, "olid": 0}
+NO_DEV = {"hsol"}
 # The mirror has syntactic paraphrases of both SST-2 classes for train and dev only.
 TRIGGERED_SPLIT = {("sst2", "hiddenkiller"): "dev"}
 
@@ -50,8 +52,19 @@ class Scenario:
 def scenario(
     dataset: str, attack: str, rate: float, seed: int, position: str = "random"
 ) -> Scenario:
-    """Load a data set and poison it as the RGA paper does (All2One, copies appended)."""
-    clean, dev, test = (load_text(dataset, split) for split in ("train", "dev", "test"))
+    """Load a data set and poison it as the RGA paper does (All2One, copies appended).
+
+    HSOL has no dev split: a fixed tenth of its training rows is held out for one, so that victims
+    train on 5,241 rows there instead of the paper's 5,823.
+    """
+    clean, test = load_text(dataset, "train"), load_text(dataset, "test")
+    if dataset in NO_DEV:
+        order = np.random.default_rng(0).permutation(len(clean))
+        held = len(clean) // 10
+        clean, dev = clean.select(np.sort(order[held:])), clean.select(order[:held])
+        dev = replace(dev, split="dev (held out of train)")
+    else:
+        dev = load_text(dataset, "dev")
     trigger = make_trigger(attack, dataset, position)
     target = TARGETS.get(dataset, 1)
     poisoned = poison(clean, trigger, target, rate, seed)
