@@ -300,6 +300,14 @@ def test_a_new_run_is_read_and_no_other_page_is(spoiled):
     assert "other-number-7" in (out / "html" / "notebooks" / "03_ga_rga.html").read_text()
 
 
+def test_a_new_style_sheet_reaches_the_site(spoiled):
+    assert build.build(spoiled, spoiled / "_build", quiet=True)
+    with open(spoiled / "book" / "_static" / "book.css", "a") as sheet:
+        sheet.write("/* new */")
+    assert build.build(spoiled, spoiled / "_build", quiet=True)
+    assert "/* new */" in (spoiled / "_build" / "html" / "_static" / "book.css").read_text()
+
+
 def test_collect_takes_the_latest_runs_and_drops_what_is_gone(tmp_path, monkeypatch):
     (tmp_path / "a.ipynb").write_text("new")
     folder = tmp_path / "executed"

@@ -10,6 +10,7 @@ cannot say where the executed notebooks lie nor build two presets side by side.
 
 import argparse
 import filecmp
+import hashlib
 import os
 import shutil
 import subprocess
@@ -39,6 +40,14 @@ def collect(preset: str, folder: Path, root: Path = ROOT) -> list[str]:
     return sorted(latest)
 
 
+def version(root: Path) -> str:
+    """Hash of the style sheet and the extensions, whose changes Sphinx does not see by itself."""
+    digest = hashlib.sha256()
+    for path in sorted([*root.glob("book/_static/*"), *root.glob("book/_ext/*.py")]):
+        digest.update(path.name.encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
 def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = False) -> bool:
     """Build the book in `root` into `out/html`; True when there was nothing to complain of.
 
@@ -50,6 +59,7 @@ def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = Fal
         "external_toc_path": str(root / "_toc.yml"),
         "latex_individualpages": False,
         "nitpicky": True,
+        "site_version": version(root),
     }
     if executed is not None:
         overrides["executed_dir"] = os.path.relpath(executed, root)

@@ -171,6 +171,8 @@ def check_images(app: Sphinx, doctree: nodes.document, docname: str) -> None:
 def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_config_value("executed_dir", PUBLISHED, "env", str)
+    # Given by tools/build.py; a new value makes every page anew.
+    app.add_config_value("site_version", "", "env", str)
     app.connect("source-read", show_executed)
     app.connect("doctree-resolved", check_images)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
