@@ -262,6 +262,7 @@ def table(rows, digits: int = 2) -> HTML:
 
 
 PAPER_MODELS = {"BERT": "BERT-base", "DistilBert": "DistilBERT", "Llama2": "Llama-2 7B"}
+OUR_MODELS = {"minilm": "MiniLM-L6", "bert": "BERT-base", "distilbert": "DistilBERT"}
 
 
 def victims_table(frame, rate: float, dataset: str, model: str) -> HTML:
@@ -277,16 +278,15 @@ def victims_table(frame, rate: float, dataset: str, model: str) -> HTML:
             where = {"model": source, "dataset": dataset, "attack": attack}
             victim = _paper("4", "poisoned", where)
             if victim:
-                rows.append(
-                    _line(attack, f"{name}, paper", 3, victim, _paper("2", "retrain", where))
-                )
+                rows.append(_line(attack, name, 3, victim, _paper("2", "retrain", where)))
         on = frame[frame["trigger"] == attack]
         ours = on[(on["attack"] == attack) & np.isclose(on["rate"], rate)]
         stats = [
             {m: mean_std(part[m]) for m in ("cacc", "lfr", "pacc")}
             for part in (ours, on[on["attack"] == "none"])
         ]
-        rows.append(_line(attack, f"{model}, ours", ours["seed"].nunique(), *stats))
+        name = f"{OUR_MODELS.get(model, model)} (ours)"
+        rows.append(_line(attack, name, ours["seed"].nunique(), *stats))
     return table(rows)
 
 
@@ -301,17 +301,18 @@ def _line(attack: str, model: str, seeds: int, victim: Mapping, clean: Mapping) 
         if stat is None:
             return "–"
         mean, std = stat[:2]
-        return f"{mean:.2f}" if std is None or seeds < 2 else f"{mean:.2f} ± {std:.2f}"
+        text = f"{mean:.2f}" if std is None or seeds < 2 else f"{mean:.2f} ± {std:.2f}"
+        return text.replace(" ", "\N{NO-BREAK SPACE}")
 
     return {
         "attack": label(attack),
-        "victim": model,
+        "model": model.replace(" ", "\N{NO-BREAK SPACE}"),
         "n": seeds,
         "CACC": show(victim.get("cacc")),
         "LFR": show(victim.get("lfr")),
         "PACC": show(victim.get("pacc")),
-        "clean model's LFR": show(clean.get("lfr")),
-        "clean model's PACC": show(clean.get("pacc")),
+        "clean: LFR": show(clean.get("lfr")),
+        "clean: PACC": show(clean.get("pacc")),
     }
 
 
