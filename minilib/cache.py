@@ -83,16 +83,16 @@ def cached_model(
     An entry whose weights do not match their checksum is made again, with a warning.
     """
     with _entry("victims", key) as (folder, name):
-        model = build()
         note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
         if note.exists():
             try:
                 meta = json.loads(note.read_text(encoding="utf-8"))
-                return models.load(model, weights, meta["sha256"]).eval(), meta["history"]
-            except (models.ModelError, OSError, ValueError, KeyError) as error:
-                warnings.warn(
-                    f"cached victim {name} is damaged and made again: {error}", stacklevel=2
-                )
+                sha256, history = meta["sha256"], meta["history"]
+                return models.load(build(), weights, sha256).eval(), history
+            except (models.ModelError, OSError, ValueError, KeyError, TypeError) as error:
+                message = f"cached victim {name} is damaged and made again: {error}"
+                warnings.warn(message, stacklevel=2)
+        model = build()
         history = train(model)
         part = folder / f"{name}.safetensors.part"
         sha256 = models.save(model, part)
@@ -108,7 +108,7 @@ def cached_json(kind: str, key: Mapping, compute: Callable[[], dict]) -> dict:
         if note.exists():
             try:
                 return json.loads(note.read_text(encoding="utf-8"))["value"]
-            except (ValueError, KeyError):
+            except (ValueError, KeyError, TypeError):
                 warnings.warn(f"cached {kind} {name} is damaged and made again", stacklevel=2)
         value = compute()
         _write(note, {"key": dict(key), "value": value})

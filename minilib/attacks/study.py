@@ -8,9 +8,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .. import cache, metrics, victims
+from .. import metrics, victims
 from ..data import DataError, TextDataset
-from ..models import TextClassifier
 from ..settings import ATTACKS, Attacks, split
 from ..train import TrainSettings
 from ..victims import Scenario
@@ -185,24 +184,12 @@ def _measured(
 ) -> dict[str, float | list]:
     """Train on ``rows``, measure on the scenario's test sets; both at most once per machine."""
     network, history = victims.victim(rows, model, training)
-    key = {
-        "weights": cache.weights_digest(network),
-        "data": [part.sha256 for part in (case.test, case.dev, case.triggered)],
-        "target": case.target,
-        "device": next(network.parameters()).device.type,
-        "code": cache.code_digest("train", "models", "metrics", "victims"),
-    }
-    found = cache.cached_json("measured", key, lambda: _measure(case, network))
-    return {**found, "seconds": sum(epoch["seconds"] for epoch in history)}
-
-
-def _measure(case: Scenario, network: TextClassifier) -> dict:
-    device = next(network.parameters()).device
-    found = victims.evaluator(case, network.tokenizer, device)(network)
+    found = victims.measured(case, network)
     counts = np.array(found["confusion"])
     # The direction that LFR does not see: triggered rows of the target class that leave it.
     lost = 1 - counts[case.target, case.target] / max(counts[case.target].sum(), 1)
-    return {**found, "target_lost": float(100 * lost)}
+    seconds = sum(epoch["seconds"] for epoch in history)
+    return {**found, "target_lost": float(100 * lost), "seconds": seconds}
 
 
 def rows(studies: Iterable[Study]) -> list[dict]:
