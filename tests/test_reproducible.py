@@ -1,0 +1,35 @@
+"""Executing a chapter a second time, with nothing cached, gives the same outputs."""
+
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = pytest.mark.slow
+
+# nbval compares every output of every cell, figures included. Cells that print times or the
+# identity of a run carry the tag `nbval-ignore-output`; elsewhere seconds are masked.
+SANITIZE = r"""
+[seconds]
+regex: \d+(\.\d+)? ?s(econds)?\b
+replace: TIME
+"""
+
+
+@pytest.mark.parametrize("chapter", ["01_attacks", "03_ga_rga"])
+def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path):
+    shutil.copy(smoke_runs[chapter], tmp_path / f"{chapter}.ipynb")
+    (tmp_path / "sanitize.cfg").write_text(SANITIZE)
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
+        + ["--nbval-current-env", "--nbval-cell-timeout", "600"]
+        + ["--nbval-sanitize-with", "sanitize.cfg", f"{chapter}.ipynb"],
+        cwd=tmp_path,
+        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache")},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stdout[-6000:] + done.stderr[-2000:]
