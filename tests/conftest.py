@@ -9,8 +9,8 @@ import pytest
 from core_fixtures import own_cache, reviews, tiny, tiny_weights  # noqa: F401
 
 ROOT = Path(__file__).resolve().parent.parent
-# `tools/` and the site's extensions are scripts, not packages.
-sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
+# `tools/`, `bench/` and the site's extensions are not installed.
+sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 
 
 @pytest.fixture(scope="session", autouse=True)
