@@ -301,12 +301,11 @@ def _line(attack: str, model: str, seeds: int, victim: Mapping, clean: Mapping) 
         if stat is None:
             return "–"
         mean, std = stat[:2]
-        text = f"{mean:.2f}" if std is None or seeds < 2 else f"{mean:.2f} ± {std:.2f}"
-        return text.replace(" ", "\N{NO-BREAK SPACE}")
+        return f"{mean:.2f}" if std is None or seeds < 2 else f"{mean:.2f}\u2060±\u2060{std:.2f}"
 
     return {
         "attack": label(attack),
-        "model": model.replace(" ", "\N{NO-BREAK SPACE}"),
+        "model": model.replace(" ", "\u00a0").replace("-", "\u2011"),  # one line each
         "n": seeds,
         "CACC": show(victim.get("cacc")),
         "LFR": show(victim.get("lfr")),
@@ -353,10 +352,7 @@ def rates(frame, attack: str):
     ticks = victims.groupby("percent")["poisons"].first()
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
     for axis, value in zip(axes, ("lfr", "cacc"), strict=True):
-        colour = COLOURS["poisoned" if value == "lfr" else "rga"]
-        sns.lineplot(
-            victims, x="percent", y=value, errorbar="sd", marker="o", color=colour, ax=axis
-        )
+        sns.lineplot(victims, x="percent", y=value, errorbar="sd", marker="o", color="0.2", ax=axis)
         axis.axhline(clean[value].mean(), ls="--", lw=1.2, color="0.4")
         axis.annotate(
             "no poison", (0.98, clean[value].mean()), xycoords=("axes fraction", "data"),
