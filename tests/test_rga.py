@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minilib import metrics, rga, train
+from minilib import metrics, rga, train, victims
 from minilib.data import load_text
 from minilib.rga import UnlearnSettings, drift, ga_loss, npo_loss, rga_weight
 from minilib.settings import METHODS
@@ -393,6 +393,38 @@ def test_clean_base_is_the_backbone_without_the_head():
     assert not any(tensor.requires_grad for tensor in base.values())
     again = rga.clean_base("tiny", 4, "cpu")  # the head's size does not matter
     assert base.keys() == again.keys()
+
+
+def test_an_experiment_is_made_once_per_setting_and_measured_where_asked(
+    own_cache, tiny, monkeypatch
+):
+    case = victims.scenario("toy-reviews", "badnets", 0.1, seed=0)
+    calls = []
+    real = rga.unlearn
+    monkeypatch.setattr(rga, "unlearn", lambda *a, **k: calls.append(a[3]) or real(*a, **k))
+    chosen = unlearn_settings(epochs=3)
+
+    def run(method="rga", settings=chosen, epochs=(1,), mask=None):
+        return rga.experiment(case, tiny, "tiny", method, settings, epochs, mask)
+
+    first = run()
+    assert run() == first and calls == ["rga"]
+    # Measured after the epochs asked for and after the last.
+    assert ["cacc" in record for record in first["history"]] == [True, False, True]
+    assert first["seconds"] > 0
+    assert run(mask=case.poisoned.mask.copy()) == first and len(calls) == 1
+    suspect = case.poisoned.mask.copy()
+    suspect[:20] = True
+    run(mask=suspect)
+    run(method="ga")
+    run(settings=unlearn_settings(epochs=3, alpha=3.0))
+    run(epochs=(2,))
+    assert calls == ["rga", "rga", "ga", "rga", "rga"]
+    other = copy.deepcopy(tiny)
+    with torch.no_grad():
+        other.network.classifier.bias.add_(1.0)
+    rga.experiment(case, other, "tiny", "ga", chosen, (1,))
+    assert len(calls) == 6
 
 
 # ---------------------------------------------------------------- collapse and identities
