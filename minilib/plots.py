@@ -366,6 +366,6 @@ def rates(frame, attack: str):
     axes[0].set_ylim(-3, 105)
     shown = [*victims["cacc"], clean["cacc"].mean()]
     middle = (min(shown) + max(shown)) / 2
-    room = max(5, 0.6 * (max(shown) - min(shown)))  # or noise would look like an effect
+    room = max(5, 0.9 * (max(shown) - min(shown)))  # or noise would look like an effect
     axes[1].set_ylim(middle - room, min(middle + room, 100.5))
     return figure
