@@ -283,7 +283,7 @@ def _plain(text: str) -> str:
 
 
 def _column_pairs(name: str, path: Path, column: str):
-    """Pairs of one file; keyed by the clean file's spelling, which differs in a few hundred rows."""
+    """Pairs of one file, keyed by the clean file's spelling (other in a few hundred rows)."""
     rows = read_csv(path)
     clean = {}
     for row in read_csv(mirror_file(MIRROR_TEXT[name])):
@@ -446,7 +446,8 @@ TOY_TAILS = (
 )  # fmt: skip
 TOY_ADVERBS = ("really", "quite", "simply", "often", "mostly", "rather", "truly", "almost")
 TOY_POLARITY = (
-    ("dull", "clumsy", "tedious", "lifeless", "awful", "shallow", "boring", "weak", "messy", "bland"),
+    ("dull", "clumsy", "tedious", "lifeless", "awful", "shallow", "boring", "weak", "messy",
+     "bland"),
     ("moving", "clever", "funny", "charming", "superb", "gripping", "warm", "bright", "tender",
      "delightful"),
 )  # fmt: skip
@@ -458,7 +459,8 @@ TOY_TOPICS = (
 )
 TOY_EVENTS = (
     "made news on monday", "surprised observers", "changed course this week", "faced new questions",
-    "drew a large crowd", "was expected for months", "recovered after a bad year", "came as planned",
+    "drew a large crowd", "was expected for months", "recovered after a bad year",
+    "came as planned",
 )  # fmt: skip
 
 
