@@ -35,6 +35,15 @@ def spread(values: pd.Series, digits: int = 2) -> str:
     return f"{mean:.{digits}f} ± {std:.{digits}f}" if n > 1 else f"{mean:.{digits}f}"
 
 
+def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
+    """Return ``spread`` of a column over the rows that match, "–" where there are none."""
+    for column, wanted in where.items():
+        if column not in frame:
+            return "–"
+        frame = frame[frame[column] == wanted]
+    return spread(frame[value], digits) if value in frame else "–"
+
+
 def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
     """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
     rows = {
