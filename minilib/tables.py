@@ -11,12 +11,16 @@ from . import metrics, runs
 from .plots import label
 
 
-def across_seeds(chapter: str, settings, rows: Sequence[Mapping]) -> pd.DataFrame:
+def across_seeds(
+    chapter: str, settings, rows: Sequence[Mapping], free: Sequence[str] = ()
+) -> pd.DataFrame:
     """Return this run's metric rows, and those of recorded runs that differ only in the seed.
 
-    A chapter run is one seed; mean and spread come from the records of the other seeds.
+    A chapter run is one seed; mean and spread come from the records of the other seeds. ``free``
+    names parameters that may differ too, because they say which rows there are and not what is in
+    them.
     """
-    params = asdict(settings)
+    params = {k: v for k, v in asdict(settings).items() if k not in free}
     seed = params.pop("seed")
     mine = pd.DataFrame(rows).assign(seed=seed)
     others = runs.load(chapter, **params)
