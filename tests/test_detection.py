@@ -270,6 +270,14 @@ def test_onion_finds_the_word(case, victim, known):
     assert np.mean([found.extra["words"][i] == "mn" for i in rows]) > 0.8
 
 
+def test_bki_finds_the_word_unless_it_is_too_frequent(case, victim, known):
+    """More than a share alpha of poisons, and the paper's factor turns against the trigger."""
+    dataset, truth = case.poisoned.dataset, case.poisoned.mask
+    found = detection.detect_bki(victim, dataset, known, alpha=0.5)
+    assert next(iter(found.extra["keywords"])) == "mn" and quality(found.mask, truth)["f1"] > 90
+    assert "mn" not in detection.detect_bki(victim, dataset, known, alpha=0.05).extra["keywords"]
+
+
 def test_survey_shares_states_and_reports_false_positives_of_a_clean_set(case, victim):
     """Without poison, precision and recall mean nothing, and the false-positive rate is told."""
     dataset, none = case.clean, np.zeros(len(case.clean), bool)
