@@ -51,21 +51,24 @@ def reachable(package: Path, names: set[str]) -> list[str]:
     """
     pieces = [(module, *piece) for module, tree in _modules(package) for piece in _pieces(tree)]
     kept: set[int] = set()
+    live: set[str] = set()  # modules of which a definition is reached: only their imports count
     while ANYTHING not in names:
         new = {
             number
-            for number, (module, bound, _, _) in enumerate(pieces)
+            for number, (module, bound, _, _, imports) in enumerate(pieces)
             if number not in kept
             # A bare statement (an `if`, a call) runs when its module is imported.
             and (bound & names if bound else module.rpartition(".")[2] in names | {"minilib"})
+            and (module in live or not imports)
         }
+        live |= {pieces[number][0] for number in new}
         if not new:
             break
         kept |= new
         names = names.union(*(pieces[number][3] for number in new))
     return [
         f"{module}: {source}"
-        for number, (module, _, source, _) in enumerate(pieces)
+        for number, (module, _, source, _, _) in enumerate(pieces)
         if ANYTHING in names or number in kept
     ]
 
@@ -80,8 +83,11 @@ def _modules(package: Path) -> list[tuple[str, ast.Module]]:
     return found
 
 
-def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str]]]:
-    """(names bound, source, names used) of each top-level statement; imports one name at a time."""
+def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str], bool]]:
+    """(names bound, source, names used, is an import) of each top-level statement.
+
+    Imports are taken one name at a time.
+    """
     found = []
     for node in tree.body:
         if isinstance(node, (ast.Import, ast.ImportFrom)):
@@ -89,7 +95,8 @@ def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str]]]:
                 bound = alias.asname or alias.name.split(".")[0]
                 used = {*alias.name.split("."), *(getattr(node, "module", "") or "").split(".")}
                 origin = ast.unparse(node).split("import")[0]
-                found.append(({bound} - {"*"}, f"{origin}import {alias.name} as {bound}", used))
+                source = f"{origin}import {alias.name} as {bound}"
+                found.append(({bound} - {"*"}, source, used, True))
             continue
         bound = {node.name} if hasattr(node, "name") else set()
         if isinstance(node, (ast.Assign, ast.AnnAssign)):
@@ -100,7 +107,7 @@ def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str]]]:
                 for part in ast.walk(target)
                 if isinstance(part, ast.Name)
             }
-        found.append((bound, ast.unparse(node), _used(node)))
+        found.append((bound, ast.unparse(node), _used(node), False))
     return found
 
 
