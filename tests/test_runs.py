@@ -71,6 +71,13 @@ def test_a_fingerprint_follows_what_a_chapter_can_reach(book, file, old, new, ch
     assert (fingerprint(book, "01_fine") != before) == changes
 
 
+def test_a_new_module_that_a_chapter_does_not_reach_changes_nothing(book):
+    before = fingerprint(book, "01_fine")
+    elsewhere = "from . import core, deep\n\n\ndef unheard_of(x):\n    return core.TABLE[x]\n"
+    (book / "minilib" / "elsewhere.py").write_text(elsewhere)
+    assert fingerprint(book, "01_fine") == before
+
+
 def test_names_looked_up_at_run_time_keep_everything(book):
     core = book / "minilib" / "core.py"
     core.write_text(core.read_text().replace("(x)\ndef un", "(getattr(TABLE, x))\ndef un"))
