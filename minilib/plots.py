@@ -185,20 +185,22 @@ def shift_study(frame):
     frame["optimiser"] = np.where(frame["reset_optimizer"].astype(bool), "re-created", "kept")
     frame["poisoned"] = [f"{100 * rate:.0f} %" for rate in frame["rate"]]
     frame["learning rate"] = [f"{lr:.0e}" for lr in frame["lr"]]
-    grid = sns.relplot(
-        frame,
-        kind="line",
-        x="steps",
-        y="dpacc",
-        hue="optimiser",
-        style="learning rate",
-        col="position",
-        row="poisoned",
-        errorbar="sd",
-        markers=True,
-        height=2,
-        aspect=1.5,
-    )
+    # seaborn lays a grid out itself, and complains where matplotlib was asked to
+    with plt.rc_context({"figure.constrained_layout.use": False}):
+        grid = sns.relplot(
+            frame,
+            kind="line",
+            x="steps",
+            y="dpacc",
+            hue="optimiser",
+            style="learning rate",
+            col="position",
+            row="poisoned",
+            errorbar="sd",
+            markers=True,
+            height=2,
+            aspect=1.5,
+        )
     grid.set_axis_labels("optimiser steps", "ΔPACC (points)")
     grid.set_titles("{row_name} poisoned, trigger {col_name}", size=9)
     return grid.figure
