@@ -27,7 +27,8 @@ def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path
         + ["--nbval-current-env", "--nbval-cell-timeout", "600"]
         + ["--nbval-sanitize-with", "sanitize.cfg", f"{chapter}.ipynb"],
         cwd=tmp_path,
-        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache")},
+        # Bars would show: nbval's kernel looks like a notebook that somebody watches.
+        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
