@@ -1,15 +1,13 @@
 """Things that took long to make, kept under the hash of what made them.
 
-A victim's key holds its data's digest, model name, settings and the code that trains it (as syntax
-trees without docstrings, so that a comment changes nothing). Files are written beside and renamed,
-under a lock that another process waits for, so a killed run leaves no half-written entry.
+A victim's key holds its data's digest, model name, settings and the code that trains it. Files are
+written beside and renamed, under a lock that another process waits for, so a killed run leaves no
+half-written entry.
 """
 
 from __future__ import annotations
 
-import ast
 import hashlib
-import importlib.util
 import json
 import os
 import warnings
@@ -20,9 +18,11 @@ from pathlib import Path
 
 import filelock
 import platformdirs
+import torch
 from torch import nn
 
-from . import models
+from . import fingerprint, models
+from .runs import write_json
 
 
 def cache_dir() -> Path:
@@ -37,19 +37,27 @@ def digest(key: Mapping) -> str:
 
 
 @cache
-def code_digest(*modules: str) -> str:
-    """Hash the code of ``minilib`` modules by name, without comments and docstrings."""
-    parts = []
-    for module in modules:
-        spec = importlib.util.find_spec(f"minilib.{module}")
-        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
-        for node in ast.walk(tree):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and node.body:
-                first = node.body[0]
-                if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant):
-                    first.value = ast.Constant(value=None)
-        parts.append(ast.dump(tree))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+def code_digest(modules: tuple[str, ...], *functions: str) -> str:
+    """Hash what ``functions`` of these ``minilib`` modules run, docstrings and comments left out.
+
+    What stands in the same modules and is not reached from them does not count, so that a new
+    model or loss leaves everything standing that was made without it.
+    """
+    names = {name.rpartition(".")[2] for name in modules}
+    sources = fingerprint.reachable(fingerprint.PACKAGE, {*functions, *names}, within=modules)
+    missing = {name for name in functions if not any(f"def {name}(" in text for text in sources)}
+    if missing:
+        raise ValueError(f"no function {', '.join(sorted(missing))} in {', '.join(modules)}")
+    return hashlib.sha256("\n".join(sources).encode()).hexdigest()[:16]
+
+
+def conditions(device: torch.device, modules: tuple[str, ...], *functions: str) -> dict:
+    """Say under what a result was computed: device type, torch and the code that computed it."""
+    return {
+        "device": device.type,
+        "torch": torch.__version__,
+        "code": code_digest(modules, *functions),
+    }
 
 
 def weights_digest(model: nn.Module) -> str:
@@ -97,7 +105,7 @@ def cached_model(
         part = folder / f"{name}.safetensors.part"
         sha256 = models.save(model, part)
         part.replace(weights)
-        _write(note, {"key": dict(key), "sha256": sha256, "history": history})
+        write_json(note, {"key": dict(key), "sha256": sha256, "history": history})
         return model.eval(), history
 
 
@@ -111,11 +119,5 @@ def cached_json(kind: str, key: Mapping, compute: Callable[[], dict]) -> dict:
             except (ValueError, KeyError, TypeError):
                 warnings.warn(f"cached {kind} {name} is damaged and made again", stacklevel=2)
         value = compute()
-        _write(note, {"key": dict(key), "value": value})
+        write_json(note, {"key": dict(key), "value": value})
         return json.loads(json.dumps(value))  # the same types whether fresh or cached
-
-
-def _write(path: Path, content: dict) -> None:
-    part = path.with_suffix(".json.part")
-    part.write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
-    part.replace(path)

@@ -15,7 +15,17 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent
 # What only starts, records, draws or publishes runs cannot change their numbers.
-NOT_HASHED = {"fingerprint", "runs", "runner", "sweep", "cli", "publish", "plots", "tables"}
+NOT_HASHED = {
+    "fingerprint",
+    "runs",
+    "runner",
+    "sweep",
+    "cli",
+    "publish",
+    "plots",
+    "figures",
+    "tables",
+}
 # Code that looks names up at run time may reach anything.
 DYNAMIC = {"globals", "import_module", "__import__", "eval", "exec"}
 ANYTHING = "*"  # stands among the names used for such code, and for `import *`
@@ -44,12 +54,19 @@ def fingerprint(root: Path, chapter: str | None = None) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
 
 
-def reachable(package: Path, names: set[str]) -> list[str]:
+def reachable(package: Path, names: set[str], within: tuple[str, ...] = ()) -> list[str]:
     """Source of the definitions of `package` that `names` lead to; all of them for ANYTHING.
 
+    `within` names the only modules to look in (`train`, `attacks.text`); all of them if empty.
     `ast.unparse` drops comments and layout, and unlike `ast.dump` hardly differs between Pythons.
     """
-    pieces = [(module, *piece) for module, tree in _modules(package) for piece in _pieces(tree)]
+    wanted = {f"minilib.{module}" for module in within}
+    pieces = [
+        (module, *piece)
+        for module, tree in _modules(package)
+        if module in wanted or not wanted
+        for piece in _pieces(tree)
+    ]
     kept: set[int] = set()
     live: set[str] = set()  # modules of which a definition is reached: only their imports count
     while ANYTHING not in names:
@@ -94,7 +111,7 @@ def _pieces(tree: ast.Module) -> list[tuple[set[str], str, set[str], bool]]:
             for alias in node.names:
                 bound = alias.asname or alias.name.split(".")[0]
                 used = {*alias.name.split("."), *(getattr(node, "module", "") or "").split(".")}
-                origin = ast.unparse(node).split("import")[0]
+                origin = ast.unparse(node).partition(" import ")[0]
                 source = f"{origin}import {alias.name} as {bound}"
                 found.append(({bound} - {"*"}, source, used, True))
             continue

@@ -24,7 +24,7 @@ from .data import TextDataset
 from .models import TextClassifier, text_classifier
 from .settings import METHODS
 from .train import Batch, Batches, TrainSettings
-from .victims import Scenario, evaluator
+from .victims import MEASURE, Scenario, evaluator
 
 
 def ga_loss(logits: Tensor, labels: Tensor) -> Tensor:
@@ -236,7 +236,7 @@ def unlearn(
     for name, part in (("forget", forget), ("retain", retain)):
         if not len(part):
             raise ValueError(f"the {name} set is empty; accepted: one row or more")
-    if method.startswith("rga") and settings.beta and base is None:
+    if method.startswith("rga") and settings.beta and not base:
         raise ValueError(f"method {method} with beta > 0 needs base, the clean backbone's weights")
     device = next(model.parameters()).device
     sets = [
@@ -308,9 +308,7 @@ def experiment(
         "method": method,
         "settings": asdict(settings),
         "eval": sorted({*eval_epochs, settings.train.epochs}),
-        "device": device.type,
-        "torch": torch.__version__,
-        "code": cache.code_digest("train", "models", "rga"),
+        **cache.conditions(device, ("rga", *MEASURE), "unlearn", "clean_base", "evaluator"),
     }
     return cache.cached_json("unlearned", key, compute)
 

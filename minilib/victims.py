@@ -6,7 +6,6 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 
 import numpy as np
-import torch
 from torch import nn
 
 from . import cache, metrics, train
@@ -18,6 +17,7 @@ from .train import TrainSettings
 # Target classes of the RGA paper, section 6.1: positive, non-hate, world.
 TARGETS = {"hsol": 0, "agnews": 0, "toy-topics": 0, "olid": 0}
 NO_DEV = {"hsol"}
+MEASURE = ("train", "models", "metrics", "victims")  # the modules that `evaluator` runs
 # The mirror has syntactic paraphrases of both SST-2 classes for train and dev only.
 TRIGGERED_SPLIT = {("sst2", "hiddenkiller"): "dev"}
 
@@ -84,9 +84,7 @@ def victim(
         "data": dataset.sha256,
         "model": model,
         "settings": asdict(settings),
-        "device": device.type,
-        "torch": torch.__version__,
-        "code": cache.code_digest("train", "models"),
+        **cache.conditions(device, ("train", "models"), "fine_tune", "text_classifier"),
     }
     return cache.cached_model(
         key,
@@ -128,9 +126,7 @@ def measured(case: Scenario, model: TextClassifier) -> dict:
         "model": cache.weights_digest(model),
         "test": [part.sha256 for part in (case.test, case.dev, case.triggered)],
         "target": case.target,
-        "device": device.type,
-        "torch": torch.__version__,
-        "code": cache.code_digest("train", "models", "metrics"),
+        **cache.conditions(device, MEASURE, "evaluator"),
     }
     return cache.cached_json(
         "measured", key, lambda: evaluator(case, model.tokenizer, device)(model)

@@ -27,8 +27,13 @@ def _own_cache(tmp_path_factory):
 
 def minilib(*words: str) -> subprocess.CompletedProcess:
     """The command line, from the repository root, as a person would call it."""
-    return subprocess.run([sys.executable, "-m", "minilib.cli", *words], cwd=ROOT,
-                          stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    return subprocess.run(
+        [sys.executable, "-m", "minilib.cli", *words],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -41,5 +46,7 @@ def smoke_runs() -> dict[str, Path]:
     done = minilib("run", "--all", "--preset", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     latest = minilib("latest", "--preset", "smoke")
-    return {chapter: ROOT / path for chapter, path in
-            (line.split("\t") for line in latest.stdout.splitlines())}
+    return {
+        chapter: ROOT / path
+        for chapter, path in (line.split("\t") for line in latest.stdout.splitlines())
+    }

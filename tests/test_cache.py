@@ -195,6 +195,10 @@ class Kernel:
 def helper():
     """A function."""
     return 1
+
+
+def entry():
+    return Kernel().run(helper())
 '''
 
 
@@ -203,11 +207,9 @@ def digest_of(tmp_path, monkeypatch):
     """Digest of a module's text, without the memory of the process."""
 
     def digest(text: str) -> str:
-        path = tmp_path / "module.py"
-        path.write_text(text, encoding="utf-8")
-        spec = type("Spec", (), {"origin": str(path)})
-        monkeypatch.setattr(cache.importlib.util, "find_spec", lambda name: spec)
-        return cache.code_digest.__wrapped__("module")
+        (tmp_path / "module.py").write_text(text, encoding="utf-8")
+        monkeypatch.setattr(cache.fingerprint, "PACKAGE", tmp_path)
+        return cache.code_digest.__wrapped__(("module",), "entry")
 
     return digest
 
@@ -244,10 +246,19 @@ def test_code_changes_the_code_digest(digest_of, old, new):
     assert digest_of(CODE) != digest_of(CODE.replace(old, new))
 
 
+@pytest.mark.parametrize(
+    "more", ["def other():\n    return 7\n", "LIMIT = 3\n", "class Other: ..."]
+)
+def test_what_is_not_reached_does_not_change_the_code_digest(digest_of, more):
+    assert digest_of(CODE) == digest_of(f"{CODE}\n\n{more}")
+
+
 def test_code_digest_is_of_all_named_modules_and_stable():
-    both = cache.code_digest("metrics", "data")
-    assert len(both) == 16 and both == cache.code_digest("metrics", "data")
-    assert both not in (cache.code_digest("metrics"), cache.code_digest("data"))
+    both = cache.code_digest(("train", "models"), "fine_tune")
+    assert len(both) == 16 and both == cache.code_digest(("train", "models"), "fine_tune")
+    assert both != cache.code_digest(("train",), "fine_tune")
+    with pytest.raises(ValueError, match="no function fine_tuna in train"):
+        cache.code_digest(("train",), "fine_tune", "fine_tuna")
 
 
 def test_weights_digest_follows_the_weights():
