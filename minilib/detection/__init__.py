@@ -51,6 +51,7 @@ DETECTORS = {
     "cube": detect_cube,
     "cube-code": partial(detect_cube, recipe="rga-code"),
     "cube-original": partial(detect_cube, recipe="cube"),
+    "cube-pca": partial(detect_cube, recipe="pca"),
     "activation": detect_activation,
     "spectral": detect_spectral,
     "onion": detect_onion,
