@@ -76,29 +76,6 @@ class TextDataset:
 
 
 @dataclass(frozen=True)
-class ImageDataset:
-    """Labelled images: ``images`` (N, H, W, C) uint8, ``labels`` (N,) int64."""
-
-    name: str
-    split: str
-    images: np.ndarray
-    labels: np.ndarray
-    class_names: tuple[str, ...]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    @property
-    def sha256(self) -> str:
-        digest = hashlib.sha256(np.ascontiguousarray(self.labels, dtype="<i8").tobytes())
-        digest.update(np.ascontiguousarray(self.images).tobytes())
-        return digest.hexdigest()
-
-    info = TextDataset.info
-
-
-@dataclass(frozen=True)
 class ChatDataset:
     """Instruction data: per row an ``instruction``, an ``input`` (may be empty), an ``output``."""
 
@@ -301,58 +278,10 @@ def _style_pairs(name: str, path: Path, style: str):
             yield clean[row["split"], row["src_idx"]], row["text"]
 
 
-# ---------------------------------------------------------------------- images and chat
+# --------------------------------------------------------------------------------- chat
 
-MIRROR_IMAGES = {
-    "cifar10": ("cifar10_small.npz", "cifar10_small_b.npz"),
-    "gtsrb": ("gtsrb_small.npz",),
-}
-HUB_IMAGES = {
-    "cifar10": ("uoft-cs/cifar10", "img", "label"),
-    "gtsrb": ("tanganke/gtsrb", "image", "label"),
-}
 MIRROR_CHAT = {"alpaca": "alpaca_9k.jsonl.gz", "dolly": "dolly_3k.jsonl.gz"}
 HUB_CHAT = {"alpaca": "tatsu-lab/alpaca", "dolly": "databricks/databricks-dolly-15k"}
-
-
-def load_images(name: str, split: str) -> ImageDataset:
-    """Load an image set: ``digits`` (built in, 8×8 grey), ``cifar10`` or ``gtsrb`` (32×32 RGB).
-
-    Raises:
-        DataError: unknown name or split, or a set that neither the mirror nor the Hub can give.
-    """
-    if split not in ("train", "test"):
-        raise DataError(f"unknown split {split!r} of {name}; known: train, test")
-    if name == "digits":
-        images, labels = _digits(split)
-        return ImageDataset(name, split, images, labels, tuple("0123456789"), "built-in")
-    if name not in MIRROR_IMAGES:
-        known = ", ".join(["digits", *MIRROR_IMAGES])
-        raise DataError(f"unknown image data set {name!r}; known: {known}")
-    paths = [mirror_file(file) for file in MIRROR_IMAGES[name]]
-    if all(paths):
-        parts = [np.load(path, allow_pickle=False) for path in paths]
-        images = np.concatenate([part[f"x_{split}"] for part in parts])
-        labels = np.concatenate([part[f"y_{split}"] for part in parts]).astype(np.int64)
-        source = "mirror"
-    else:
-        repository, image, label = HUB_IMAGES[name]
-        rows = hub_split(name, repository, None, split)
-        images = np.stack([np.asarray(r[image].convert("RGB").resize((32, 32))) for r in rows])
-        labels = np.array([r[label] for r in rows], dtype=np.int64)
-        source = "hub"
-    names = tuple(str(k) for k in range(int(labels.max()) + 1))
-    return ImageDataset(name, split, images, labels, names, source)
-
-
-def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
-    from sklearn.datasets import load_digits
-
-    bunch = load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # (N, 8, 8, 1)
-    order = np.random.default_rng(0).permutation(len(images))
-    keep = order[:1297] if split == "train" else order[1297:]
-    return images[keep], bunch.target[keep].astype(np.int64)
 
 
 def load_chat(name: str, split: str = "train") -> ChatDataset:

@@ -11,7 +11,8 @@ import pytest
 from core_fixtures import needs_mirror
 
 from minilib import data
-from minilib.data import DataError, TextDataset, load_chat, load_images, load_paraphrases, load_text
+from minilib.data import DataError, TextDataset, load_chat, load_paraphrases, load_text
+from minilib.images import load_images
 
 TOY_DIGESTS = {
     ("toy-reviews", "train"): "8698820ecc5b",
@@ -68,7 +69,7 @@ def test_toy_sets_are_the_same_rows_for_ever():
 def test_digits(monkeypatch):
     monkeypatch.setenv("MINILIB_DATA", "/nowhere/at/all")
     train, test = load_images("digits", "train"), load_images("digits", "test")
-    assert train.images.shape == (1297, 8, 8, 1) and test.images.shape == (500, 8, 8, 1)
+    assert train.images.shape == (1297, 16, 16, 1) and test.images.shape == (500, 16, 16, 1)
     assert train.images.dtype == np.uint8 and train.images.max() == 255
     assert set(train.labels) == set(range(10)) and len(train.class_names) == 10
     assert train.info()["rows"] == 1297 and train.source == "built-in"
