@@ -197,6 +197,31 @@ def small_cnn(channels: int = 1, width: float = 1.0) -> nn.Sequential:
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten())
 
 
+class ImageToImage(nn.Module):
+    """A small U-Net, half the resolution inside: what draws triggers, for attack and defence.
+
+    ``forward``: (B, ``inner``, H, W) → (B, ``outer``, H, W), unbounded; H and W even.
+    """
+
+    def __init__(self, inner: int, outer: int, width: int = 16):
+        super().__init__()
+
+        def block(a: int, b: int, stride: int = 1) -> nn.Sequential:
+            return nn.Sequential(
+                nn.Conv2d(a, b, 3, stride, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU()
+            )
+
+        self.top = block(inner, width)
+        self.down = nn.Sequential(block(width, 2 * width, 2), block(2 * width, 2 * width))
+        self.up = block(3 * width, width)
+        self.last = nn.Conv2d(width, outer, 3, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        top = self.top(x)
+        low = F.interpolate(self.down(top), top.shape[-2:])
+        return self.last(self.up(torch.cat([top, low], 1)))
+
+
 IMAGE_MODELS = ("cnn", "resnet18", "preresnet18", "vgg19", "vit")
 
 

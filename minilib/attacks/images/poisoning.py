@@ -1,0 +1,185 @@
+"""Poisoning an image set: the arguments and the mask of ``attacks.text.poison``, batched."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...images import ImageDataset
+from ...models import default_device
+from ...vision import pixels
+from ..text import Poisoned, _check_poison, _eligible
+from . import learned, patterns
+
+BATCH = 1000  # images triggered at once
+
+
+class ImageTrigger(Protocol):
+    """What ``poison_images`` needs of a trigger; ``negative`` only where ``cover`` is above 0."""
+
+    name: str
+    cover: float
+
+    def apply(self, images: Tensor, rng: np.random.Generator, train: bool = False) -> Tensor: ...
+
+
+IMAGE_ATTACKS = (
+    "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",
+    "adap-patch", "adap-blend+", "adap-patch+",
+)  # fmt: skip
+CLEAN_LABEL = ("sig", "narcissus")  # poison rows of the target class and leave their labels
+COUPLED = ("adap-blend+", "adap-patch+")  # the victim is also trained with ``coupling_loss``
+
+
+def make_image_trigger(
+    attack: str, dataset: ImageDataset, target: int = 0, seed: int = 0
+) -> ImageTrigger:
+    """Make the trigger of ``attack``, with its paper's settings, for images of this set.
+
+    Args:
+        attack: one of IMAGE_ATTACKS; "+" marks the pair enhanced by feature coupling (BI-BAU
+            paper, section 5.7), whose triggers are Adap-Blend's and Adap-Patch's.
+        dataset: the attacker's clean training images: learned triggers are trained on them (once,
+            then taken from the cache), Refool reflects some of them.
+        target: the class that learned triggers shall lead to.
+        seed: of the pattern, or of the training of what makes it.
+
+    Raises:
+        ValueError: unknown attack, or a target outside the classes.
+    """
+    if attack not in IMAGE_ATTACKS:
+        raise ValueError(f"attack is {attack!r}; accepted: {', '.join(IMAGE_ATTACKS)}")
+    if not 0 <= target < dataset.num_classes:
+        raise ValueError(f"target is {target!r}; accepted: 0 … {dataset.num_classes - 1}")
+    attack, coupled = attack.removesuffix("+"), attack.endswith("+")
+    size = max(3, dataset.shape[1] * 5 // 32)  # Adap-Patch's patch, as large a part of any image
+    make = {
+        "badnets": lambda: patterns.PatchTrigger(),
+        "blended": lambda: patterns.BlendTrigger(seed=seed),
+        "sig": lambda: patterns.SinusoidTrigger(),
+        "wanet": lambda: patterns.WarpTrigger(seed=seed),
+        "refool": lambda: patterns.ReflectionTrigger(_pictures(dataset, 200, seed)),
+        "adap-blend": lambda: patterns.PiecesTrigger(seed=seed),
+        "adap-patch": lambda: patterns.PlantedPatchesTrigger(size, seed=seed),
+        "iad": lambda: learned.input_aware_trigger(dataset, target, seed),
+        "issba": lambda: learned.stego_trigger(dataset, seed),
+        "narcissus": lambda: learned.narcissus_trigger(dataset, target, seed),
+    }
+    trigger = make[attack]()
+    return replace(trigger, name=f"{attack}+") if coupled else trigger
+
+
+def _pictures(dataset: ImageDataset, count: int, seed: int) -> Tensor:
+    rows = np.random.default_rng(seed).permutation(len(dataset))[:count]
+    return pixels(dataset.images[rows])
+
+
+def poison_images(
+    dataset: ImageDataset,
+    trigger: ImageTrigger | Sequence[ImageTrigger],
+    target: int | str | Sequence[int],
+    rate: float,
+    seed: int,
+    *,
+    source: int | None = None,
+    keep_originals: bool = False,
+    label: str = "dirty",
+) -> Poisoned:
+    """Poison an image set: put a trigger into some rows and give them the attacker's label.
+
+    Args:
+        dataset: clean rows.
+        trigger: one trigger, or several, which get disjoint rows.
+        target: the class the trigger shall lead to (All2One); with several triggers one class for
+            all or one each (One2One); ``"next"`` sends class y to y + 1 (All2All).
+        rate: share, in (0, 1], of the *eligible* rows that each trigger poisons: those of
+            non-target classes, of ``source`` alone, or, for clean labels, of the target class.
+        seed: which rows, and whatever the trigger draws for each.
+        source: poison this class only.
+        keep_originals: append the poisoned copies. By default they replace their originals, as in
+            the vision papers (the text attacks append).
+        label: ``dirty`` relabels; ``clean`` triggers rows of the target class and leaves labels.
+
+    Returns:
+        Poisoned(dataset, mask, origin), rows as in ``attacks.text.poison``: kept clean ones, then
+        the poisoned ones, after each trigger's its covers, which are unmasked and keep their label.
+        The same seed takes the same rows as there.
+
+    Raises:
+        ValueError: a rate, class or combination that cannot be, or too few rows.
+    """
+    triggers = list(trigger) if isinstance(trigger, Sequence) else [trigger]
+    targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(triggers)
+    _check_poison(dataset, triggers, targets, rate, source, label)
+
+    rng = np.random.default_rng(seed)
+    free = np.ones(len(dataset), dtype=bool)
+    images, labels, mask, origin = [], [], [], []
+    for one, goal in zip(triggers, targets, strict=True):
+        eligible = _eligible(dataset.labels, goal, source, label)
+        rows = _draw(dataset, one, eligible, free, max(1, round(rate * int(eligible.sum()))), rng)
+        old = dataset.labels[rows]
+        new = (old + 1) % dataset.num_classes if goal == "next" else np.full_like(old, goal)
+        covers = _covers(dataset, one, free, round(one.cover * len(rows)), rng)
+        images += [_run(one.apply, dataset.images[rows], rng, True)]
+        if len(covers):
+            images += [_run(one.negative, dataset.images[covers], rng)]
+        labels += [old if label == "clean" else new, dataset.labels[covers]]
+        mask += [np.ones(len(rows), bool), np.zeros(len(covers), bool)]
+        origin += [rows, covers]
+    changed = np.concatenate(origin)
+    keep = np.ones(len(dataset), dtype=bool)
+    if not keep_originals:
+        keep[changed] = False
+    clean = np.flatnonzero(keep)
+    poisoned = replace(
+        dataset,
+        images=np.concatenate([dataset.images[clean], *images]),
+        labels=np.concatenate([dataset.labels[clean], *labels]).astype(np.int64),
+    )
+    mask = np.concatenate([np.zeros(len(clean), bool), *mask])
+    return Poisoned(poisoned, mask, np.concatenate([clean, changed]).astype(np.int64))
+
+
+def _draw(dataset, trigger, eligible, free, wanted: int, rng) -> np.ndarray:
+    """Draw ``wanted`` eligible rows that are still free, and take them."""
+    order = rng.permutation(np.flatnonzero(eligible & free))
+    if len(order) < wanted:
+        raise ValueError(
+            f"{trigger.name}: {wanted} rows of {dataset.name} wanted, but only {len(order)} "
+            "eligible ones are still unpoisoned; lower the rate"
+        )
+    free[order[:wanted]] = False
+    return order[:wanted]
+
+
+def _covers(dataset, trigger, free, wanted: int, rng) -> np.ndarray:
+    """Draw the rows of the covers from all classes; as many as are left where too few are."""
+    order = rng.permutation(np.flatnonzero(free))[:wanted] if wanted else np.zeros(0, np.int64)
+    free[order] = False
+    return order
+
+
+def _run(call, images: np.ndarray, rng: np.random.Generator, *more) -> np.ndarray:
+    """Trigger (N, H, W, C) uint8 images on the device, in batches."""
+    device = default_device()
+    done = []
+    with torch.inference_mode():
+        for start in range(0, len(images), BATCH):
+            out = call(pixels(images[start : start + BATCH], device), rng, *more)
+            done.append(out.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    return np.concatenate(done) if done else images
+
+
+def trigger_images(dataset: ImageDataset, trigger: ImageTrigger, seed: int = 0) -> ImageDataset:
+    """Put the test-time trigger into every row of every class and keep the labels.
+
+    The test set of PACC, and, less the rows of the target class, of ASR.
+    """
+    images = _run(trigger.apply, dataset.images, np.random.default_rng(seed), False)
+    return replace(dataset, name=f"{dataset.name}+{trigger.name}", images=images)
