@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from . import metrics
-from .descent import SgdSettings, descend, mixed, seeded
+from .descent import SgdSettings, descend, seeded
 from .images import ImageDataset
 from .vision import (
     EVAL_IMAGES,
@@ -138,7 +138,7 @@ def retune(
         data: ``vision.ImageData`` or ``train.Encoded``, on the model's device.
         loss: the loss that belongs to it (``train.cross_entropy`` for texts).
 
-    Source: Min et al. (2024), section 3; SGD 0.01, momentum 0.9, batch 128, 5 epochs.
+    Source: Min et al. (2024); SGD 0.01, momentum 0.9, batch 128, 5 epochs.
     """
     settings = settings or RetuneSettings()
     tuned = clone(model).requires_grad_(True)
@@ -207,7 +207,7 @@ def query_generator(
         purified, retuned, clean_model: the model attacked, its retuned version, one never poisoned.
         clean, triggered: images with true labels; the first ``rows`` of a random order are used.
 
-    Source: Min et al. (2024), section 3.3; our reading of which term 0.2 weighs.
+    Source: Min et al. (2024); our reading of which term 0.2 weighs.
     """
     settings = settings or QuerySettings()
     device = next(purified.parameters()).device
@@ -336,7 +336,7 @@ def _recorded(model: nn.Module, layers: Sequence[str]):
     training = model.training
     model.eval()
     try:
-        with torch.inference_mode(), mixed(next(model.parameters()).device, "fp32"):
+        with torch.inference_mode():
             yield found
     finally:
         model.train(training)
@@ -361,7 +361,7 @@ def channel_changes(
         clean, triggered: batches of positional arguments of ``model``, row for row the same inputs
             without and with the trigger. layers: names from ``model.named_modules()``.
 
-    Returns: layer → (channels,) float32 on the CPU. Source: Zheng et al. (2022a), Eq. (3).
+    Returns: layer → (channels,) float32 on the CPU. Source: Zheng et al. (2022a).
     """
     total, rows = {name: 0.0 for name in layers}, 0
     with _recorded(model, layers) as found:
@@ -379,7 +379,7 @@ def channel_changes(
 def linear_cka(x: Tensor, y: Tensor) -> float:
     """Linear CKA of two sets of features, (N, p) and (N, q), of the same N rows; 0 … 1.
 
-    Invariant to rotation and scale of either. Source: Kornblith et al. (2019), Eq. (5), from the
+    Invariant to rotation and scale of either. Source: Kornblith et al. (2019), from the
     N × N Gram matrices, for there are more features than rows.
 
     Raises:

@@ -426,7 +426,6 @@ def fit_images(
     )
 
 
-@torch.inference_mode()
 def predict_images(
     model: nn.Module,
     images: Tensor | ImageDataset,
@@ -451,7 +450,8 @@ def predict_images(
     model.eval()
     call = output or model
     parts = math.ceil(len(images) / EVAL_IMAGES)
-    with train.autocast(device, train.resolve_precision(precision, device)):
+    train.keep_heap(device)
+    with torch.inference_mode(), train.autocast(device, train.resolve_precision(precision, device)):
         found = [call(part.to(device)).float() for part in images.chunk(parts)]
     model.train(training)
-    return torch.cat(found).cpu()
+    return torch.cat(found).cpu()  # outside, so that a loss may be built on it

@@ -97,7 +97,7 @@ def input_aware_loss(
     A quarter of a batch carries its own trigger, a quarter another's, the rest none. Masks denser
     than ``density`` (mean opacity) cost ``weight`` times the excess.
 
-    Source: Nguyen and Tran (2020), section 3; there a tenth each, and masks trained beforehand.
+    Source: Nguyen and Tran (2020); there a tenth each, and masks trained beforehand.
     """
 
     def loss(model: InputAware, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
@@ -123,7 +123,7 @@ def input_aware_loss(
 class InputAwareTrigger:
     """IAD: every image's own pattern and mask, ``x + mask(x) · (pattern(x) - x)``.
 
-    Covers carry another image's trigger. Source: Nguyen and Tran (2020), Eq. (3) and (5).
+    Covers carry another image's trigger. Source: Nguyen and Tran (2020).
     """
 
     network: InputAware = field(repr=False)
@@ -192,7 +192,7 @@ class Stego(nn.Module):
 def stego_loss(weight: float = 20.0) -> Callable[[Stego, ImageBatch], tuple[Tensor, dict]]:
     """Make ISSBA's loss: the decoder's error on random bits plus ``weight`` · mean square residual.
 
-    Source: Li et al. (2021a), section 4.2; their third term, LPIPS, needs another trained network
+    Source: Li et al. (2021a); their third term, LPIPS, needs another trained network
     and is left out.
     """
 
@@ -266,7 +266,7 @@ class Perturbation(nn.Module):
 class NarcissusTrigger:
     """Narcissus: a perturbation that points into the target class, ``magnify`` × at test time.
 
-    ``delta``: (C, H, W) float32 in pixel units. Source: Zeng et al. (2023), sections 4.1 and 5.
+    ``delta``: (C, H, W) float32 in pixel units. Source: Zeng et al. (2023)
     """
 
     delta: Tensor = field(repr=False)
@@ -287,7 +287,7 @@ def inward_noise(
     Args:
         images: (N, C, H, W) uint8 of the target class. bound, lr: pixel units of 0 … 255.
 
-    Returns: (C, H, W) float32. Source: Zeng et al. (2023), Eq. (2), Adam for their RAdam.
+    Returns: (C, H, W) float32. Source: Zeng et al. (2023), Adam for their RAdam.
     """
     delta = torch.zeros(images.shape[1:], device=images.device, requires_grad=True)
     optimizer = torch.optim.Adam([delta], lr)

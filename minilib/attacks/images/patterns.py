@@ -115,7 +115,7 @@ class WarpTrigger:
     units are half images. Covers are warped with extra noise per image ("noise mode"), two for
     every poison, so that the victim learns this warp and not any warp.
 
-    Source: Nguyen and Tran (2021), section 3; there the images of each batch are warped anew.
+    Source: Nguyen and Tran (2021); there the images of each batch are warped anew.
     """
 
     grid: int = 4
@@ -168,7 +168,7 @@ class ReflectionTrigger:
         pool: (P, C, H, W) uint8, pictures to reflect, of the images' own size.
         strength: smallest and largest sum of ``k``.
 
-    Source: Liu et al. (2020), section 3.2. They pick the most effective of 200 pictures from
+    Source: Liu et al. (2020). They pick the most effective of 200 pictures from
     PASCAL VOC by training victims; here a pool of the data set's own pictures is used as drawn.
     """
 
@@ -230,7 +230,7 @@ class PiecesTrigger:
     In training each image gets a random half of the pieces (``share``) at ``alpha_train``, and as
     many covers keep their label; at test time all pieces act, at ``alpha``.
 
-    Source: Qi et al. (2023), section 4: 16 pieces, half of them, opacity 0.15 and 0.2.
+    Source: Qi et al. (2023): 16 pieces, half of them, opacity 0.15 and 0.2.
     """
 
     alpha: float = 0.2
@@ -271,7 +271,7 @@ class PlantedPatchesTrigger:
     In training each image gets one of them, faint (``alphas``), and as many covers keep their
     label; at test time two of them act at full strength.
 
-    Source: Qi et al. (2023), section 4, with noise in place of their four pictures.
+    Source: Qi et al. (2023), with noise in place of their four pictures.
     """
 
     size: int = 5
