@@ -147,8 +147,8 @@ def input_aware_trigger(
     seed: int = 0,
     settings: TrainSettings | None = None,
 ) -> InputAwareTrigger:
-    """Train IAD's generator together with a surrogate classifier, once; default 20 epochs."""
-    settings = settings or TrainSettings(20, 2e-3, 128, schedule="linear", seed=seed)
+    """Train IAD's generator together with a surrogate classifier, once; default 12 epochs."""
+    settings = settings or TrainSettings(12, 3e-3, 128, schedule="linear", seed=seed)
     network = _once(
         "iad",
         dataset,
@@ -231,11 +231,11 @@ def stego_trigger(
     bits: int = 20,
     bound: float = 24 / 255,
 ) -> StegoTrigger:
-    """Train ISSBA's encoder and decoder, once; default 20 epochs.
+    """Train ISSBA's encoder and decoder, once; default 12 epochs.
 
     ``bits``: length of the secret; ``bound``: largest change of a pixel, in units of 255.
     """
-    settings = settings or TrainSettings(20, 2e-3, 128, schedule="linear", seed=seed)
+    settings = settings or TrainSettings(12, 3e-3, 128, schedule="linear", seed=seed)
     network = _once(
         "issba",
         dataset,
@@ -313,12 +313,12 @@ def narcissus_trigger(
     steps: int = 200,
     bound: float = 16.0,
 ) -> NarcissusTrigger:
-    """Train a surrogate and find Narcissus' perturbation on it, once; default 15 epochs.
+    """Train a surrogate and find Narcissus' perturbation on it, once; default 12 epochs.
 
     ``bound`` in pixel units. The paper's attacker owns the target class alone, and trains the
     surrogate on images from elsewhere; ours trains it on ``dataset``, which makes it stronger.
     """
-    settings = settings or TrainSettings(15, 5e-3, 128, schedule="linear", seed=seed)
+    settings = settings or TrainSettings(12, 5e-3, 128, schedule="linear", seed=seed)
 
     def train(network: Perturbation, how: TrainSettings) -> list[dict]:
         device = default_device()

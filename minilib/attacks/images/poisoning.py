@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...images import ImageDataset
+from ...images import SIDE, ImageDataset
 from ...models import default_device
 from ...vision import pixels
 from ..text import Poisoned, _check_poison, _eligible
@@ -62,7 +62,10 @@ def make_image_trigger(
         "badnets": lambda: patterns.PatchTrigger(),
         "blended": lambda: patterns.BlendTrigger(seed=seed),
         "sig": lambda: patterns.SinusoidTrigger(),
-        "wanet": lambda: patterns.WarpTrigger(seed=seed),
+        # Images below 32 pixels are enlarged ones here: a warp of as many of their own pixels.
+        "wanet": lambda: patterns.WarpTrigger(
+            strength=0.5 * max(1.0, SIDE / dataset.shape[1]), seed=seed
+        ),
         "refool": lambda: patterns.ReflectionTrigger(_pictures(dataset, 200, seed)),
         "adap-blend": lambda: patterns.PiecesTrigger(seed=seed),
         "adap-patch": lambda: patterns.PlantedPatchesTrigger(size, seed=seed),
