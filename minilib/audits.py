@@ -26,9 +26,9 @@ from .images import ImageDataset
 from .vision import (
     EVAL_IMAGES,
     ImageBatches,
-    clone,
     image_cross_entropy,
     image_data,
+    model_copy,
     pixels,
     predict_images,
 )
@@ -141,7 +141,7 @@ def retune(
     Source: Min et al. (2024); SGD 0.01, momentum 0.9, batch 128, 5 epochs.
     """
     settings = settings or RetuneSettings()
-    tuned = clone(model).requires_grad_(True)
+    tuned = model_copy(model).requires_grad_(True)
     descend(tuned, ImageBatches(data, settings.batch_size), loss, settings)
     return tuned
 

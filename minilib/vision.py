@@ -265,11 +265,11 @@ def image_classifier(
 
 def frozen_copy(model: ImageClassifier) -> ImageClassifier:
     """Copy a model for reference: eval mode, no gradients towards its weights."""
-    copy = clone(model).eval()
+    copy = model_copy(model).eval()
     return copy.requires_grad_(False)
 
 
-def clone(model: nn.Module) -> nn.Module:
+def model_copy(model: nn.Module) -> nn.Module:
     """Copy a model, its weights and its mode; every defence works on such a copy."""
     import copy
 

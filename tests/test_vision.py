@@ -18,11 +18,11 @@ from minilib.vision import (
     ImageClassifier,
     augment,
     check_images,
-    clone,
     fit_images,
     frozen_copy,
     image_classifier,
     image_data,
+    model_copy,
     pixels,
     predict_images,
     wrap,
@@ -146,7 +146,7 @@ def test_errors_are_one_line(call, message):
 
 def test_copies_are_independent():
     model = image_classifier("cnn", 10, (1, 16, 16))
-    frozen, copy = frozen_copy(model), clone(model)
+    frozen, copy = frozen_copy(model), model_copy(model)
     assert not any(p.requires_grad for p in frozen.parameters()) and not frozen.training
     with torch.no_grad():
         copy.head.weight.zero_()
@@ -217,7 +217,7 @@ def test_training_is_plain_adamw():
     """Two steps of fit_images against a loop written out here."""
     data = image_data(few(colours(8, 16), 4))
     model = image_classifier("cnn", 4, (3, 16, 16)).double()
-    by_hand = clone(model)
+    by_hand = model_copy(model)
     how = TrainSettings(2, 1e-2, 8, precision="fp32", clip=0)
 
     def loss64(network, batch):

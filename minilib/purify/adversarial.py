@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..descent import SgdSettings, descend, seeded
 from ..images import ImageDataset
 from ..vision import ImageBatches, ImageClassifier, frozen_copy
-from .common import positive, prepared, unit
+from .common import prepared, require_positive, unit
 
 # ------------------------------------------------------------------------------------- I-BAU
 
@@ -40,7 +40,7 @@ class IBauSettings:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "rounds", "lr", "batch_size", "inner_steps", "inner_lr", "bound")
+        require_positive(self, "rounds", "lr", "batch_size", "inner_steps", "inner_lr", "bound")
         if not self.terms >= 1:
             raise ValueError(f"terms is {self.terms!r}; accepted: 1 or more")
 
@@ -151,7 +151,7 @@ class SauSettings(SgdSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "bound", "steps", "step")
+        require_positive(self, "bound", "steps", "step")
 
 
 def shared_divergence(logits: Tensor, reference: Tensor) -> Tensor:

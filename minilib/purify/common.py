@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..images import ImageDataset
-from ..vision import ImageBatch, ImageClassifier, ImageData, clone, image_data
+from ..vision import ImageBatch, ImageClassifier, ImageData, image_data, model_copy
 
 
 def check_clean(model: nn.Module, clean: ImageDataset) -> None:
@@ -33,7 +33,7 @@ def check_clean(model: nn.Module, clean: ImageDataset) -> None:
 def prepared(model: ImageClassifier, clean: ImageDataset) -> tuple[ImageClassifier, ImageData]:
     """Check, and return a copy of the model to purify and the clean images on its device."""
     check_clean(model, clean)
-    copy = clone(model).requires_grad_(True).eval()
+    copy = model_copy(model).requires_grad_(True).eval()
     return copy, image_data(clean, next(copy.parameters()).device)
 
 
@@ -66,7 +66,7 @@ def unit(images: Tensor) -> Tensor:
     return images.float() / 255
 
 
-def positive(settings, *names: str) -> None:
+def require_positive(settings, *names: str) -> None:
     """Raise one line for the first of these settings that is not above 0."""
     for name in names:
         if not getattr(settings, name) > 0:

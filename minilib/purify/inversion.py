@@ -17,13 +17,13 @@ from ..vision import (
     ImageClassifier,
     ImageData,
     ImageToImage,
-    clone,
     fit_images,
     frozen_copy,
     image_data,
+    model_copy,
     predict_images,
 )
-from .common import check_clean, forever, positive, prepared, unit
+from .common import check_clean, forever, prepared, require_positive, unit
 
 # ------------------------------------------------------------------------------ Neural Cleanse
 
@@ -54,7 +54,7 @@ class CleanseSettings(SgdSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "steps", "step", "images", "success", "cost", "threshold", "share")
+        require_positive(self, "steps", "step", "images", "success", "cost", "threshold", "share")
 
 
 def reverse_triggers(
@@ -156,44 +156,63 @@ class BtiSettings(SgdSettings):
     """Inversion by decoupled benign features, and unlearning of what it makes.
 
     Attributes:
-        mask_steps: of Adam (0.1) on the mask over features.
+        mask_steps: of Adam (0.01) on the mask over features.
+        slack: the mask shrinks to as few features as keep the clean loss within this many
+            nats of the unmasked one (ours); None is the paper's objective alone.
         generator: how the generator is trained, each round.
         bound: largest change of a pixel, in units of 255.
         rounds: the generator is made anew for the model as it then is; epochs are per round.
     """
 
     epochs: int = 5
-    mask_steps: int = 200
+    mask_steps: int = 500
     generator: TrainSettings = field(
         default_factory=lambda: TrainSettings(10, 2e-3, 64, schedule="linear")
     )
+    slack: float | None = 0.1
     bound: float = 0.3
     rounds: int = 3
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "mask_steps", "bound", "rounds")
+        require_positive(self, "mask_steps", "bound", "rounds")
 
 
-def benign_mask(model: ImageClassifier, data: ImageData, steps: int, step: float = 0.1) -> Tensor:
+def benign_mask(
+    model: ImageClassifier,
+    data: ImageData,
+    steps: int,
+    slack: float | None = None,
+    step: float = 0.01,
+) -> Tensor:
     """Tell benign features from the rest: a mask (d,) in 0 … 1.
 
     Minimises ``CE(head(m · h), y) - CE(head((1 - m) · h), y)``. The features h are constant and
     computed once; only the head runs in the loop.
 
+    A feature that sleeps on clean images, as a backdoor's does, changes neither term: the objective
+    leaves it where it began, and a mask of ones makes the generator the identity. With ``slack``
+    (nats) a weight on the mask's mean grows while the first term is within it of its value
+    unmasked and shrinks while it is not, which closes all that the clean task can do without.
+
     Source: Xu et al. (2024).
     """
     features = predict_images(model, data.images, output=model.features).to(data.labels.device)
     head = model.head
-    raw = torch.zeros(features.shape[1], device=features.device, requires_grad=True)
-    optimizer = torch.optim.Adam([raw], step)
+    mask = torch.ones(features.shape[1], device=features.device, requires_grad=True)
+    optimizer = torch.optim.Adam([mask], step)
+    limit = F.cross_entropy(head(features), data.labels).detach() + (slack or 0.0)
+    weight = torch.tensor(0.0 if slack is None else 0.1, device=features.device)
     for _ in range(steps):
-        mask = raw.sigmoid()
         kept = F.cross_entropy(head(mask * features), data.labels)
         left = F.cross_entropy(head((1 - mask) * features), data.labels)
-        (raw.grad,) = torch.autograd.grad(kept - left, raw)
+        (mask.grad,) = torch.autograd.grad(kept - left + weight * mask.mean(), mask)
         optimizer.step()
-    return raw.detach().sigmoid()
+        if slack is not None:
+            weight = weight * torch.where(kept.detach() < limit, 1.02, 1 / 1.02)
+        # Clipped, not squashed: a squashed mask that once went to 1 for all would stay there.
+        mask.data.clamp_(0, 1)
+    return mask.detach()
 
 
 def decoupled_inversion(
@@ -213,7 +232,7 @@ def decoupled_inversion(
     model = frozen_copy(model)
     device = next(model.parameters()).device
     data = image_data(clean, device)
-    mask = benign_mask(model, data, settings.mask_steps)
+    mask = benign_mask(model, data, settings.mask_steps, settings.slack)
     with seeded(settings.seed, device):
         generator = ImageToImage(clean.shape[0], clean.shape[0]).to(device)
     known = predict_images(model, data.images, output=model.features).to(device)
@@ -247,7 +266,7 @@ def decoupled_unlearning(
     """
     model, data = prepared(model, clean)
     for _ in range(settings.rounds):
-        make = decoupled_inversion(clone(model), clean, settings)
+        make = decoupled_inversion(model_copy(model), clean, settings)
 
         def loss(model: nn.Module, batch, make=make) -> tuple[Tensor, dict]:
             x = unit(batch.images)

@@ -12,8 +12,8 @@ from torch.func import functional_call
 
 from ..descent import SgdSettings, mixed, seeded
 from ..images import ImageDataset
-from ..vision import EVAL_IMAGES, ImageBatches, ImageClassifier, ImageData, clone, image_data
-from .common import accuracy_on, batch_norms, forever, positive, prepared
+from ..vision import EVAL_IMAGES, ImageBatches, ImageClassifier, ImageData, image_data, model_copy
+from .common import accuracy_on, batch_norms, forever, prepared, require_positive
 
 Scales = dict[str, Tensor]  # batch norm's name → (channels,)
 
@@ -64,7 +64,7 @@ class AnpSettings:
     seed: int = 0
 
     def __post_init__(self):
-        positive(self, "steps", "lr", "batch_size", "eps")
+        require_positive(self, "steps", "lr", "batch_size", "eps")
         for name in ("alpha", "threshold"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: 0 … 1")
@@ -94,7 +94,7 @@ def adversarial_masks(model: ImageClassifier, data: ImageData, settings: AnpSett
             logits = scaled(model, named(scale), named(shift))(batch.images)
         return F.cross_entropy(logits.float(), batch.labels)
 
-    model = clone(model).train().requires_grad_(False)
+    model = model_copy(model).train().requires_grad_(False)
     with seeded(settings.seed, device) as rng:
         batches = forever(data, settings.batch_size, rng)
         for _ in range(settings.steps):
@@ -140,7 +140,7 @@ class EpSettings:
     deviations: float = 3.0
 
     def __post_init__(self):
-        positive(self, "deviations")
+        require_positive(self, "deviations")
 
 
 def spacing_entropy(values: Tensor) -> Tensor:
@@ -255,7 +255,7 @@ class RnpSettings(SgdSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "clip", "recover_epochs", "recover_lr")
+        require_positive(self, "clip", "recover_epochs", "recover_lr")
 
 
 def unlearn_clean(model: ImageClassifier, data: ImageData, settings: RnpSettings) -> None:
@@ -317,7 +317,7 @@ def reconstructive_pruning(
     """
     model, data = prepared(model, clean)
     batch_norms(model, "rnp")
-    unlearned = clone(model)
+    unlearned = model_copy(model)
     unlearn_clean(unlearned, data, settings)
     masks = recovery_masks(unlearned, data, settings)
     return prune(model, {name: mask < settings.threshold for name, mask in masks.items()})
@@ -333,7 +333,7 @@ class ClpSettings:
     deviations: float = 3.0
 
     def __post_init__(self):
-        positive(self, "deviations")
+        require_positive(self, "deviations")
 
 
 def channel_lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:

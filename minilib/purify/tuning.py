@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..descent import SgdSettings, descend
 from ..images import ImageDataset
 from ..vision import ImageBatches, ImageClassifier, image_cross_entropy, image_data
-from .common import check_clean, positive, prepared
+from .common import check_clean, prepared, require_positive
 from .inversion import BtiSettings, decoupled_inversion
 
 
@@ -140,7 +140,7 @@ class IbuSettings(SgdSettings):
 
     def __post_init__(self):
         super().__post_init__()
-        positive(self, "weight")
+        require_positive(self, "weight")
 
 
 def ideal_unlearning(
