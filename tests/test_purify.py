@@ -46,6 +46,7 @@ from minilib.vision import (
     image_data,
     model_copy,
     pixels,
+    wrap,
 )
 
 GENERATOR = replace(SMOKE, epochs=20, lr=3e-3, batch_size=32)
@@ -426,3 +427,31 @@ def test_inverted_images_stay_in_their_bound(case, victim):  # noqa: F811
         shown = make(x)
     assert shown.shape == x.shape and shown.min() >= 0 and shown.max() <= 1
     assert 0 < (shown - x).abs().max() <= 0.1 + 1e-6
+
+
+# ------------------------------------------------------------------------ a model from elsewhere
+
+
+class Foreign(nn.Module):
+    """A network of somebody else's: it ends in ``fc`` and expects normalised colour images."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.bn, self.fc = nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Linear(8, 10)
+
+    def forward(self, x):
+        return self.fc(self.bn(self.conv(x)).relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("method", [*QUICK, "ep", "clp"])
+def test_a_model_that_was_not_trained_here(method, case):  # noqa: F811
+    torch.manual_seed(0)
+    theirs = Foreign()
+    network = Foreign()
+    network.load_state_dict(theirs.state_dict())
+    model = wrap(network, "fc", (0.49, 0.48, 0.45), (0.2, 0.2, 0.2))
+    clean = replace(case.defender, images=case.defender.images.repeat(3, 3))
+    done = purify(method, model, clean, QUICK.get(method))
+    assert done.head.out_features == 10 and torch.equal(done.mean, model.mean)
+    assert torch.isfinite(done(pixels(clean.images[:4]))).all()
+    assert torch.equal(network.conv.weight, theirs.conv.weight)

@@ -189,7 +189,7 @@ class Stego(nn.Module):
         return (images + self.bound * residual).clamp(0, 1)
 
 
-def stego_loss(weight: float = 20.0) -> Callable[[Stego, ImageBatch], tuple[Tensor, dict]]:
+def stego_loss(weight: float = 5.0) -> Callable[[Stego, ImageBatch], tuple[Tensor, dict]]:
     """Make ISSBA's loss: the decoder's error on random bits plus ``weight`` · mean square residual.
 
     Source: Li et al. (2021a); their third term, LPIPS, needs another trained network

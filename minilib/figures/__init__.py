@@ -1,0 +1,1 @@
+"""Figures of single chapters; what several chapters draw stands in ``plots``."""
