@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 from vision_fixtures import SHORT, digits, same, weights  # noqa: F401
 
+from minilib import images as images_module
 from minilib.data import DataError
 from minilib.images import ImageDataset, defender_rows
 from minilib.train import TrainSettings
@@ -235,3 +236,27 @@ def test_training_is_plain_adamw():
         optimizer.step()
     for ours, theirs in zip(model.parameters(), by_hand.parameters(), strict=True):
         assert torch.allclose(ours, theirs, atol=1e-9)
+
+
+# ------------------------------------------------------------------------------------ the Hub
+
+
+def test_a_set_from_the_hub_is_squeezed_and_named(monkeypatch):
+    from PIL import Image
+
+    class Rows(list):
+        features = {"label": type("Names", (), {"names": ["cat", "dog"]})}
+
+    asked = []
+
+    def split(name, repository, configuration, part):
+        asked.append((repository, part))
+        pictures = [Image.fromarray(image) for image in colours(4, 64)]
+        return Rows({"image": p, "label": i % 2} for i, p in enumerate(pictures))
+
+    monkeypatch.delenv("MINILIB_DATA", raising=False)
+    monkeypatch.setattr(images_module, "hub_split", split)
+    part = images_module.load_images("tiny-imagenet", "test")
+    assert part.images.shape == (4, 32, 32, 3) and part.images.dtype == np.uint8
+    assert part.class_names == ("cat", "dog") and list(part.labels) == [0, 1, 0, 1]
+    assert part.source == "hub" and asked == [("zh-plus/tiny-imagenet", "valid")]
