@@ -38,7 +38,7 @@ from minilib.purify import (
 )
 from minilib.purify.adversarial import hypergradient, shared_images, universal_perturbation
 from minilib.purify.common import prepared
-from minilib.purify.pruning import adversarial_masks, norm_outputs, scaled, spacing_entropy
+from minilib.purify.pruning import adversarial_masks, norm_outputs, rescaled, spacing_entropy
 from minilib.vision import (
     ImageClassifier,
     frozen_copy,
@@ -300,7 +300,7 @@ def test_scaling_and_pruning(victim, case):  # noqa: F811
     images = pixels(case.test.images[:10])
     norms = {n: m for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)}
     ones = {name: torch.ones_like(norm.weight) for name, norm in norms.items()}
-    assert torch.equal(scaled(model, ones, ones)(images), model(images))
+    assert torch.equal(rescaled(model, ones, ones)(images), model(images))
     none = {name: torch.zeros_like(norm.weight, dtype=bool) for name, norm in norms.items()}
     before = weights(model)
     assert same(prune(model, none), before)
@@ -309,7 +309,7 @@ def test_scaling_and_pruning(victim, case):  # noqa: F811
     gone = none[name].clone()
     gone[[1, 4]] = True
     silent = {**ones, name: (~gone).float()}
-    expected = scaled(model, silent, silent)(images)
+    expected = rescaled(model, silent, silent)(images)
     assert torch.equal(prune(model_copy(model), {name: gone})(images), expected)
     outputs, _ = norm_outputs(prune(model, {name: gone}), image_data(case.test), "ep")
     assert outputs[name][:, [1, 4]].abs().max() == 0 and outputs[name].abs().sum(0)[0] > 0

@@ -31,7 +31,7 @@ def prune(model: nn.Module, channels: dict[str, Tensor]) -> nn.Module:
     return model
 
 
-def scaled(model: nn.Module, weight: Scales, bias: Scales) -> Callable[[Tensor], Tensor]:
+def rescaled(model: nn.Module, weight: Scales, bias: Scales) -> Callable[[Tensor], Tensor]:
     """Return the model with batch norms' scales and shifts multiplied, without touching it."""
     modules = dict(model.named_modules())
     override = {f"{name}.weight": modules[name].weight * value for name, value in weight.items()}
@@ -91,7 +91,7 @@ def adversarial_masks(model: ImageClassifier, data: ImageData, settings: AnpSett
 
     def error(batch, scale: Tensor, shift: Tensor) -> Tensor:
         with mixed(device, settings.precision):
-            logits = scaled(model, named(scale), named(shift))(batch.images)
+            logits = rescaled(model, named(scale), named(shift))(batch.images)
         return F.cross_entropy(logits.float(), batch.labels)
 
     model = model_copy(model).train().requires_grad_(False)
@@ -298,7 +298,7 @@ def recovery_masks(model: ImageClassifier, data: ImageData, settings: RnpSetting
         for _ in range(settings.recover_epochs):
             for batch in ImageBatches(data, settings.batch_size)(rng):
                 with mixed(device, settings.precision):
-                    logits = scaled(model, masks, ones)(batch.images)
+                    logits = rescaled(model, masks, ones)(batch.images)
                 F.cross_entropy(logits.float(), batch.labels).backward()
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)

@@ -27,7 +27,7 @@ from ...vision import (
 )
 from .patterns import to_uint8
 
-MODULES = ("train", "vision", "attacks.images.learned", "attacks.images.patterns")
+TRAINED_BY = ("train", "vision", "attacks.images.learned", "attacks.images.patterns")
 
 
 def _surrogate(dataset: ImageDataset, seed: int) -> nn.Module:
@@ -54,7 +54,7 @@ def _once(
         "data": dataset.sha256,
         "settings": asdict(settings),
         **more,
-        **cache.conditions(device, MODULES, *functions),
+        **cache.conditions(device, TRAINED_BY, *functions),
     }
     network, _ = cache.cached_model(
         key, lambda: _seeded(build, settings.seed).to(device), lambda net: train(net, settings)
