@@ -114,20 +114,20 @@ class DetectionStudy:
     epochs: int = Field(3, ge=1, le=100)
     lr: float = Field(5e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=4096)
-    detectors: names(SUSPECTERS) = "cube,cube-code,activation,spectral,onion,rap,moderate"
-    slow_detectors: names((*SUSPECTERS, "none")) = "cube-original,strip,bki"
+    detectors: names(SUSPECTERS) = "cube,cube-code,activation,spectral,onion"
+    slow_detectors: names((*SUSPECTERS, "none")) = "cube-original,strip,rap,bki,moderate"
     neighbours: int = Field(100, ge=2, le=10_000)
     min_cluster: int = Field(150, ge=2, le=100_000)
     min_samples: int = Field(120, ge=1, le=100_000)
     moderate_epochs: int = Field(1, ge=1, le=100)
     moderate_lr: float = Field(5e-4, gt=0, le=1)
     moderate_rank: int = Field(4, ge=1, le=1024)
-    precisions: numbers(float, 0, 1) = "1,0.7,0.4"
-    recalls: numbers(float, 0, 1) = "1,0.7,0.4"
+    precisions: numbers(float, 0, 1) = "1,0.5"
+    recalls: numbers(float, 0, 1) = "1,0.4"
     unlearn_epochs: int = Field(10, ge=1, le=1000)
     unlearn_lr: float = Field(5e-5, gt=0, le=1)
     beta: float = Field(0.05, ge=0, le=1000)
-    rates: numbers(float, 0, 1) = "0.007,0.02,0.05"
+    rates: numbers(float, 0, 1) = "0.007,0.02"
     seed: int = Field(0, ge=0)
 
 
