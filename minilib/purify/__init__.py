@@ -18,6 +18,7 @@ from .adversarial import (
     shared_divergence,
     shared_unlearning,
 )
+from .bi_bau import BiBauSettings, blind_inversion
 from .common import check_clean
 from .inversion import (
     BtiSettings,
@@ -71,6 +72,7 @@ DEFENCES = {
     "i-bau": Defence(implicit_unlearning, IBauSettings, "clean images"),
     "sau": Defence(shared_unlearning, SauSettings, "clean images"),
     "pam": Defence(path_aware, PamSettings, "clean images, a linear head"),
+    "bi-bau": Defence(blind_inversion, BiBauSettings, "clean images, a linear head"),
     "ibu": Defence(ideal_unlearning, IbuSettings, "clean images and the attacker's poison"),
 }
 
@@ -104,6 +106,7 @@ def purify(
 __all__ = [
     "DEFENCES",
     "AnpSettings",
+    "BiBauSettings",
     "BtiSettings",
     "CleanseSettings",
     "ClpSettings",
@@ -117,6 +120,7 @@ __all__ = [
     "TuneSettings",
     "adversarial_pruning",
     "benign_mask",
+    "blind_inversion",
     "channel_lipschitz",
     "check_clean",
     "decoupled_inversion",
