@@ -15,6 +15,7 @@ from minilib.audits import audit_images
 from minilib.purify import (
     DEFENCES,
     AnpSettings,
+    BiBauSettings,
     BtiSettings,
     CleanseSettings,
     ClpSettings,
@@ -67,6 +68,7 @@ def smoke_settings(case) -> dict:  # noqa: F811
         "i-bau": IBauSettings(),
         "sau": SauSettings(**FP32),
         "pam": PamSettings(inversion=bti, **FP32),
+        "bi-bau": BiBauSettings(epochs=8, steps=10, step=4.0, **FP32),
         "ibu": IbuSettings(poison=case.put(case.defender), **FP32),
     }
 
@@ -86,6 +88,7 @@ LEAVES = {
     "i-bau": (90, 85),
     "sau": (10, 75),
     "pam": (10, 85),
+    "bi-bau": (10, 85),
     "ibu": (5, 95),
 }
 HELPLESS = ("ft", "ep", "clp")
@@ -105,6 +108,7 @@ def test_what_each_does_to_badnets(method, case, victim):  # noqa: F811
 
 
 QUICK = {
+    "bi-bau": BiBauSettings(epochs=1, steps=2, **FP32),
     "ft": TuneSettings(epochs=1, **FP32),
     "nc": CleanseSettings(epochs=1, steps=3, threshold=0.1, **FP32),
     "bti-dbf": BtiSettings(epochs=1, rounds=1, mask_steps=3, generator=SHORT, **FP32),

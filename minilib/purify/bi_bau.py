@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..descent import SgdSettings, descend
 from ..images import ImageDataset
@@ -196,9 +197,11 @@ def fisher_diagonal(
                 share = model(part).softmax(1)
             asked = [(torch.full_like(p, k, dtype=torch.long), p) for k, p in enumerate(share.T)]
         else:
-            asked = [(labels[start : start + rows], torch.ones_like(part[:, 0].flatten(1)[:, 0]))]
+            asked = [(labels[start : start + rows], part.new_ones(len(part)))]
         for classes, weight in asked:
-            for name, slope in slopes(weights, part, classes).items():
+            with sdpa_kernel(SDPBackend.MATH):  # the one kernel that vmap knows
+                found = slopes(weights, part, classes)
+            for name, slope in found.items():
                 total[name] += torch.einsum("b,b...->...", weight, slope.square())
     return {name: value / len(x) for name, value in total.items()}
 
@@ -263,7 +266,7 @@ class BiBauSettings(SgdSettings):
     ewc: float = 1.0
     inverse: float = 1.0
     hard: float = 0.5
-    temperature: float = 2.0
+    temperature: float = 1.0
     eta: float = 0.5
     ceiling: float = 1.0
     sets: str = "AB"
