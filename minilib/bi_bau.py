@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from . import audits, cache, metrics
-from .attacks.images import PatchTrigger, poison_images, trigger_images
+from .attacks.images import poison_images, trigger_images
 from .audits import QuerySettings, RetuneSettings
-from .descent import SgdSettings, descend
+from .descent import SgdSettings, descend, seeded
 from .image_victims import ImageScenario, audited
 from .images import ImageDataset
-from .purify import BiBauSettings, purify
+from .models import default_device
+from .purify import DEFENCES, BiBauSettings, purify
 from .purify.bi_bau import (
     Known,
     ewc,
@@ -188,3 +189,298 @@ def chosen(rows: Sequence[Mapping], most: float = 20.0) -> str:
     if good:
         return max(good, key=lambda row: row["acc"])["candidate"]
     return min(rows, key=lambda row: row["r_asr"])["candidate"]
+
+
+# ------------------------------------------------------------------------- what is compared
+
+# Constraint sets of the ablation (Table 6): BI-BAU (U) is all of them, plain AT none.
+SETS = {"at": "", "at-a": "A", "at-b": "B", "bi-bau-u": "AB", "bi-bau-t": "AB"}
+METHODS = (
+    "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "sau", "pam", *SETS, "ibu",
+)  # fmt: skip
+KNOBS = (
+    "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",
+)  # fmt: skip
+# Poisons that the retuning attack gets (appendix D.2, CIFAR-10).
+POISONS = {"badnets": 5, "wanet": 5, "iad": 5, "issba": 5, "blended": 1}
+
+
+def poisons(attack: str) -> int:
+    """How many poisons the paper gives the retuning attack after this one."""
+    return POISONS.get(attack, 2)
+
+
+def defence(name: str, case: ImageScenario, plan: BiBauSettings) -> tuple[str, object]:
+    """Turn a method's name in this chapter into the name and settings that ``purify`` takes.
+
+    ``bi-bau-u`` and ``bi-bau-t`` are ``plan`` without and with the attack's target; ``at``,
+    ``at-a`` and ``at-b`` are the first with fewer constraints. All others have their papers'
+    settings, with ``plan``'s seed, precision and, where it is smaller, batch size.
+
+    Raises:
+        ValueError: unknown method.
+    """
+    if name not in METHODS:
+        raise ValueError(f"method is {name!r}; accepted: {', '.join(METHODS)}")
+    if name in SETS:
+        target = case.target if name == "bi-bau-t" else None
+        return "bi-bau", replace(plan, target=target, sets=SETS[name])
+    settings = DEFENCES[name].settings()
+    have = asdict(settings)
+    shared = {"seed": plan.seed, "precision": plan.precision}
+    changes = {key: value for key, value in shared.items() if key in have}
+    if "batch_size" in have:
+        changes["batch_size"] = min(settings.batch_size, plan.batch_size)
+    if name == "ibu":
+        changes["poison"] = case.put(case.defender)
+    return name, replace(settings, **changes)
+
+
+@dataclass(frozen=True)
+class Lab:
+    """What a defence is tried on and judged by.
+
+    Attributes:
+        case: the attack. victim: its model. clean_model: the same, never poisoned.
+        ra, qra: the two re-activation attacks.
+    """
+
+    case: ImageScenario
+    victim: ImageClassifier
+    clean_model: ImageClassifier
+    ra: RetuneSettings
+    qra: QuerySettings
+
+
+def measured(lab: Lab, model: ImageClassifier, inside: bool = True) -> dict:
+    """Measure everything that the chapter says of a model.
+
+    Returns: ``acc``, ``asr``, ``pacc``, ``dpacc`` (distance of PACC from the clean model's),
+    ``shift`` and ``shift_to`` (see ``shifted``), ``r_asr``, ``q_asr``; with ``inside`` and where
+    the model has convolutions ``bec`` in percent. Percentages all.
+    """
+    case = lab.case
+    found = {k: v for k, v in audited(case, model).items() if k != "pacc_by_class"}
+    found["dpacc"] = metrics.delta_pacc(found["pacc"], audited(case, lab.clean_model)["pacc"])
+    pred = predict_images(model, case.triggered).argmax(1).numpy()
+    found["shift"], found["shift_to"] = shifted(pred, case.triggered.labels, case.target)
+    found |= audits.reactivation(
+        model, lab.clean_model, case.clean, case.put, case.triggered, case.target, lab.ra, lab.qra
+    )
+    if inside and any(isinstance(m, torch.nn.Conv2d) for m in model.modules()):
+        device = next(model.parameters()).device
+        pairs = [audits.image_inputs(part, device) for part in (case.test, case.triggered)]
+        likeness = audits.backdoor_existence(lab.victim, lab.clean_model, model, *pairs)
+        found["bec"] = 100 * likeness["bec"]
+    return found
+
+
+def shifted(pred: np.ndarray, labels: np.ndarray, target: int) -> tuple[float, int]:
+    """Ask whether the trigger now leads to *another* class.
+
+    Returns: over all classes but the target, the largest share (percent) of triggered rows of
+    other classes that are put into it, and that class.
+    """
+    classes = [k for k in np.unique(labels) if k != target]
+    shares = [100 * float(np.mean(pred[labels != k] == k)) for k in classes]
+    return max(shares), int(classes[int(np.argmax(shares))])
+
+
+def experiment(lab: Lab, name: str, plan: BiBauSettings, inside: bool = True) -> dict:
+    """Purify the victim by one method and measure the result, at most once.
+
+    Returns: ``measured``'s dict with ``method``, ``attack`` and ``seconds`` (of purifying).
+    """
+    method, settings = defence(name, lab.case, plan)
+    device = next(lab.victim.parameters()).device
+    made = {k: v for k, v in asdict(settings).items() if k not in ("poison", "mixed")}
+    key = {
+        "victim": cache.weights_digest(lab.victim),
+        "clean_model": cache.weights_digest(lab.clean_model),
+        "rows": [part.sha256 for part in (lab.case.clean, lab.case.defender, lab.case.triggered)],
+        "method": [method, made, inside],
+        "attacks": [asdict(lab.ra), asdict(lab.qra), lab.case.trigger.name],
+        **cache.conditions(device, USED, "purify", "measured"),
+    }
+
+    def compute() -> dict:
+        started = time.perf_counter()
+        purified = purify(method, lab.victim, lab.case.defender, settings)
+        seconds = time.perf_counter() - started
+        return {**measured(lab, purified, inside), "seconds": seconds}
+
+    return {
+        "attack": lab.case.attack,
+        "method": name,
+        **cache.cached_json("purified", key, compute),
+    }
+
+
+USED = (
+    "bi_bau", "audits", "descent", "train", "vision", "metrics", "image_victims", "purify",
+    "purify.adversarial", "purify.bi_bau", "purify.common", "purify.inversion", "purify.pruning",
+    "purify.tuning",
+)  # fmt: skip
+
+
+# -------------------------------------------------------------- the order of the two tasks (E.1)
+
+ORDERS = ("together", "backdoor first", "clean first")
+
+
+def task_orders(
+    case: ImageScenario, model: str, settings: TrainSettings, first: int, width: float = 1.0,
+    crop: int = 0, flip: bool = False,
+) -> list[dict]:  # fmt: skip
+    """Learn the clean and the backdoor task together, and one after the other in both orders.
+
+    Each task is rehearsed a little while the other is learned: 10 % of the clean rows beside the
+    poison, 1 % of the poison beside the clean rows, or 10 poisons where the clean task comes first.
+
+    Args:
+        settings: of all epochs together. first: how many of them the backdoor task gets.
+
+    Returns: one dict per order and epoch: ``order``, ``epoch``, ``acc``, ``asr``.
+
+    Source: appendix E.1 and Figure 6, BI-BAU.
+    """
+    data, mask = case.poisoned.dataset, case.poisoned.mask
+    rng = np.random.default_rng([settings.seed, 1])
+    poison, clean = (rng.permutation(np.flatnonzero(rows)) for rows in (mask, ~mask))
+    some = max(1, len(clean) // 10)
+    backdoor = np.concatenate([poison, clean[:some]])
+    last = settings.epochs - first
+    streams = {
+        "together": [(np.arange(len(data)), settings.epochs)],
+        "backdoor first": [
+            (backdoor, first),
+            (np.concatenate([clean, poison[: max(1, len(poison) // 100)]]), last),
+        ],
+        "clean first": [(np.concatenate([clean, poison[:10]]), last), (backdoor, first)],
+    }
+    device = default_device()
+    key = {
+        "data": [part.sha256 for part in (data, case.test, case.triggered)],
+        "model": [model, width, crop, flip],
+        "settings": [asdict(settings), first],
+        **cache.conditions(device, USED, "task_orders", "fit_images"),
+    }
+
+    def compute() -> dict:
+        rows = []
+        for order, stages in streams.items():
+            network = image_classifier(model, data.num_classes, data.shape, width, settings.seed)
+            network, past = network.to(device), 0
+            for index, epochs in stages:
+                part = image_data(data.select(index), device)
+                fit_images(
+                    network, part, replace(settings, epochs=epochs), crop, flip,
+                    on_epoch=_tested(case, rows, order, past),
+                )  # fmt: skip
+                past += epochs
+        return {"rows": rows}
+
+    return cache.cached_json("task_orders", key, compute)["rows"]
+
+
+def _tested(case: ImageScenario, rows: list[dict], order: str, past: int):
+    def on_epoch(network, epoch: int) -> dict:
+        found = audits.audit_images(network, case.test, case.triggered, case.target)
+        rows.append(
+            {"order": order, "epoch": past + epoch, "acc": found["acc"], "asr": found["asr"]}
+        )
+        return {}
+
+    return on_epoch
+
+
+# ------------------------------------------------------------------- what the E-step makes
+
+
+def known_of(original: ImageClassifier, dataset: ImageDataset) -> Known:
+    """Compute what is constant of some rows: x, y, f_b(x), h(x)."""
+    data = image_data(dataset, next(original.parameters()).device)
+    x = unit(data.images)
+    with torch.no_grad():
+        features = original.features(x)
+        return Known(x, data.labels, original.head(features), features)
+
+
+def story(
+    original: ImageClassifier, model: ImageClassifier, dataset: ImageDataset, plan: BiBauSettings
+) -> tuple[Tensor, list[dict]]:
+    """Follow an E-step: what both models say of the images after each PGD step.
+
+    Rows of the target class are left out where there is one.
+
+    Returns:
+        x', (N, C, H, W) in 0 … 1, and one dict per step: ``step``; mean probabilities in percent,
+        ``backdoored_true``, ``backdoored_other`` (the target, or the likeliest wrong class) and
+        ``current_true``; ``angle``, the mean absolute cosine between change and clean features.
+    """
+    if plan.target is not None:
+        dataset = dataset.select(dataset.labels != plan.target)
+    original, model = frozen_copy(original), frozen_copy(model)
+    known, rows = known_of(original, dataset), []
+
+    @torch.no_grad()
+    def watch(shown: Tensor) -> None:
+        theirs = original(shown).softmax(1)
+        own = theirs.gather(1, known.labels[:, None])
+        if plan.target is None:
+            other = theirs.scatter(1, known.labels[:, None], 0).amax(1)
+        else:
+            other = theirs[:, plan.target]
+        read = model(shown).softmax(1).gather(1, known.labels[:, None])
+        change = original.features(shown) - known.features
+        angle = F.cosine_similarity(change, known.features, dim=1).abs()
+        means = {"backdoored_true": own, "backdoored_other": other, "current_true": read}
+        means = {name: 100 * value.mean().item() for name, value in means.items()}
+        rows.append({"step": len(rows), **means, "angle": angle.mean().item()})
+
+    with seeded(plan.seed, known.x.device):
+        shown = inverted(original, model, known, plan, watch)
+    return shown, rows
+
+
+def likeness_to_trigger(
+    original: ImageClassifier, dataset: ImageDataset, triggered: ImageDataset, shown: Tensor
+) -> dict:
+    """Compare a perturbation with the true trigger in the backdoored model's feature space.
+
+    For the book, not for the defender, who has no trigger.
+
+    Args:
+        dataset, triggered: the same rows without and with it. shown: the same rows perturbed.
+
+    Returns: mean cosines of the feature change: ``to_trigger`` (with the trigger's own change) and
+    ``to_clean`` (absolute, with the clean features).
+    """
+    known = known_of(original, dataset)
+    with torch.no_grad():
+        wanted = known_of(original, triggered).features - known.features
+        change = original.features(shown) - known.features
+        return {
+            "to_trigger": F.cosine_similarity(change, wanted, dim=1).mean().item(),
+            "to_clean": F.cosine_similarity(change, known.features, dim=1).abs().mean().item(),
+        }
+
+
+def variants(plan: BiBauSettings, knobs: Sequence[str], factors: Sequence[float]) -> dict:
+    """Make a plan's neighbours: each knob multiplied by each factor, the rest as it was.
+
+    Returns: "knob × factor" → settings, "as planned" first.
+
+    Raises:
+        ValueError: unknown knob.
+    """
+    unknown = [name for name in knobs if name not in KNOBS]
+    if unknown:
+        raise ValueError(f"knob is {unknown[0]!r}; accepted: {', '.join(KNOBS)}")
+    found = {"as planned": plan}
+    for name in knobs:
+        for factor in factors:
+            value = getattr(plan, name)
+            value = max(1, round(value * factor)) if isinstance(value, int) else value * factor
+            found[f"{name} × {factor:g}"] = replace(plan, **{name: value})
+    return found

@@ -29,7 +29,6 @@ from minilib.bi_bau import (
 from minilib.purify import BiBauSettings, TuneSettings, purify
 from minilib.purify.common import unit
 from minilib.vision import (
-    ImageBatches,
     ImageClassifier,
     frozen_copy,
     image_classifier,
@@ -58,11 +57,15 @@ def draw(seed: int, *shape: int) -> torch.Tensor:
     st.sampled_from(["random", "zero"]), st.integers(0, 10**6),
 )  # fmt: skip
 @settings(max_examples=60, deadline=None)
-def test_pgd_stays_in_its_ball_and_in_range(rows, channels, side, steps, step, bound, norm, start, seed):  # noqa: E501
+def test_pgd_stays_in_its_ball_and_in_range(
+    rows, channels, side, steps, step, bound, norm, start, seed
+):
     torch.manual_seed(seed)
     x = draw(seed, rows, channels, side, side).sigmoid()
     pull, seen = draw(seed + 1, *x.shape), []
-    shown = pgd(lambda v: (v * pull).flatten(1).sum(1), x, steps, step, bound, norm, start, seen.append)  # noqa: E501
+    shown = pgd(
+        lambda v: (v * pull).flatten(1).sum(1), x, steps, step, bound, norm, start, seen.append
+    )
     assert len(seen) == steps + 1 and torch.equal(seen[-1], shown)
     for v in seen:
         assert not v.requires_grad and 0 <= v.min() and v.max() <= 1
@@ -152,7 +155,10 @@ def test_prior_loss_of_a_linear_model_by_hand(rows, dim, eta, seed):
     direction = (backdoored - current)[target]
     along = torch.stack([(a @ d) @ direction for d in delta])
     angle = torch.stack(
-        [abs((a @ d) @ (a @ v)) / ((a @ d).norm() * (a @ v).norm()) for d, v in zip(delta, x)]
+        [
+            abs((a @ d) @ (a @ v)) / ((a @ d).norm() * (a @ v).norm())
+            for d, v in zip(delta, x, strict=True)
+        ]
     )
     for value, wanted in ((0.0, -along), (1.0, angle), (eta, eta * angle - (1 - eta) * along)):
         found = prior_loss(change, features, direction, value)
@@ -275,7 +281,9 @@ def test_the_terms_of_the_e_step_by_hand(target, kind):
         change = (source.features(shown) - source.features(x))[row]
         along = change @ (theirs.head.weight - ours.head.weight)[to]
         angle = F.cosine_similarity(change, source.features(x)[row], 0).abs()
-        assert found["prior"][row].item() == pytest.approx((0.3 * angle - 0.7 * along).item(), rel=1e-4)  # noqa: E501
+        assert found["prior"][row].item() == pytest.approx(
+            (0.3 * angle - 0.7 * along).item(), rel=1e-4
+        )
     wanted = likelihood_loss(ours(shown), y, theirs(x), 0.4, 3.0)
     torch.testing.assert_close(found["likelihood"].double(), wanted, rtol=1e-4, atol=1e-5)
 
@@ -349,9 +357,20 @@ def test_without_its_terms_it_is_plain_adversarial_training(target, case, victim
     none = {"likelihood": 0.0, "prior": 0.0, "ewc": 0.0, "inverse": 0.0}
     how = replace(QUICK, epochs=2, target=target, **none)
     ours = purify("bi-bau", victim, case.defender, how)
-    assert same(ours, weights(purify("bi-bau", victim, case.defender, replace(QUICK, epochs=2, target=target, sets=""))))  # noqa: E501
+    assert same(
+        ours,
+        weights(
+            purify(
+                "bi-bau", victim, case.defender, replace(QUICK, epochs=2, target=target, sets="")
+            )
+        ),
+    )
 
-    attacked, by_hand, data = frozen_copy(victim), model_copy(victim).train(), image_data(case.defender)  # noqa: E501
+    attacked, by_hand, data = (
+        frozen_copy(victim),
+        model_copy(victim).train(),
+        image_data(case.defender),
+    )
     optimizer = torch.optim.SGD(by_hand.parameters(), 0.01, 0.9, weight_decay=5e-4)
     torch.manual_seed(0)
     rng = np.random.default_rng(0)
@@ -378,10 +397,24 @@ def test_without_its_terms_it_is_plain_adversarial_training(target, case, victim
             (F.cross_entropy(own, y) + (other * keep).sum() / keep.sum()).backward()
             optimizer.step()
     assert same(ours, weights(by_hand))
-    assert not same(purify("bi-bau", victim, case.defender, replace(QUICK, epochs=2, target=target)), weights(by_hand))  # noqa: E501
+    assert not same(
+        purify("bi-bau", victim, case.defender, replace(QUICK, epochs=2, target=target)),
+        weights(by_hand),
+    )
 
 
-@pytest.mark.parametrize("change", [{"sets": "A"}, {"sets": "B"}, {"features": "current"}, {"fisher": "model"}, {"norm": "l2", "bound": 300.0, "step": 100.0}, {"eta": 0.0}, {"hard": 1.0}])  # noqa: E501
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"sets": "A"},
+        {"sets": "B"},
+        {"features": "current"},
+        {"fisher": "model"},
+        {"norm": "l2", "bound": 300.0, "step": 100.0},
+        {"eta": 0.0},
+        {"hard": 1.0},
+    ],
+)
 def test_every_switch_does_something(change, case, victim):  # noqa: F811
     clean = case.defender.select(range(64))
     # A second epoch: at the anchor both EWC terms, and at W_b = W_θ half of the prior, are idle.
@@ -437,8 +470,15 @@ def test_a_victim_that_was_not_trained_here(case):  # noqa: F811
     model = wrap(network, "out", 0.5, 0.5).eval()
     before = audit_images(model, case.test, case.triggered, 0)
     assert before["asr"] > 95 and before["acc"] > 90
-    after = audit_images(purify("bi-bau", model, case.defender, SHORT), case.test, case.triggered, 0)
-    assert after["asr"] < 10 and after["acc"] > 80
+    # How fast a network without batch norm may learn is not known: the proxy is asked.
+    rates = {f"{lr:g}": replace(SHORT, lr=lr) for lr in (0.01, 0.1)}
+    proxy = bi_bau.plant_proxy(model, case.defender, 1)
+    best = rates[bi_bau.chosen(bi_bau.try_on_proxy(proxy, rates))]
+    purified = purify("bi-bau", model, case.defender, best)
+    after = audit_images(purified, case.test, case.triggered, 0)
+    assert after["asr"] < 10 and after["acc"] > 70
+    tuned = purify("ft", model, case.defender, TuneSettings(**FP32))
+    assert r_asr(case, purified) < r_asr(case, tuned) - 20
 
 
 # -------------------------------------------------------------------------------- the proxy
