@@ -33,6 +33,7 @@ from .purify.bi_bau import (
     likelihood_loss,
     pgd,
     prior_loss,
+    random_start,
     unlearning_loss,
 )
 from .purify.common import unit
@@ -443,6 +444,13 @@ def story(
     return shown, rows
 
 
+def noise(dataset: ImageDataset, plan: BiBauSettings) -> Tensor:
+    """Add uniform noise of the plan's bound, where PGD starts; (N, C, H, W) in 0 … 1."""
+    x = unit(image_data(dataset, default_device()).images)
+    with seeded(plan.seed, x.device):
+        return random_start(x, plan.bound / 255, plan.norm)
+
+
 def likeness_to_trigger(
     original: ImageClassifier, dataset: ImageDataset, triggered: ImageDataset, shown: Tensor
 ) -> dict:
@@ -457,6 +465,7 @@ def likeness_to_trigger(
     ``to_clean`` (absolute, with the clean features).
     """
     known = known_of(original, dataset)
+    shown = shown.to(known.x.device)
     with torch.no_grad():
         wanted = known_of(original, triggered).features - known.features
         change = original.features(shown) - known.features

@@ -131,10 +131,67 @@ class DetectionStudy:
     seed: int = Field(0, ge=0)
 
 
+IMAGE_SETS = Literal["cifar10", "gtsrb", "tiny-imagenet", "digits"]
+IMAGE_VICTIMS = Literal["resnet18", "preresnet18", "vgg19", "vit", "cnn"]
+IMAGE_TRIGGERS = (
+    "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",
+    "adap-patch", "adap-blend+", "adap-patch+",
+)  # fmt: skip
+IMAGE_DEFENCES = (
+    "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "sau", "pam", "bi-bau-u",
+    "bi-bau-t", "ibu",
+)  # fmt: skip
+BIBAU_KNOBS = (
+    "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",
+)  # fmt: skip
+
+
+@frozen
+class BiBau:
+    """Parameters of chapter 06_bi_bau."""
+
+    dataset: IMAGE_SETS = "cifar10"
+    model: IMAGE_VICTIMS = "resnet18"
+    width: float = Field(0.25, gt=0, le=4)
+    attacks: names(IMAGE_TRIGGERS) = "badnets,blended"
+    share: float = Field(0.05, gt=0, le=1)
+    victim_epochs: int = Field(30, ge=1, le=1000)
+    victim_lr: float = Field(3e-3, gt=0, le=1)
+    victim_batch: int = Field(128, ge=1, le=4096)
+    augment: bool = True
+    methods: names(IMAGE_DEFENCES) = "ft,sau,bi-bau-u,bi-bau-t"
+    epochs: int = Field(20, ge=1, le=1000)
+    lr: float = Field(0.01, gt=0, le=1)
+    batch_size: int = Field(128, ge=1, le=4096)
+    steps: int = Field(20, ge=1, le=1000)
+    step: float = Field(2.0, gt=0, le=255)
+    bound: float = Field(25.0, gt=0, le=255)
+    likelihood: float = Field(1.0, ge=0, le=1e6)
+    prior: float = Field(1.0, ge=0, le=1e6)
+    ewc: float = Field(1.0, ge=0, le=1e6)
+    inverse: float = Field(1.0, ge=0, le=1e6)
+    hard: float = Field(0.5, ge=0, le=1)
+    temperature: float = Field(1.0, gt=0, le=100)
+    eta: float = Field(0.5, ge=0, le=1)
+    ceiling: float = Field(1.0, gt=0, le=1e6)
+    features: Literal["backdoored", "current"] = "backdoored"
+    fisher: Literal["labels", "model"] = "labels"
+    adaptive: names((*IMAGE_TRIGGERS, "none")) = "adap-patch+"
+    etas: names(("0", "0.1", "0.25", "0.5", "0.75", "0.9", "1")) = "0,0.5,1"
+    knobs: names(BIBAU_KNOBS) = "likelihood,prior,ewc,inverse"
+    factors: numbers(float, 0, 1000) = "0.1,10"
+    order_epochs: int = Field(20, ge=2, le=1000)
+    order_first: int = Field(4, ge=1, le=999)
+    ra_share: float = Field(0.02, gt=0, le=1)
+    qra_epochs: int = Field(50, ge=1, le=1000)
+    seed: int = Field(0, ge=0)
+
+
 CHAPTERS: dict[str, type] = {
     "01_attacks": Attacks,
     "02_detection": DetectionStudy,
     "03_ga_rga": GaRga,
+    "06_bi_bau": BiBau,
 }
 
 

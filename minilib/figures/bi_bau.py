@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from torch import Tensor
 
+from .. import tables
 from ..images import ImageDataset
 from ..plots import LABELS, label
 from .vision import _picture
@@ -178,3 +179,22 @@ def feature_map(
         axis.set(title=label(attack), xticks=[], yticks=[])
     axes[0, 0].legend(fontsize=7)
     return figure
+
+
+def beside_paper(
+    frame: pd.DataFrame, number: str, values: Sequence[str], methods: Sequence[str], **where: str
+) -> pd.DataFrame:
+    """Show our rates beside one of the paper's tables: a row per attack and method.
+
+    Args:
+        frame: rows with ``attack``, ``method`` and ``values``. number: of the paper's table.
+        where: further columns of the paper's table, e.g. ``dataset="gtsrb"``.
+    """
+    parts = {}
+    for attack in dict.fromkeys(frame["attack"]):
+        ours = tables.summary(frame[frame["attack"] == attack], "method", values, methods, 1)
+        theirs = tables.paper_summary(
+            "bibau", "method", values, methods, table=number, attack=attack, **where
+        )
+        parts[label(attack)] = tables.beside(ours, theirs)
+    return pd.concat(parts, names=["attack", ""])
