@@ -336,7 +336,7 @@ def task_orders(
     """Learn the clean and the backdoor task together, and one after the other in both orders.
 
     Each task is rehearsed a little while the other is learned: 10 % of the clean rows beside the
-    poison, 1 % of the poison beside the clean rows, or 10 poisons where the clean task comes first.
+    poison, 1 % of the poison beside the clean rows, or 0.2 % where the clean task comes first.
 
     Args:
         settings: of all epochs together. first: how many of them the backdoor task gets.
@@ -357,7 +357,10 @@ def task_orders(
             (backdoor, first),
             (np.concatenate([clean, poison[: max(1, len(poison) // 100)]]), last),
         ],
-        "clean first": [(np.concatenate([clean, poison[:10]]), last), (backdoor, first)],
+        "clean first": [
+            (np.concatenate([clean, poison[: max(1, len(poison) // 500)]]), last),
+            (backdoor, first),
+        ],
     }
     device = default_device()
     key = {

@@ -161,14 +161,14 @@ class BiBau:
     augment: bool = True
     methods: names(IMAGE_DEFENCES) = "ft,sau,bi-bau-u,bi-bau-t"
     epochs: int = Field(20, ge=1, le=1000)
-    lr: float = Field(0.01, gt=0, le=1)
+    lr: float = Field(0.005, gt=0, le=1)
     batch_size: int = Field(128, ge=1, le=4096)
     steps: int = Field(20, ge=1, le=1000)
     step: float = Field(2.0, gt=0, le=255)
     bound: float = Field(25.0, gt=0, le=255)
     likelihood: float = Field(1.0, ge=0, le=1e6)
     prior: float = Field(1.0, ge=0, le=1e6)
-    ewc: float = Field(1.0, ge=0, le=1e6)
+    ewc: float = Field(100.0, ge=0, le=1e6)
     inverse: float = Field(1.0, ge=0, le=1e6)
     hard: float = Field(0.5, ge=0, le=1)
     temperature: float = Field(1.0, gt=0, le=100)

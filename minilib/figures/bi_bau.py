@@ -52,6 +52,7 @@ def orders(frame: pd.DataFrame, first: int) -> plt.Figure:
         if title in switch:
             axis.axvline(switch[title] + 0.5, color="grey", lw=1, ls=":")
         axis.set(title=title, xlabel="epoch", ylim=(-3, 103))
+        axis.xaxis.get_major_locator().set_params(integer=True)
     axes[0, 0].set_ylabel("percent")
     axes[0, 0].legend(fontsize=8)
     return figure
@@ -182,19 +183,23 @@ def feature_map(
 
 
 def beside_paper(
-    frame: pd.DataFrame, number: str, values: Sequence[str], methods: Sequence[str], **where: str
+    frame: pd.DataFrame,
+    number: str,
+    values: Sequence[str],
+    methods: Sequence[str],
+    digits: int = 1,
 ) -> pd.DataFrame:
     """Show our rates beside one of the paper's tables: a row per attack and method.
 
     Args:
         frame: rows with ``attack``, ``method`` and ``values``. number: of the paper's table.
-        where: further columns of the paper's table, e.g. ``dataset="gtsrb"``.
+        digits: decimals of our numbers.
     """
     parts = {}
     for attack in dict.fromkeys(frame["attack"]):
-        ours = tables.summary(frame[frame["attack"] == attack], "method", values, methods, 1)
+        ours = tables.summary(frame[frame["attack"] == attack], "method", values, methods, digits)
         theirs = tables.paper_summary(
-            "bibau", "method", values, methods, table=number, attack=attack, **where
+            "bibau", "method", values, methods, table=number, attack=attack
         )
         parts[label(attack)] = tables.beside(ours, theirs)
     return pd.concat(parts, names=["attack", ""])
