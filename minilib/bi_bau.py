@@ -211,6 +211,29 @@ def poisons(attack: str) -> int:
     return POISONS.get(attack, 2)
 
 
+# The paper has one setting for most attacks, a smaller η for Refool, and one more, with other outer
+# weights and rate, for attacks whose features are entangled with the clean ones. Its values are
+# lost; these are ours, and guesses: to choose by the attack one must know it.
+FAMILIES = {
+    "general": {},
+    "refool": {"eta": 0.25},
+    "entangled": {"eta": 0.1},
+}
+ENTANGLED = ("sig", "narcissus", "adap-blend", "adap-patch")
+
+
+def family(attack: str) -> str:
+    """Name the family that an attack's settings belong to: general, refool or entangled."""
+    if attack.removesuffix("+") in ENTANGLED:
+        return "entangled"
+    return "refool" if attack == "refool" else "general"
+
+
+def for_attack(plan: BiBauSettings, attack: str) -> BiBauSettings:
+    """Change a plan as the paper does for the attack's family (appendix D.3)."""
+    return replace(plan, **FAMILIES[family(attack)])
+
+
 def defence(name: str, case: ImageScenario, plan: BiBauSettings) -> tuple[str, object]:
     """Turn a method's name in this chapter into the name and settings that ``purify`` takes.
 

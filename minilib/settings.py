@@ -174,6 +174,7 @@ class BiBau:
     temperature: float = Field(1.0, gt=0, le=100)
     eta: float = Field(0.5, ge=0, le=1)
     ceiling: float = Field(1.0, gt=0, le=1e6)
+    by_family: bool = False
     features: Literal["backdoored", "current"] = "backdoored"
     fisher: Literal["labels", "model"] = "labels"
     adaptive: names((*IMAGE_TRIGGERS, "none")) = "adap-patch+"
