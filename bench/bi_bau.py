@@ -1,0 +1,341 @@
+"""BI-BAU's PGD step and epoch against plain loops in the shape of released adversarial unlearning.
+
+``python -m bench.bi_bau``. The plain loops have the habits of SAU's released code: every PGD step
+runs both models on the clean images again, though what comes out is constant; the backward pass
+collects gradients of all weights of both models; everything is fp32. The objective is BI-BAU's.
+
+What is compared, and how fairly:
+
+* First, same weights, images and start, fp32: the objective agrees at each PGD step, the perturbed
+  images agree, and so do the losses of the epochs' first batches.
+* Then the loops are timed in turns after a warm-up, all in one process. Victims are random networks
+  (time does not depend on the weights). The Fisher diagonal of the clean images, made once per run,
+  stands in ``setup_seconds``; that of the perturbed images is part of every epoch.
+* ``epoch``: BI-BAU against adversarial training without its terms, by the plain loop and by
+  minilib's own. The paper has 1.36 for ResNet-18 (418 s to 308 s, section 5.8).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import minilib
+from bench.rga import hardware, ratios, spread, wait
+from minilib.descent import descend, mixed
+from minilib.images import ImageDataset
+from minilib.purify import BiBauSettings
+from minilib.purify.bi_bau import Known, inverted, unlearning_loss
+from minilib.purify.common import unit
+from minilib.vision import (
+    ImageBatches,
+    ImageClassifier,
+    frozen_copy,
+    image_classifier,
+    image_data,
+    model_copy,
+)
+
+TOLERANCE = 1e-3  # relative, of the objective at each step and of the losses of a batch
+SAME_PIXELS = 0.99  # share of pixels that must agree: a sign may tip where a slope is nearly 0
+PAPER = 418 / 308
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is timed: networks, images, settings."""
+
+    model: str
+    width: float
+    rows: ImageDataset
+    settings: BiBauSettings
+    device: str
+    threads: int
+
+
+def make_case(device: str, threads: int, quick: bool) -> Case:
+    """Random 32 × 32 colour images; a quarter-width ResNet-18 on a CPU, full width on a GPU."""
+    rng = np.random.default_rng(0)
+    count, side = (24, 8) if quick else (2500 if device == "cuda" else 128, 32)
+    rows = ImageDataset(
+        "random", "train", rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
+        rng.integers(0, 10, count), tuple("0123456789"), "built-in",
+    )  # fmt: skip
+    batch = 12 if quick else (256 if device == "cuda" else 64)
+    steps = 3 if quick else 20
+    settings = BiBauSettings(
+        epochs=1, batch_size=batch, steps=steps, start="zero", fisher_rows=batch
+    )
+    model, width = ("cnn", 0.25) if quick else ("resnet18", 1.0 if device == "cuda" else 0.25)
+    return Case(model, width, rows, settings, device, threads)
+
+
+def models_of(case: Case) -> tuple[ImageClassifier, ImageClassifier]:
+    """f_b, and f_θ a little away from it, so that no term is idle."""
+    original = image_classifier(case.model, 10, case.rows.shape, case.width).to(case.device).eval()
+    model = model_copy(original)
+    draw = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(1e-2 * p.std().nan_to_num() * torch.randn(p.shape, generator=draw).to(p.device))
+    return original, model
+
+
+# --------------------------------------------------------------------------------- PGD steps
+
+
+Steps = Callable[[], tuple[float, Tensor, list[float]]]  # → seconds, x', objective at each step
+
+
+def our_steps(case: Case, precision: str) -> Steps:
+    original, model = (frozen_copy(m) for m in models_of(case))
+    data = image_data(case.rows, case.device)
+    part = data.batch(np.arange(case.settings.batch_size))
+
+    def run() -> tuple[float, Tensor, list[float]]:
+        with mixed(torch.device(case.device), precision):
+            x = unit(part.images)
+            with torch.no_grad():
+                features = original.features(x).float()
+                known = Known(x, part.labels, original.head(features).float(), features)
+            started = wait(case.device)
+            shown = inverted(original, model, known, case.settings)
+            return wait(case.device) - started, shown, []
+
+    return run
+
+
+def plain_objective(original, model, x: Tensor, shown: Tensor, y: Tensor, how: BiBauSettings):
+    """BI-BAU's untargeted objective, written down without a thought for what is constant."""
+    clean_logits, clean_features = original(x), original.features(x)
+    theirs, features = original(shown), original.features(shown)
+    value = -F.cross_entropy(theirs, y, reduction="sum")
+    if how.weight("likelihood") > 0:
+        ours = model(shown)
+        soft = F.kl_div(
+            F.log_softmax(ours / how.temperature, 1),
+            F.softmax(clean_logits / how.temperature, 1),
+            reduction="sum",
+        )
+        hard = F.cross_entropy(ours, y, reduction="sum")
+        likelihood = how.hard * hard + (1 - how.hard) * how.temperature**2 * soft
+        value = value + how.likelihood * likelihood
+    if how.weight("prior") > 0:
+        rivals = theirs.detach().clone()
+        rivals[torch.arange(len(y)), y] = -torch.inf
+        line = (original.head.weight - model.head.weight)[rivals.argmax(1)].detach()
+        change = features - clean_features
+        angle = F.cosine_similarity(change, clean_features, 1).abs()
+        prior = how.eta * angle - (1 - how.eta) * (change * line).sum(1)
+        value = value + how.prior * prior.sum()
+    return value
+
+
+def plain_inversion(
+    original, model, x: Tensor, y: Tensor, how: BiBauSettings
+) -> tuple[Tensor, list[float]]:
+    """PGD whose every step does everything again, and asks for all gradients there are."""
+    delta, values = torch.zeros_like(x, requires_grad=True), []
+    for _ in range(how.steps):
+        delta.grad = None
+        value = plain_objective(original, model, x, x + delta, y, how)
+        value.backward()
+        with torch.no_grad():
+            moved = delta - how.step / 255 * delta.grad.sign()
+            moved = moved.clamp(-how.bound / 255, how.bound / 255)
+            delta.data = (x + moved).clamp(0, 1) - x
+        values.append(value.detach())
+    return (x + delta).detach(), values
+
+
+def plain_steps(case: Case) -> Steps:
+    original, model = models_of(case)
+    model.eval()
+    data = image_data(case.rows, case.device)
+    part = data.batch(np.arange(case.settings.batch_size))
+
+    def run() -> tuple[float, Tensor, list[float]]:
+        x = unit(part.images)
+        started = wait(case.device)
+        shown, values = plain_inversion(original, model, x, part.labels, case.settings)
+        seconds = wait(case.device) - started
+        return seconds, shown, torch.stack(values).tolist()
+
+    return run
+
+
+# ------------------------------------------------------------------------------------ epochs
+
+
+Epoch = Callable[[], tuple[float, dict]]  # → seconds, the mean losses
+
+
+def our_epoch(case: Case, sets: str, precision: str) -> tuple[Epoch, float]:
+    """An epoch of BI-BAU, or with no sets of plain adversarial training; seconds of set-up."""
+    original, model = models_of(case)
+    original = frozen_copy(original)
+    data = image_data(case.rows, case.device)
+    how = replace(case.settings, sets=sets, precision=precision)
+    started = wait(case.device)
+    loss = unlearning_loss(original, data, how)
+    setup = wait(case.device) - started
+
+    def run() -> tuple[float, dict]:
+        network = model_copy(model).requires_grad_(True)
+        started = wait(case.device)
+        log = descend(network, ImageBatches(data, how.batch_size), loss, how)[0]
+        return wait(case.device) - started, log
+
+    return run, setup
+
+
+def plain_epoch(case: Case) -> Epoch:
+    """Adversarial training against f_b, in the plain loop's manner."""
+    original, model = models_of(case)
+    data, how = image_data(case.rows, case.device), replace(case.settings, sets="")
+
+    def run() -> tuple[float, dict]:
+        network = model_copy(model)
+        optimizer = torch.optim.SGD(
+            network.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay
+        )
+        logs = []
+        started = wait(case.device)
+        for batch in ImageBatches(data, how.batch_size)(np.random.default_rng(how.seed)):
+            x, y = unit(batch.images), batch.labels
+            network.eval()
+            shown, _ = plain_inversion(original, network, x, y, how)
+            network.train()
+            optimizer.zero_grad()
+            own, other = network(torch.cat([x, shown])).split(len(y))
+            clean, adversarial = F.cross_entropy(own, y), F.cross_entropy(other, y)
+            (clean + adversarial).backward()
+            optimizer.step()
+            logs.append(torch.stack([clean.detach(), adversarial.detach()]))
+        seconds = wait(case.device) - started
+        clean, adversarial = torch.stack(logs).mean(0).tolist()
+        return seconds, {"clean": clean, "adversarial": adversarial}
+
+    return run
+
+
+# ----------------------------------------------------------------------------------- measure
+
+
+def check_equal(case: Case) -> dict:
+    """Compare what the loops compute, in fp32; raises RuntimeError where they differ."""
+    _, shown, _ = our_steps(case, "fp32")()
+    _, others, values = plain_steps(case)()
+    same = (shown - others).abs().lt(1e-6).float().mean().item()
+    original, model = (frozen_copy(m) for m in models_of(case))
+    part = image_data(case.rows, case.device).batch(np.arange(case.settings.batch_size))
+    with torch.no_grad():
+        ends = [
+            plain_objective(original, model, unit(part.images), v, part.labels, case.settings)
+            for v in (shown, others)
+        ]
+    apart = [abs(ends[0] / ends[1] - 1).item()]
+    ours, plain = our_epoch(case, "", "fp32")[0]()[1], plain_epoch(case)()[1]
+    apart += [abs(ours[name] / plain[name] - 1) for name in plain]
+    if same < SAME_PIXELS or max(apart) > TOLERANCE:
+        raise RuntimeError(
+            f"the loops differ: {same:.4f} of the pixels agree, losses differ by {max(apart):.1e}; "
+            f"accepted: {SAME_PIXELS}, {TOLERANCE:.0e}"
+        )
+    return {
+        "steps": len(values), "pixels_that_agree": same,
+        "largest_relative_difference": max(apart), "tolerance": TOLERANCE,
+    }  # fmt: skip
+
+
+def alternate(runs: dict[str, Callable], repeats: int) -> dict[str, dict]:
+    """Time the loops in turns, after a warm-up of each."""
+    seconds = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            found = run()[0]
+            if turn:
+                seconds[name].append(found)
+    return {name: spread(values) for name, values in seconds.items()}
+
+
+def measure(case: Case, repeats: int) -> dict:
+    equal = check_equal(case)
+    steps = {
+        "plain": plain_steps(case),
+        "minilib": our_steps(case, "auto"),
+        "minilib fp32": our_steps(case, "fp32"),
+    }
+    ours, setup = our_epoch(case, "AB", "auto")
+    epochs = {
+        "bi-bau": ours,
+        "adversarial training, plain": plain_epoch(case),
+        "adversarial training, minilib": our_epoch(case, "", "auto")[0],
+    }
+    how = case.settings
+    pgd, epoch = alternate(steps, repeats), alternate(epochs, repeats)
+    return {
+        "equal_losses": equal,
+        "case": {
+            "model": case.model, "width": case.width, "images": len(case.rows),
+            "shape": list(case.rows.shape), "batch_size": how.batch_size, "steps": how.steps,
+            "device": case.device,
+        },
+        "hardware": hardware(case),
+        "versions": {
+            "python": platform.python_version(), "torch": torch.__version__,
+            "minilib": minilib.__version__,
+        },
+        "pgd_seconds": pgd,
+        "images_per_second": {
+            name: how.batch_size * how.steps / part["median"] for name, part in pgd.items()
+        },
+        "epoch_seconds": epoch,
+        "setup_seconds": setup,
+        "ratios": {
+            "pgd, minilib to plain": ratios(pgd["plain"], pgd["minilib"]),
+            "pgd, minilib fp32 to plain": ratios(pgd["plain"], pgd["minilib fp32"]),
+            "epoch, bi-bau to plain adversarial training": ratios(
+                epoch["bi-bau"], epoch["adversarial training, plain"]
+            ),
+            "epoch, bi-bau to minilib's adversarial training": ratios(
+                epoch["bi-bau"], epoch["adversarial training, minilib"]
+            ),
+            "epoch, the paper's": PAPER,
+        },
+    }  # fmt: skip
+
+
+def main(folder: Path, device: str, threads: int, repeats: int | None, quick: bool) -> Path:
+    """Measure, print the ratios, write ``bi_bau-<device>.json`` and return its path."""
+    record = measure(make_case(device, threads, quick), repeats or (1 if quick else 3))
+    for name, value in record["ratios"].items():
+        print(f"{name}: {value['median'] if isinstance(value, dict) else value:.2f}")
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"bi_bau-{device}{'-quick' if quick else ''}.json"
+    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    print(f"written: {path}")
+    return path
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(prog="python -m bench.bi_bau")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--repeats", type=int)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
+    main(folder, options.device, options.threads, options.repeats, options.quick)
