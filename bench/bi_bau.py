@@ -1,7 +1,7 @@
 """BI-BAU's PGD step and epoch against plain loops in the shape of released adversarial unlearning.
 
 ``python -m bench.bi_bau``. The plain loops have the habits of SAU's released code: every PGD step
-runs both models on the clean images again, though what comes out is constant; the backward pass
+runs f_b on the clean images again, though what comes out is constant; the backward pass
 collects gradients of all weights of both models; everything is fp32. The objective is BI-BAU's.
 
 What is compared, and how fairly:
@@ -117,8 +117,12 @@ def our_steps(case: Case, precision: str) -> Steps:
 
 def plain_objective(original, model, x: Tensor, shown: Tensor, y: Tensor, how: BiBauSettings):
     """BI-BAU's untargeted objective, written down without a thought for what is constant."""
-    clean_logits, clean_features = original(x), original.features(x)
-    theirs, features = original(shown), original.features(shown)
+    features = original.features(shown)
+    theirs = original.head(features)
+    if how.sets:
+        clean_features = original.features(x)  # constant, and computed again at every step
+        clean_logits = original.head(clean_features).detach()
+        clean_features = clean_features.detach()
     value = -F.cross_entropy(theirs, y, reduction="sum")
     if how.weight("likelihood") > 0:
         ours = model(shown)
