@@ -1,9 +1,12 @@
 """BI-BAU: its terms against plain float64 formulas, its identities, what it does to backdoors."""
 
 import warnings
-from dataclasses import replace
+from dataclasses import fields, replace
+from typing import get_args
 
+import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +16,9 @@ from torch import nn
 from vision_fixtures import SMOKE, case, clean_model, same, victim, weights  # noqa: F401
 
 from minilib import bi_bau
-from minilib.audits import RetuneSettings, audit_images, retune, retuning_rows
+from minilib import settings as chapter
+from minilib.attacks.images import IMAGE_ATTACKS
+from minilib.audits import QuerySettings, RetuneSettings, audit_images, retune, retuning_rows
 from minilib.bi_bau import (
     Known,
     ewc,
@@ -26,14 +31,19 @@ from minilib.bi_bau import (
     prior_loss,
     unlearning_loss,
 )
-from minilib.purify import BiBauSettings, TuneSettings, purify
+from minilib.figures import bi_bau as draw
+from minilib.purify import DEFENCES, BiBauSettings, TuneSettings, purify
 from minilib.purify.common import unit
+from minilib.train import TrainSettings
 from minilib.vision import (
+    IMAGE_MODELS,
     ImageClassifier,
     frozen_copy,
     image_classifier,
     image_data,
     model_copy,
+    pixels,
+    predict_images,
     wrap,
 )
 
@@ -535,3 +545,128 @@ def test_errors_are_one_line(case, victim):  # noqa: F811
         with pytest.raises(ValueError) as error:
             call()
         assert str(error.value).startswith(message) and "\n" not in str(error.value)
+
+
+# ---------------------------------------------------------------------------- the chapter
+
+
+def test_the_chapters_lists_are_the_librarys():
+    assert chapter.IMAGE_TRIGGERS == IMAGE_ATTACKS and chapter.BIBAU_KNOBS == bi_bau.KNOBS
+    assert set(chapter.IMAGE_DEFENCES) == set(bi_bau.METHODS) - {"at", "at-a", "at-b"}
+    assert set(get_args(chapter.IMAGE_VICTIMS)) == set(IMAGE_MODELS)
+    ours = {field.name: field.default for field in fields(BiBauSettings)}
+    mine = {field.name: field.default for field in fields(chapter.BiBau)}
+    shared = (set(ours) & set(mine)) - {"batch_size"}  # 500 images are two batches of 256
+    assert len(shared) >= 14 and all(ours[name] == mine[name] for name in shared)
+
+
+def test_methods_of_the_chapter_become_settings(case):  # noqa: F811
+    plan = replace(QUICK, seed=7)
+    assert bi_bau.defence("bi-bau-u", case, plan) == ("bi-bau", plan)
+    assert bi_bau.defence("bi-bau-t", case, plan)[1] == replace(plan, target=0)
+    for name, sets in (("at", ""), ("at-a", "A"), ("at-b", "B")):
+        assert bi_bau.defence(name, case, plan)[1] == replace(plan, sets=sets)
+    for name in bi_bau.METHODS:
+        method, how = bi_bau.defence(name, case, plan)
+        assert isinstance(how, DEFENCES[method].settings)
+        assert getattr(how, "seed", 7) == 7 and getattr(how, "batch_size", 32) <= 32
+    poison = bi_bau.defence("ibu", case, plan)[1].poison
+    assert (poison.labels == case.defender.labels).all()
+    with pytest.raises(ValueError, match="method is 'nad'; accepted: ft, nc, bti-dbf"):
+        bi_bau.defence("nad", case, plan)
+
+
+def test_settings_by_family_and_poisons():
+    assert bi_bau.for_attack(QUICK, "badnets") == QUICK
+    etas = [bi_bau.for_attack(QUICK, name).eta for name in ("refool", "sig", "adap-patch+")]
+    assert QUICK.eta > etas[0] > etas[1] == etas[2]
+    assert [bi_bau.poisons(name) for name in ("badnets", "blended", "sig")] == [5, 1, 2]
+
+
+def test_variants_change_one_knob_each():
+    found = bi_bau.variants(QUICK, ("ewc", "steps"), (0.1, 10.0))
+    assert list(found) == [
+        "as planned", "ewc × 0.1", "ewc × 10", "steps × 0.1", "steps × 10",
+    ]  # fmt: skip
+    assert found["ewc × 10"] == replace(QUICK, ewc=1000.0)
+    assert found["steps × 0.1"].steps == 1 and found["steps × 10"].steps == 30
+    with pytest.raises(ValueError, match="knob is 'eta'; accepted: likelihood, prior"):
+        bi_bau.variants(QUICK, ("eta",), (2.0,))
+
+
+def test_shifted_finds_the_class_that_collects():
+    labels = np.repeat(np.arange(4), 10)
+    pred = labels.copy()
+    pred[labels == 1] = 0  # to the target: no shift
+    assert bi_bau.shifted(pred, labels, 0) == (0.0, 1)
+    pred[:5] = pred[20:26] = 3  # five of class 0 and six of class 2, of thirty rows outside 3
+    share, to = bi_bau.shifted(pred, labels, 0)
+    assert to == 3 and share == pytest.approx(100 * 11 / 30)
+
+
+def test_a_lab_measures_once(case, victim, clean_model, monkeypatch, tmp_path):  # noqa: F811
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+    qra = QuerySettings(epochs=1, rows=50, hidden=16, precision="fp32")
+    lab = bi_bau.Lab(case, victim, clean_model, RetuneSettings(precision="fp32"), qra)
+    first = bi_bau.experiment(lab, "bi-bau-t", QUICK)
+    rates = ("acc", "asr", "pacc", "dpacc", "shift", "r_asr", "q_asr", "bec")
+    assert first["attack"] == "badnets" and first["method"] == "bi-bau-t" and first["seconds"] > 0
+    assert all(0 <= first[name] <= 100 for name in rates)
+    monkeypatch.setattr(bi_bau, "purify", None)  # a second call purifies nothing
+    assert bi_bau.experiment(lab, "bi-bau-t", QUICK) == first
+
+
+def test_the_story_of_an_e_step(case, victim):  # noqa: F811
+    some = case.defender.select(range(40))
+    plan = replace(SHORT, target=0, sets="")
+    shown, rows = bi_bau.story(victim, victim, some, plan)
+    kept = some.select(some.labels != 0)
+    assert shown.shape[0] == len(kept) and [row["step"] for row in rows] == list(range(11))
+    assert rows[-1]["backdoored_other"] > rows[0]["backdoored_other"] + 30
+    assert rows[0]["backdoored_true"] == pytest.approx(rows[0]["current_true"])
+    assert torch.equal(bi_bau.story(victim, victim, some, plan)[0], shown)
+    found = bi_bau.likeness_to_trigger(
+        victim, kept, case.put(kept), unit(pixels(case.put(kept).images))
+    )
+    assert found["to_trigger"] == pytest.approx(1, abs=1e-5)
+    noise = bi_bau.noise(kept, plan)
+    assert (noise - unit(pixels(kept.images))).abs().max() <= 25 / 255 + 1e-6
+
+
+def test_the_order_of_the_tasks(case):  # noqa: F811
+    how = TrainSettings(3, 1e-2, 128, precision="fp32")
+    rows = bi_bau.task_orders(case, "cnn", how, 1, 0.25)
+    assert [row["order"] for row in rows[::3]] == list(bi_bau.ORDERS)
+    assert [row["epoch"] for row in rows] == [1, 2, 3] * 3
+    assert all(0 <= row[name] <= 100 for row in rows for name in ("acc", "asr"))
+
+
+def test_the_figures_draw(case, victim):  # noqa: F811
+    some = case.defender.select(range(40))
+    shown, rows = bi_bau.story(victim, victim, some, QUICK)
+    frame = pd.DataFrame(
+        [
+            {"attack": "badnets", "method": name, "eta": eta, "seconds": 1.0, "acc": 90.0,
+             "asr": 1.0, "r_asr": 2.0, "q_asr": 3.0, "candidate": name}
+            for name in ("ft", "bi-bau-u") for eta in (0.0, 1.0)
+        ]
+    )  # fmt: skip
+    orders = [{"order": o, "epoch": e, "acc": 1, "asr": 2} for o in bi_bau.ORDERS for e in (1, 2)]
+    near = predict_images(victim, some, output=victim.features).numpy()
+    figures = [
+        draw.orders(pd.DataFrame(orders), 1),
+        draw.inversion({"one": rows, "two": rows}),
+        draw.perturbed(some, {"one": shown}),
+        draw.security(frame, ["ft", "bi-bau-u"]),
+        draw.over_eta(frame),
+        draw.sensitivity(frame),
+        draw.costs(frame, ["bi-bau-u", "ft"]),
+        draw.feature_map({"badnets": np.concatenate([near, near + 1])}, some.labels, 0),
+    ]
+    for figure in figures:
+        width, height = figure.get_size_inches()
+        assert width <= 7 and height <= 4 and figure.axes
+        plt.close(figure)
+    table = draw.beside_paper(frame, "2", ["acc", "r_asr"], ["ft", "bi-bau-u"])
+    assert table.loc[("BadNets", "BI-BAU (U)"), ("paper", "R-ASR")] == "3.60"
+    assert table.loc[("BadNets", "FT"), ("paper", "CA")] == "–"
