@@ -37,7 +37,7 @@ from .purify.bi_bau import (
     unlearning_loss,
 )
 from .purify.common import unit
-from .train import TrainSettings
+from .train import Diverged, TrainSettings
 from .vision import (
     ImageBatches,
     ImageClassifier,
@@ -171,12 +171,17 @@ def try_on_proxy(
 ) -> list[dict]:
     """Purify the proxy with each candidate and judge it. Nothing of the attack is seen.
 
-    Returns: one dict per candidate: its name and what ``judge`` measures.
+    Returns: one dict per candidate: its name and what ``judge`` measures, None where training
+    diverged.
     """
     rows = []
     for name, settings in candidates.items():
         settings = replace(settings, target=proxy.target if targeted else None)
-        purified = purify("bi-bau", proxy.model, proxy.tune, settings)
+        try:
+            purified = purify("bi-bau", proxy.model, proxy.tune, settings)
+        except Diverged:
+            rows.append({"candidate": name, "acc": None, "asr": None, "r_asr": None})
+            continue
         rows.append({"candidate": name, **judge(proxy, purified, settings.precision)})
     return rows
 
@@ -185,7 +190,13 @@ def chosen(rows: Sequence[Mapping], most: float = 20.0) -> str:
     """Choose a candidate: of those that hold ASR and R-ASR below ``most``, the best accuracy.
 
     Where none does, the one with the lowest R-ASR. Ties go to the earlier.
+
+    Raises:
+        ValueError: all of them diverged.
     """
+    rows = [row for row in rows if row["acc"] is not None]
+    if not rows:
+        raise ValueError("every candidate diverged; lower the learning rate or ewc")
     good = [row for row in rows if max(row["asr"], row["r_asr"]) <= most]
     if good:
         return max(good, key=lambda row: row["acc"])["candidate"]

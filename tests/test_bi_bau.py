@@ -31,7 +31,7 @@ from minilib.bi_bau import (
     prior_loss,
     unlearning_loss,
 )
-from minilib.figures import bi_bau as draw
+from minilib.figures import bi_bau as figures
 from minilib.purify import DEFENCES, BiBauSettings, TuneSettings, purify
 from minilib.purify.common import unit
 from minilib.train import TrainSettings
@@ -509,8 +509,12 @@ def test_the_proxy_is_planted_beside_the_backdoor(case, victim):  # noqa: F811
 
 def test_candidates_are_judged_and_one_is_chosen(case, victim):  # noqa: F811
     proxy = bi_bau.plant_proxy(victim, case.defender, 1)
-    rows = bi_bau.try_on_proxy(proxy, {"a": QUICK, "b": replace(QUICK, lr=1e-9)}, targeted=True)
-    assert [row["candidate"] for row in rows] == ["a", "b"]
+    ideas = {"a": QUICK, "b": replace(QUICK, lr=1e-9), "c": replace(QUICK, epochs=3, ewc=1e6)}
+    rows = bi_bau.try_on_proxy(proxy, ideas, targeted=True)
+    assert [row["candidate"] for row in rows] == ["a", "b", "c"]
+    assert rows[2]["acc"] is None and bi_bau.chosen([rows[2], rows[1]]) == "b"
+    with pytest.raises(ValueError, match="every candidate diverged; lower the learning rate"):
+        bi_bau.chosen(rows[2:])
     assert rows[1]["asr"] == pytest.approx(proxy.asr, abs=30) and rows[1]["r_asr"] > 50
 
     def row(name, acc, asr, r_asr):
@@ -653,20 +657,20 @@ def test_the_figures_draw(case, victim):  # noqa: F811
     )  # fmt: skip
     orders = [{"order": o, "epoch": e, "acc": 1, "asr": 2} for o in bi_bau.ORDERS for e in (1, 2)]
     near = predict_images(victim, some, output=victim.features).numpy()
-    figures = [
-        draw.orders(pd.DataFrame(orders), 1),
-        draw.inversion({"one": rows, "two": rows}),
-        draw.perturbed(some, {"one": shown}),
-        draw.security(frame, ["ft", "bi-bau-u"]),
-        draw.over_eta(frame),
-        draw.sensitivity(frame),
-        draw.costs(frame, ["bi-bau-u", "ft"]),
-        draw.feature_map({"badnets": np.concatenate([near, near + 1])}, some.labels, 0),
+    drawn = [
+        figures.orders(pd.DataFrame(orders), 1),
+        figures.inversion({"one": rows, "two": rows}),
+        figures.perturbed(some, {"one": shown}),
+        figures.security(frame, ["ft", "bi-bau-u"]),
+        figures.over_eta(frame),
+        figures.sensitivity(frame),
+        figures.costs(frame, ["bi-bau-u", "ft"]),
+        figures.feature_map({"badnets": np.concatenate([near, near + 1])}, some.labels, 0),
     ]
-    for figure in figures:
+    for figure in drawn:
         width, height = figure.get_size_inches()
         assert width <= 7 and height <= 4 and figure.axes
         plt.close(figure)
-    table = draw.beside_paper(frame, "2", ["acc", "r_asr"], ["ft", "bi-bau-u"])
+    table = figures.beside_paper(frame, "2", ["acc", "r_asr"], ["ft", "bi-bau-u"])
     assert table.loc[("BadNets", "BI-BAU (U)"), ("paper", "R-ASR")] == "3.60"
     assert table.loc[("BadNets", "FT"), ("paper", "CA")] == "–"

@@ -131,11 +131,19 @@ def over_eta(frame: pd.DataFrame) -> plt.Figure:
 
 
 def sensitivity(frame: pd.DataFrame) -> plt.Figure:
-    """Draw what each candidate does to the proxy: held-out CA, ASR and R-ASR, a row each."""
+    """Draw what each candidate does to the proxy: held-out CA, ASR and R-ASR, a row each.
+
+    A candidate that diverged has a row without a mark.
+    """
     figure, axis = plt.subplots(figsize=(7, min(4, 0.8 + 0.25 * len(frame))))
     for value, mark in (("acc", "o"), ("asr", "s"), ("r_asr", "D")):
         axis.plot(
-            frame[value], np.arange(len(frame)), mark, ms=5, color=RATES[value], label=label(value)
+            frame[value].astype(float),
+            np.arange(len(frame)),
+            mark,
+            ms=5,
+            color=RATES[value],
+            label=label(value),
         )
     axis.set(xlabel="percent, on the defender's own rows and backdoor", xlim=(-3, 103))
     axis.set_yticks(np.arange(len(frame)), frame["candidate"])
