@@ -361,6 +361,20 @@ def test_the_e_step_asks_no_gradient_of_the_current_model(case, victim):  # noqa
     assert fooled > 0.9
 
 
+def test_however_heavy_ewc_holds_the_weights_and_does_not_diverge(case, victim):  # noqa: F811
+    light, heavy = (
+        purify("bi-bau", victim, case.defender, replace(QUICK, epochs=3, ewc=weight))
+        for weight in (0.0, 1e6)
+    )
+    moved = [
+        sum(
+            (p - q).square().sum() for p, q in zip(m.parameters(), victim.parameters(), strict=True)
+        )
+        for m in (light, heavy)
+    ]
+    assert 0 < moved[1] < moved[0]
+
+
 @pytest.mark.parametrize("target", [None, 0])
 def test_without_its_terms_it_is_plain_adversarial_training(target, case, victim):  # noqa: F811
     """Written out: PGD on the backdoored model, CE on clean and on perturbed images."""
@@ -509,7 +523,7 @@ def test_the_proxy_is_planted_beside_the_backdoor(case, victim):  # noqa: F811
 
 def test_candidates_are_judged_and_one_is_chosen(case, victim):  # noqa: F811
     proxy = bi_bau.plant_proxy(victim, case.defender, 1)
-    ideas = {"a": QUICK, "b": replace(QUICK, lr=1e-9), "c": replace(QUICK, epochs=3, ewc=1e6)}
+    ideas = {"a": QUICK, "b": replace(QUICK, lr=1e-9), "c": replace(QUICK, epochs=3, lr=1e6)}
     rows = bi_bau.try_on_proxy(proxy, ideas, targeted=True)
     assert [row["candidate"] for row in rows] == ["a", "b", "c"]
     assert rows[2]["acc"] is None and bi_bau.chosen([rows[2], rows[1]]) == "b"

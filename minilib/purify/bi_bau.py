@@ -251,8 +251,8 @@ class BiBauSettings(SgdSettings):
         fisher_rows: perturbed rows of an epoch's first batch that F_u is computed on.
 
     Steps, bound, epochs and batch size are the paper's; all other defaults are ours, chosen by
-    ``bi_bau.chosen`` on backdoors planted beside BadNets in digits. ``ewc`` makes the loss steep:
-    ``lr · ewc · F`` must stay below 1 in every weight, or training diverges.
+    ``bi_bau.chosen`` on backdoors planted beside BadNets in digits. F_c is clipped at
+    ``0.5 / (lr · ewc)``: a step then brings a weight at most back to its anchor, not beyond.
     """
 
     epochs: int = 20
@@ -419,7 +419,10 @@ def unlearning_loss(
     pull, push = settings.weight("ewc"), settings.weight("inverse")
     fisher = {"step": 0}
     if pull:
-        fisher["clean"] = _fisher(original, unit(data.images), data.labels, settings)
+        found = _fisher(original, unit(data.images), data.labels, settings)
+        # Beyond this a step of SGD would overshoot the anchor, and the term would diverge.
+        most = 0.5 / (settings.lr * pull)
+        fisher["clean"] = {name: value.clamp(max=most) for name, value in found.items()}
 
     def step(model: ImageClassifier, batch) -> tuple[Tensor, dict]:
         rows = torch.as_tensor(batch.rows, device=data.labels.device)
