@@ -98,7 +98,42 @@ class GaRga:
     seed: int = Field(0, ge=0)
 
 
-CHAPTERS: dict[str, type] = {"01_attacks": Attacks, "03_ga_rga": GaRga}
+TOKEN_METHODS = ("btu", "btu-code", "btu-dim", "pr-1", "pr-2", "pn")
+DEFENCES = ("none", "onion", "rap", "strip", "bki", "cube", "moderate")
+TRIGGERS = ("single", "all2one-3", "all2one-5", "all2all-2")
+
+
+@frozen
+class Btu:
+    """Parameters of chapter 04_btu."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attack: Literal[ATTACKS] = "badnets"
+    position: Literal["random", "start", "end"] = "random"
+    triggers: Literal[TRIGGERS] = "single"
+    rate: float = Field(0.1, gt=0, le=1)
+    victim_epochs: int = Field(3, ge=1, le=100)
+    victim_lr: float = Field(5e-5, gt=0, le=1)
+    alpha: float = Field(0.05, gt=0, le=100)
+    rounds: numbers(int, 0, 3) = "1,2,3"
+    round_epochs: int = Field(1, ge=1, le=100)
+    round_lr: float = Field(2e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    methods: names(TOKEN_METHODS) = "btu,btu-code,btu-dim,pr-1,pr-2,pn"
+    recovery: int = Field(500, ge=0, le=1_000_000)
+    recovery_epochs: int = Field(3, ge=1, le=1000)
+    recovery_lr: float = Field(5e-7, gt=0, le=1)
+    layers: numbers(int, 0, 1000) = "1,2,3,4,5"
+    defences: names(DEFENCES) = "none"
+    quantity_rates: numbers(float, 0, 1) = "0.01,0.1"
+    then_rga: Literal[("none", *TOKEN_METHODS)] = "btu-code"
+    rga_epochs: int = Field(10, ge=1, le=1000)
+    rga_lr: float = Field(5e-5, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
+CHAPTERS: dict[str, type] = {"01_attacks": Attacks, "03_ga_rga": GaRga, "04_btu": Btu}
 
 
 def validate(chapter: str, params: dict[str, Any]):
