@@ -779,12 +779,12 @@ def with_trigger(dataset: TextDataset, trigger: Trigger, count: int, seed: int) 
 
 
 def token_rows(
-    detected: Detected, dataset: str, tokenizer, backdoor: Sequence[int], hide: Callable[[str], str]
+    detected: Detected, tokenizer, backdoor: Sequence[int], hide: Callable[[str], str] = str
 ) -> list[dict]:
     """Say in one row per round what it flagged, for the run record.
 
     Args:
-        backdoor: ids of the tokens that an oracle names. hide: masks a word of an abusive data set.
+        backdoor: ids of the tokens that an oracle names. hide: masks a word of abusive data sets.
     """
     rows = []
     for number, flagged in zip(detected.rounds, detected.sets, strict=True):

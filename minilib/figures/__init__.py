@@ -1,0 +1,1 @@
+"""Figures that belong to one chapter each; what several share is in `minilib.plots`."""
