@@ -44,6 +44,21 @@ LABELS = {
     "stylebkd": "Stylebkd",
     "sos": "SOS",
     "none": "none",
+    "btu": "BTU",
+    "btu-code": "BTU, code's threshold",
+    "btu-dim": "BTU, mean of entries",
+    "pr-1": "PR-1",
+    "pr-2": "PR-2",
+    "pn": "PN",
+    "onion": "ONION",
+    "rap": "RAP",
+    "strip": "STRIP",
+    "bki": "BKI",
+    "cube": "CUBE",
+    "moderate": "MF",
+    "st": "ST",
+    "tg": "TG",
+    "dpoe": "DPOE",
 }
 
 

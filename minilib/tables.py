@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 
 from . import metrics, runs
@@ -91,3 +92,23 @@ def recorded(chapter: str, **params) -> pd.DataFrame:
     if frame.empty:
         print("No such runs are recorded here yet; the text names the sweep that makes them.")
     return frame
+
+
+def varied(
+    chapter: str, settings, rows: Sequence[Mapping], free: Sequence[str], unread: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return this run's metric rows and those of recorded runs that differ in ``free`` or the seed.
+
+    Every row carries the parameters ``free`` and ``seed``, by which to group. ``unread`` names
+    parameters that do not matter to the rows that will be read, and may differ too.
+    """
+    params = asdict(settings)
+    mine = pd.DataFrame(rows).assign(**{name: params[name] for name in (*free, "seed")})
+    same = {k: v for k, v in params.items() if k not in {*free, *unread, "seed"}}
+    others = runs.load(chapter, **same)
+    for name in others.columns.intersection([*free, "seed"]):
+        others = others.astype({name: mine[name].dtype})
+    here = np.ones(len(others), bool)
+    for name in (*free, "seed"):
+        here &= (others[name] == params[name]).to_numpy() if name in others else False
+    return pd.concat([mine, others[~here]], ignore_index=True)

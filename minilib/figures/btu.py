@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 import seaborn as sns
 
-from ..plots import COLOURS
+from .. import tables
+from ..plots import COLOURS, label
 
 PARTS = {"embeddings": "word embeddings only", "all": "all parameters"}
 BACKDOOR, CLEAN = COLOURS["poisoned"], COLOURS["retrain"]
@@ -70,3 +72,37 @@ def quantities(frame):
     axis.set(xlabel="rows with the trigger (% of the non-target rows)", ylabel="mean row change")
     axis.legend(title=None, fontsize=8)
     return figure
+
+
+def beside_paper(
+    frame: pd.DataFrame,
+    table: str,
+    by: str,
+    order: Sequence,
+    attacks: Sequence[str],
+    dataset: str,
+    methods: Sequence[str] = ("btu", "btu-code"),
+) -> pd.DataFrame:
+    """Set ours beside a table of the paper, attack by attack; what is not recorded is a dash.
+
+    Args:
+        frame: rows of ``tables.varied`` with ``attack`` and ``by``. by: what a row of the table is
+            about (a parameter, or "method"). methods: ours to show where ``by`` is a parameter.
+    """
+    values, parts = ["cacc", "lfr"], {}
+    for attack in attacks:
+        here = frame[frame["attack"] == attack]
+        # A row about a parameter shows one method, and the paper's is its "btu".
+        kinds = {"ours": here} if by == "method" else {}
+        for method in methods if by != "method" else ():
+            kinds[label(method)] = here[here["method"] == method]
+        found = {name: tables.summary(part, by, values, order) for name, part in kinds.items()}
+        where = {"table": table, "dataset": dataset, "attack": attack}
+        where |= {} if by == "method" else {"method": "btu"}
+        found["paper"] = tables.paper_summary("btu", by, values, order, **where)
+        index = [label(str(key)) for key in order]
+        columns = [label(value) for value in values]
+        parts[label(attack)] = pd.concat(
+            {name: one.reindex(index=index, columns=columns) for name, one in found.items()}, axis=1
+        )
+    return pd.concat(parts).fillna("–")
