@@ -359,12 +359,15 @@ def cleaned_rows(
         method: ``btu`` replaces dimensions by Eq. 6 and 7, ``btu-code`` and ``btu-dim`` the same by
             other thresholds (see ``READINGS``); ``pr-1`` restores the pre-trained rows, ``pr-2``
             puts the whole [PAD] row, ``pn`` adds Gaussian noise as wide as the matrix's own
-            entries (the paper does not say how wide).
+            entries (the paper does not say how wide); ``recover`` changes nothing: a control that
+            tells what the recovery does alone.
         pad: id of the padding token. seed: of ``pn``'s noise.
 
     Source: BTU, "Dimensional Fine-grained Unlearning" and Table 5.
     """
     tokens = _token_ids(tokens, after)
+    if method == "recover":
+        return after.clone()
     if method in READINGS:
         threshold, whose = READINGS[method]
         row = (after if whose == "trained" else before)[pad]
@@ -784,19 +787,18 @@ def token_rows(
     """Say in one row per round what it flagged, for the run record.
 
     Args:
-        backdoor: ids of the tokens that an oracle names. hide: masks a word of abusive data sets.
+        backdoor: ids of the tokens that an oracle names. hide: masks the words of abusive sets.
     """
     rows = []
     for number, flagged in zip(detected.rounds, detected.sets, strict=True):
         ids = flagged.tolist()
         words = tokenizer.convert_ids_to_tokens(ids)
-        shown = [word if i in backdoor else hide(word) for i, word in zip(ids, words, strict=True)]
         rows.append(
             {
                 "round": number,
                 "flagged": len(ids),
-                "of the backdoor": len(set(ids) & set(backdoor)),
-                "tokens": " ".join(shown),
+                "hits": len(set(ids) & set(backdoor)),
+                "tokens": " ".join(hide(word) for word in words),
             }
         )
     return rows

@@ -50,6 +50,7 @@ LABELS = {
     "pr-1": "PR-1",
     "pr-2": "PR-2",
     "pn": "PN",
+    "recover": "recovery alone",
     "onion": "ONION",
     "rap": "RAP",
     "strip": "STRIP",

@@ -98,7 +98,7 @@ class GaRga:
     seed: int = Field(0, ge=0)
 
 
-TOKEN_METHODS = ("btu", "btu-code", "btu-dim", "pr-1", "pr-2", "pn")
+TOKEN_METHODS = ("btu", "btu-code", "btu-dim", "pr-1", "pr-2", "pn", "recover")
 DEFENCES = ("none", "onion", "rap", "strip", "bki", "cube", "moderate")
 TRIGGERS = ("single", "all2one-3", "all2one-5", "all2all-2")
 
@@ -120,7 +120,7 @@ class Btu:
     round_epochs: int = Field(1, ge=1, le=100)
     round_lr: float = Field(2e-5, gt=0, le=1)
     batch_size: int = Field(32, ge=1, le=4096)
-    methods: names(TOKEN_METHODS) = "btu,btu-code,btu-dim,pr-1,pr-2,pn"
+    methods: names(TOKEN_METHODS) = "btu,btu-code,btu-dim,pr-1,pr-2,pn,recover"
     recovery: int = Field(500, ge=0, le=1_000_000)
     recovery_epochs: int = Field(3, ge=1, le=1000)
     recovery_lr: float = Field(5e-7, gt=0, le=1)

@@ -509,11 +509,11 @@ def test_several_triggers_share_one_training_set():
         multi.scenarios("toy-reviews", "sos", "all2one-3", 0.1, 0)
 
 
-def test_flagged_words_of_an_abusive_set_are_hidden_but_for_the_triggers(tiny):
+def test_flagged_words_of_an_abusive_set_are_hidden(tiny):
     ids = tiny.tokenizer.convert_tokens_to_ids(["mn", "awful"])
     found = btu.Detected((1,), (torch.tensor(ids),), (torch.ones(V),))
     (row,) = btu.token_rows(found, tiny.tokenizer, ids[:1], hide=lambda word: "•" * len(word))
-    assert row == {"round": 1, "flagged": 2, "of the backdoor": 1, "tokens": "mn •••••"}
+    assert row == {"round": 1, "flagged": 2, "hits": 1, "tokens": "•• •••••"}
 
 
 @pytest.mark.parametrize(
@@ -529,3 +529,121 @@ def test_flagged_words_of_an_abusive_set_are_hidden_but_for_the_triggers(tiny):
 def test_bad_parameters_are_refused_before_any_work(params, message):
     with pytest.raises(SettingsError, match=message):
         validate("04_btu", params)
+
+
+# ------------------------------------------------------------- tables, figures, defences
+
+
+def recorded_run(tmp_path, number: int, params: dict, rows: list[dict]) -> None:
+    from dataclasses import asdict
+
+    from minilib import runs
+
+    full = asdict(validate("04_btu", params))
+    record = {"run_id": f"{number:012d}", "chapter": "04_btu", "preset": "small", "status": "ok"}
+    record |= {"params": full, "metrics": rows, "data": [], "env": {}, "seconds": 1.0, "code": "c"}
+    runs.write_json(tmp_path / "results" / "04_btu" / f"{number}.json", record)
+
+
+def test_a_table_of_a_sweep_takes_records_that_differ_in_what_it_varies(tmp_path, monkeypatch):
+    from minilib import tables
+    from minilib.figures import btu as figures
+
+    (tmp_path / "notebooks").mkdir()
+    (tmp_path / "presets").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def made(lfr):
+        return [{"method": "btu", "cacc": 90.0, "lfr": lfr}, {"round": 1, "flagged": 9}]
+
+    recorded_run(tmp_path, 1, {"alpha": 0.03, "attack": "addsent", "layers": "1"}, made(7.0))
+    recorded_run(tmp_path, 2, {"alpha": 0.03, "attack": "addsent", "seed": 1}, made(9.0))
+    recorded_run(tmp_path, 3, {"alpha": 0.1, "attack": "addsent", "rate": 0.5}, made(50.0))
+    recorded_run(tmp_path, 4, {"attack": "addsent"}, made(99.0))  # an older record of this very run
+    cfg = validate("04_btu", {"attack": "addsent"})
+    frame = tables.varied("04_btu", cfg, made(3.0), ("alpha", "attack"), ("layers",))
+    found = frame.dropna(subset=["method"]).set_index(["alpha", "seed"])["lfr"].to_dict()
+    assert found == {(0.05, 0): 3.0, (0.03, 0): 7.0, (0.03, 1): 9.0}
+    table = figures.beside_paper(
+        frame, "4", "alpha", [0.03, 0.05, 0.1], ["addsent", "sos"], "sst2", ("btu", "btu-code")
+    )
+    assert table.loc[("AddSent", "0.03"), ("BTU", "LFR")] == "8.00 ± 1.41"
+    assert table.loc[("AddSent", "0.05"), ("BTU", "LFR")] == "3.00"
+    assert table.loc[("AddSent", "0.1"), ("paper", "LFR")] == "4.87"
+    assert table.loc[("AddSent", "0.1"), ("BTU", "LFR")] == "–"
+    assert len(table) == 3, "SOS has no row here and none in the paper"
+
+
+def test_a_table_without_records_says_so(capsys):
+    import pandas as pd
+
+    from minilib.figures import btu as figures
+
+    nothing = pd.DataFrame(columns=["attack", "method", "alpha", "seed", "cacc", "lfr"])
+    assert figures.beside_paper(nothing, "4", "alpha", [0.3], ["sos"], "sst2").empty
+    assert "No such runs are recorded here yet" in capsys.readouterr().out
+
+
+def test_the_figures_draw_what_they_are_given():
+    import matplotlib.pyplot as plt
+    import pandas as pd
+
+    from minilib.figures import btu as figures
+
+    curve = [
+        {"trained": part, "step": step, "backdoor": 2.0 * step, "clean": 1.0 * step}
+        for part in ("embeddings", "all")
+        for step in (0, 1, 2)
+    ]
+    axes = figures.exposure(pd.DataFrame(curve)).axes
+    assert [axis.get_title() for axis in axes] == ["word embeddings only", "all parameters"]
+    np.testing.assert_allclose(axes[0].lines[0].get_ydata(), [0, 2, 4])
+    points = {"x": [0, 1, 2], "y": [0, 1, 2], "kind": ["poisoned", "a", "b"]}
+    (axis,) = figures.state_maps({"end": points}).axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["a", "b", "poisoned"]
+    amounts = [
+        {"labels": kind, "inserted": 10.0, "backdoor": height, "average": 1.0}
+        for kind, height in (("dirty", 3.0), ("clean", 2.0))
+    ]
+    (axis,) = figures.quantities(pd.DataFrame(amounts)).axes
+    heights = [bar.get_height() for bar in axis.patches if bar.get_height()]
+    assert heights == [3.0, 2.0, 1.0]
+    plt.close("all")
+
+
+def test_a_defence_trains_on_what_its_detector_leaves(own_cache, monkeypatch):
+    from minilib import defences
+    from minilib.detection import Detection
+
+    case = victims.scenario("toy-reviews", "badnets", 0.1, 0)
+    plan = TrainSettings(epochs=1, lr=2e-3, precision="fp32")
+    victim = btu.fresh("tiny", 2, 0)
+    seen = []
+
+    def oracle(model, rows, known):
+        seen.append((rows.sha256, known.clean.sha256))
+        return Detection("oracle", case.poisoned.mask.copy(), None, 0.0)
+
+    monkeypatch.setitem(defences.DETECTORS, "cube", oracle)
+    network, judged = defences.defended("cube", case, victim, "tiny", plan)
+    assert judged == {"precision": 100.0, "recall": 100.0}
+    assert seen == [(case.poisoned.dataset.sha256, case.dev.sha256)]
+    left = case.poisoned.dataset.select(~case.poisoned.mask)
+    plain, _ = victims.victim(left, "tiny", plan)
+    assert cache.weights_digest(network) == cache.weights_digest(plain)
+    defences.defended("cube", case, victim, "tiny", plan)
+    assert len(seen) == 1, "a detector's verdict is kept"
+
+
+def test_mf_is_the_moderately_fitted_model(own_cache):
+    from minilib import defences
+    from minilib.detection import moderate_fit
+
+    rows = load_text("toy-reviews", "train").select(np.arange(64))
+    first = defences.moderate(rows, "tiny", 0)
+    again = defences.moderate(rows, "tiny", 0)
+    precision = train.resolve_precision("auto", torch.device("cpu"))
+    plain = moderate_fit("tiny", rows, replace(defences.MF, seed=0, precision=precision))
+    data = train.encode(rows.texts, rows.labels, plain.tokenizer)
+    for network in (first, again):
+        assert torch.equal(train.predict(network, data), train.predict(plain, data))

@@ -36,7 +36,8 @@ LINKS = """\
 <!-- links: written by `make sync` -->
 [Repository]({url}) ·
 [open chapter 01 in Colab]({colab}/notebooks/01_attacks.ipynb) ·
-[open chapter 03 in Colab]({colab}/notebooks/03_ga_rga.ipynb)
+[open chapter 03 in Colab]({colab}/notebooks/03_ga_rga.ipynb) ·
+[open chapter 04 in Colab]({colab}/notebooks/04_btu.ipynb)
 <!-- end of links -->"""
 
 

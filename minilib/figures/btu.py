@@ -10,10 +10,10 @@ import pandas as pd
 import seaborn as sns
 
 from .. import tables
-from ..plots import COLOURS, label
+from ..plots import label
 
 PARTS = {"embeddings": "word embeddings only", "all": "all parameters"}
-BACKDOOR, CLEAN = COLOURS["poisoned"], COLOURS["retrain"]
+BACKDOOR, CLEAN = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
 
 
 def exposure(frame):
@@ -64,12 +64,13 @@ def quantities(frame):
     shown = frame.melt(["labels", "inserted"], ["backdoor", "average"], "tokens", "change")
     average = shown["tokens"] == "average"
     shown["rows"] = np.where(average, "average row", "trigger, labels " + shown["labels"])
+    shown["inserted"] = [f"{share:g} %" for share in shown["inserted"]]
     order = ["trigger, labels dirty", "trigger, labels clean", "average row"]
     sns.barplot(
         shown, x="inserted", y="change", hue="rows", hue_order=order, errorbar="sd",
         palette=[BACKDOOR, CLEAN, "0.6"], ax=axis,
     )  # fmt: skip
-    axis.set(xlabel="rows with the trigger (% of the non-target rows)", ylabel="mean row change")
+    axis.set(xlabel="rows with the trigger, as a share of the non-target rows", ylabel="row change")
     axis.legend(title=None, fontsize=8)
     return figure
 
@@ -83,7 +84,7 @@ def beside_paper(
     dataset: str,
     methods: Sequence[str] = ("btu", "btu-code"),
 ) -> pd.DataFrame:
-    """Set ours beside a table of the paper, attack by attack; what is not recorded is a dash.
+    """Set ours beside a table of the paper, attack by attack; rows that neither has are left out.
 
     Args:
         frame: rows of ``tables.varied`` with ``attack`` and ``by``. by: what a row of the table is
@@ -91,7 +92,8 @@ def beside_paper(
     """
     values, parts = ["cacc", "lfr"], {}
     for attack in attacks:
-        here = frame[frame["attack"] == attack]
+        here = frame[frame["attack"] == attack].dropna(subset=["method", "cacc"])
+        here = here.drop_duplicates(["method", by, "seed"])  # the same run made for two sweeps
         # A row about a parameter shows one method, and the paper's is its "btu".
         kinds = {"ours": here} if by == "method" else {}
         for method in methods if by != "method" else ():
@@ -105,4 +107,8 @@ def beside_paper(
         parts[label(attack)] = pd.concat(
             {name: one.reindex(index=index, columns=columns) for name, one in found.items()}, axis=1
         )
-    return pd.concat(parts).fillna("–")
+    # A dash alone, from either side, says nothing.
+    table = pd.concat(parts).replace("–", np.nan).dropna(how="all")
+    if table.empty:
+        print("No such runs are recorded here yet; the text names the sweep that makes them.")
+    return table.astype(object).fillna("–")
