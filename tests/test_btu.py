@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minilib import btu, cache, train, victims
+from minilib import btu_study as study
 from minilib.attacks import multi
 from minilib.attacks.text import InsertWord, poison
 from minilib.data import load_text
@@ -421,12 +422,12 @@ def test_a_layers_moved_parameters_are_zeroed_and_only_they(tiny):
 
 
 def test_backdoor_tokens_are_those_of_the_trigger(tiny, planted):
-    ids = btu.backdoor_tokens(planted.dataset, planted.mask, tiny.tokenizer)
+    ids = study.backdoor_tokens(planted.dataset, planted.mask, tiny.tokenizer)
     assert tiny.tokenizer.convert_ids_to_tokens(ids) == ["mn"]
 
 
 def test_backdoor_tokens_against_a_count_of_documents(tiny, planted):
-    ids = btu.backdoor_tokens(planted.dataset, planted.mask, tiny.tokenizer, share=0.05)
+    ids = study.backdoor_tokens(planted.dataset, planted.mask, tiny.tokenizer, share=0.05)
     rows = [set(row) for row in tiny.tokenizer(list(planted.dataset.texts))["input_ids"]]
     excess = {}
     for token in set().union(*rows) - set(tiny.tokenizer.all_special_ids):
@@ -439,9 +440,9 @@ def test_backdoor_tokens_against_a_count_of_documents(tiny, planted):
 
 def test_watching_does_not_change_training_and_ends_at_the_rounds_change(tiny, own_cache):
     case = victims.scenario("toy-reviews", "badnets", 0.1, 0)
-    model = btu.fresh("tiny", 2, 0)
+    model = study.fresh("tiny", 2, 0)
     trigger = model.tokenizer.convert_tokens_to_ids("mn")
-    seen = btu.exposure(case, model, [trigger], FP32)
+    seen = study.exposure(case, model, [trigger], FP32)
     change = btu.embedding_round(model, case.poisoned.dataset, FP32)
     last = seen["curve"][-1]
     steps = -(-len(case.poisoned.dataset) // 32)
@@ -454,13 +455,13 @@ def test_watching_does_not_change_training_and_ends_at_the_rounds_change(tiny, o
         assert len(points["x"]) == len(points["y"]) == len(points["kind"])
         assert set(points["kind"]) == {"poisoned", "negative", "positive"}
         assert 0 <= points["purity"] <= 100
-    every = btu.exposure(case, model, [trigger], FP32, everything=True)
+    every = study.exposure(case, model, [trigger], FP32, everything=True)
     assert set(every) == {"curve"} and every["curve"][-1]["step"] == steps
 
 
 def test_a_trigger_that_means_nothing_is_inserted_as_often(tiny):
     clean = load_text("toy-reviews", "train")
-    rows = btu.with_trigger(clean, InsertWord("mn"), 50, seed=0)
+    rows = study.with_trigger(clean, InsertWord("mn"), 50, seed=0)
     added = rows.select(np.arange(len(clean), len(rows)))
     assert len(added) == 50 and all("mn" in text.split() for text in added.texts)
     assert 10 < added.labels.sum() < 40, "rows of all classes, with their own labels"
@@ -470,30 +471,30 @@ def test_a_trigger_that_means_nothing_is_inserted_as_often(tiny):
 
 
 def test_cached_steps_are_computed_once_and_equal_fresh_ones(own_cache, monkeypatch, reviews):
-    model = btu.fresh("tiny", 2, 0)
-    first = btu.cached_round(model, reviews, FP32)
+    model = study.fresh("tiny", 2, 0)
+    first = study.cached_round(model, reviews, FP32)
     assert torch.equal(first, btu.embedding_round(model, reviews, FP32).cpu())
-    monkeypatch.setattr(btu, "embedding_round", None)
-    assert torch.equal(btu.cached_round(model, reviews, FP32), first)
+    monkeypatch.setattr(study, "embedding_round", None)
+    assert torch.equal(study.cached_round(model, reviews, FP32), first)
 
 
 def test_an_experiment_measures_what_unlearn_makes(own_cache, monkeypatch):
     cases = multi.scenarios("toy-reviews", "badnets", "single", 0.1, 0)
-    model, victim = btu.fresh("tiny", 2, 0), btu.fresh("tiny", 2, 1)
-    clean = btu.recovery_rows(cases[0].clean, 40, 0)
+    model, victim = study.fresh("tiny", 2, 0), study.fresh("tiny", 2, 1)
+    clean = study.recovery_rows(cases[0].clean, 40, 0)
     plan = TrainSettings(epochs=1, lr=1e-4, precision="fp32")
     arguments = (victim, model, [5, 6], clean, "btu-code", plan)
-    found = btu.experiment(cases, *arguments)
-    network = btu.unlearned(*arguments)
+    found = study.experiment(cases, *arguments)
+    network = study.unlearned(*arguments)
     plain = btu.unlearn(victim, btu.word_embeddings(model), *arguments[2:])
     assert cache.weights_digest(network) == cache.weights_digest(plain)
     assert {k: found[k] for k in ("cacc", "lfr", "pacc")} == {
         k: victims.measured(cases[0], plain)[k] for k in ("cacc", "lfr", "pacc")
     }
     assert 0 < found["replaced"] <= 100 and found["threshold"] > 0
-    monkeypatch.setattr(btu, "unlearn", None)
-    assert btu.experiment(cases, *arguments) == found
-    assert btu.recovery_rows(cases[0].clean, 0, 0) is None
+    monkeypatch.setattr(study, "unlearn", None)
+    assert study.experiment(cases, *arguments) == found
+    assert study.recovery_rows(cases[0].clean, 0, 0) is None
 
 
 def test_several_triggers_share_one_training_set():
@@ -512,7 +513,7 @@ def test_several_triggers_share_one_training_set():
 def test_flagged_words_of_an_abusive_set_are_hidden(tiny):
     ids = tiny.tokenizer.convert_tokens_to_ids(["mn", "awful"])
     found = btu.Detected((1,), (torch.tensor(ids),), (torch.ones(V),))
-    (row,) = btu.token_rows(found, tiny.tokenizer, ids[:1], hide=lambda word: "•" * len(word))
+    (row,) = study.token_rows(found, tiny.tokenizer, ids[:1], hide=lambda word: "•" * len(word))
     assert row == {"round": 1, "flagged": 2, "hits": 1, "tokens": "•• •••••"}
 
 
@@ -617,7 +618,7 @@ def test_a_defence_trains_on_what_its_detector_leaves(own_cache, monkeypatch):
 
     case = victims.scenario("toy-reviews", "badnets", 0.1, 0)
     plan = TrainSettings(epochs=1, lr=2e-3, precision="fp32")
-    victim = btu.fresh("tiny", 2, 0)
+    victim = study.fresh("tiny", 2, 0)
     seen = []
 
     def oracle(model, rows, known):

@@ -37,7 +37,7 @@ def exposure(frame):
 
 
 def state_maps(maps: Mapping[str, Mapping]):
-    """Draw maps of hidden states side by side: title → what ``btu.state_map`` returned."""
+    """Draw maps of hidden states side by side: title → what ``btu_study.state_map`` returned."""
     figure, axes = plt.subplots(1, len(maps), figsize=(7, 3.4), squeeze=False)
     for axis, (title, points) in zip(axes[0], maps.items(), strict=True):
         kinds = np.array(points["kind"])
@@ -58,7 +58,7 @@ def quantities(frame):
     """Draw the trigger's row change, labels poisoned and kept, beside the average row's.
 
     Args:
-        frame: rows of ``btu.quantities``; ``inserted`` in percent.
+        frame: rows of ``btu_study.quantities``; ``inserted`` in percent.
     """
     figure, axis = plt.subplots(figsize=(7, 3.2))
     shown = frame.melt(["labels", "inserted"], ["backdoor", "average"], "tokens", "change")
