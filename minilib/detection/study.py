@@ -13,6 +13,7 @@ from .. import cache, train, victims
 from ..attacks.text import InsertWord, Poisoned, poison
 from ..data import TextDataset
 from ..models import TextClassifier, default_device, text_classifier
+from ..rga import UnlearnSettings
 from ..settings import DetectionStudy, split
 from ..train import TrainSettings
 from ..victims import Scenario
@@ -116,6 +117,11 @@ def ask(detectors: Mapping, victim, rows: TextDataset, known: Knowledge, truth: 
     return survey(asked, victim, rows, known, truth)
 
 
+def knowledge(cfg: DetectionStudy, case: Scenario, victim, rows: TextDataset) -> Knowledge:
+    """Return what a detector may use: trusted dev rows, the victim's states, the model's name."""
+    return Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+
+
 def suspects(cfg: DetectionStudy, attack: str) -> Suspects:
     """Train an attack's victim, or take it from the cache, and ask the detectors.
 
@@ -124,7 +130,7 @@ def suspects(cfg: DetectionStudy, attack: str) -> Suspects:
     case = victims.scenario(cfg.dataset, attack, cfg.rate, cfg.seed)
     victim, _ = victims.victim(case.poisoned.dataset, cfg.model, victim_training(cfg))
     rows = case.poisoned.dataset
-    known = Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, rows)
     detectors = lineup(cfg, cfg.detectors)
     if attack == split(cfg.attacks)[0]:
         detectors |= lineup(cfg, cfg.slow_detectors)
@@ -141,7 +147,7 @@ def suspect_mask(cfg: DetectionStudy, name: str, case: Scenario, victim) -> np.n
     if name == "oracle":
         return case.poisoned.mask
     rows = case.poisoned.dataset
-    known = Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, rows)
     detectors = lineup(cfg, "cube,cube-code" if name == "cube-code" else name)
     return ask(detectors, victim, rows, known, case.poisoned.mask)[0][name].mask
 
@@ -149,7 +155,7 @@ def suspect_mask(cfg: DetectionStudy, name: str, case: Scenario, victim) -> np.n
 def accused_of_nothing(cfg: DetectionStudy, case: Scenario) -> list[dict]:
     """Ask every detector about the clean set and its model, where every suspect is a false one."""
     victim, _ = victims.victim(case.clean, cfg.model, victim_training(cfg))
-    known = Knowledge(case.dev, hidden_states(victim, case.clean), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, case.clean)
     nothing = np.zeros(len(case.clean), bool)
     _, rows = ask(lineup(cfg, cfg.detectors), victim, case.clean, known, nothing)
     return [{"attack": "none", "rate": 0.0, **row} for row in rows]
@@ -253,3 +259,13 @@ def cube_on(cfg: DetectionStudy, cases: Mapping[str, Poisoned]) -> list[dict]:
 def cost_grid(cfg: DetectionStudy) -> Sequence[tuple[float, float]]:
     """Return the (precision, recall) pairs to which the oracle's mask is spoilt."""
     return [(float(p), float(r)) for p in split(cfg.precisions) for r in split(cfg.recalls)]
+
+
+def same_steps(plan: UnlearnSettings, suspects: np.ndarray, poisons: np.ndarray) -> UnlearnSettings:
+    """Change a plan's epochs so that one mask takes the steps that another would.
+
+    Args:
+        plan: for ``poisons`` (N,) bool. suspects: (N,) bool, the rows that are to be forgotten.
+    """
+    epochs = max(1, round(plan.train.epochs * poisons.sum() / max(1, suspects.sum())))
+    return replace(plan, train=replace(plan.train, epochs=epochs))
