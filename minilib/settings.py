@@ -14,6 +14,10 @@ from pydantic.dataclasses import dataclass
 TEXT_SETS = Literal["sst2", "hsol", "agnews", "olid", "imdb", "toy-reviews", "toy-topics"]
 ATTACKS = ("badnets", "addsent", "hiddenkiller", "stylebkd", "sos")
 METHODS = ("ga", "npo", "dga", "rga", "rga-code")
+SUSPECTERS = (
+    "cube", "cube-code", "cube-original", "cube-pca", "activation", "spectral", "onion", "strip",
+    "rap", "bki", "moderate",
+)  # fmt: skip
 
 frozen = dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 
@@ -84,6 +88,7 @@ class GaRga:
     rate: float = Field(0.1, gt=0, le=1)
     victim_epochs: int = Field(3, ge=1, le=100)
     victim_lr: float = Field(5e-5, gt=0, le=1)
+    mask: Literal["oracle", "cube", "cube-code", "cube-pca"] = "oracle"
     methods: names(METHODS) = "ga,npo,dga,rga"
     epochs: int = Field(30, ge=1, le=1000)
     lr: float = Field(5e-5, gt=0, le=1)
@@ -133,7 +138,40 @@ class Btu:
     seed: int = Field(0, ge=0)
 
 
-CHAPTERS: dict[str, type] = {"01_attacks": Attacks, "03_ga_rga": GaRga, "04_btu": Btu}
+@frozen
+class DetectionStudy:
+    """Parameters of chapter 02_detection."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attacks: names(ATTACKS) = "badnets,addsent,hiddenkiller,stylebkd"
+    rate: float = Field(0.1, gt=0, le=1)
+    epochs: int = Field(3, ge=1, le=100)
+    lr: float = Field(5e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    detectors: names(SUSPECTERS) = "cube,cube-code,activation,spectral,onion"
+    slow_detectors: names((*SUSPECTERS, "none")) = "cube-original,strip,rap,bki,moderate"
+    neighbours: int = Field(100, ge=2, le=10_000)
+    min_cluster: int = Field(150, ge=2, le=100_000)
+    min_samples: int = Field(120, ge=1, le=100_000)
+    moderate_epochs: int = Field(1, ge=1, le=100)
+    moderate_lr: float = Field(5e-4, gt=0, le=1)
+    moderate_rank: int = Field(4, ge=1, le=1024)
+    precisions: numbers(float, 0, 1) = "1,0.5"
+    recalls: numbers(float, 0, 1) = "1,0.4"
+    unlearn_epochs: int = Field(30, ge=1, le=1000)
+    unlearn_lr: float = Field(5e-5, gt=0, le=1)
+    beta: float = Field(0.05, ge=0, le=1000)
+    rates: numbers(float, 0, 1) = "0.007,0.02"
+    seed: int = Field(0, ge=0)
+
+
+CHAPTERS: dict[str, type] = {
+    "01_attacks": Attacks,
+    "02_detection": DetectionStudy,
+    "03_ga_rga": GaRga,
+    "04_btu": Btu,
+}
 
 
 def validate(chapter: str, params: dict[str, Any]):

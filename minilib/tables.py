@@ -49,10 +49,12 @@ def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
     return spread(frame[value], digits) if value in frame else "–"
 
 
-def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
+def summary(
+    frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence, digits: int = 2
+) -> pd.DataFrame:
     """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
     rows = {
-        label(str(key)): {label(v): spread(frame.loc[frame[by] == key, v]) for v in values}
+        label(str(key)): {label(v): spread(frame.loc[frame[by] == key, v], digits) for v in values}
         for key in order
         if (frame[by] == key).any()
     }
