@@ -4,55 +4,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, replace
 
-import numpy as np
-
 from . import cache, train, victims
 from .data import TextDataset
-from .detection import DETECTORS, Knowledge, moderate_fit, quality
+from .detection import moderate_fit, quality, study
 from .detection.moderate import low_rank_only
 from .models import TextClassifier, default_device, text_classifier
+from .settings import DetectionStudy
 from .train import TrainSettings
 from .victims import Scenario
 
-DETECTION = tuple(
-    f"detection.{name}" for name in ("evidence", "fluency", "geometry", "moderate", "perturb")
-)
 MF = TrainSettings(epochs=1, lr=5e-4)  # the moderate fit of `detect_moderate`
-
-
-def suspects(
-    name: str, case: Scenario, victim: TextClassifier, model: str, seed: int = 0
-) -> np.ndarray:
-    """Return a detector's mask (N,) bool over the poisoned training rows, computed at most once.
-
-    Args:
-        name: a key of ``detection.DETECTORS``. model: name of the pre-trained model.
-
-    The defender's clean rows are the dev split.
-    """
-    rows = case.poisoned.dataset
-    key = {
-        "detector": name,
-        "victim": cache.weights_digest(victim),
-        "data": rows.sha256,
-        "clean": case.dev.sha256,
-        "model": model,
-        "seed": seed,
-        **cache.conditions(
-            next(victim.parameters()).device,
-            ("train", "models", *DETECTION),
-            *(f"detect_{part}" for part in ("cube", "onion", "strip", "rap", "bki")),
-        ),
-    }
-
-    def compute() -> dict:
-        known = Knowledge(clean=case.dev, model=model, seed=seed)
-        mask = DETECTORS[name](victim, rows, known).mask
-        return {"suspects": np.flatnonzero(mask).tolist()}
-
-    mask = np.zeros(len(rows), bool)
-    mask[cache.cached_json("suspects", key, compute)["suspects"]] = True
-    return mask
 
 
 def defended(
@@ -73,7 +34,8 @@ def defended(
     rows = case.poisoned.dataset
     if name == "moderate":
         return moderate(rows, model, settings.seed), {}
-    mask = suspects(name, case, victim, model, settings.seed)
+    asked = DetectionStudy(model=model, seed=settings.seed)  # chapter 02's detectors, and its cache
+    mask = study.suspect_mask(asked, name, case, victim)
     found = quality(mask, case.poisoned.mask)
     network, _ = victims.victim(rows.select(~mask), model, settings)
     return network, {key: found[key] for key in ("precision", "recall")}

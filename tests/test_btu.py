@@ -614,7 +614,7 @@ def test_the_figures_draw_what_they_are_given():
 
 def test_a_defence_trains_on_what_its_detector_leaves(own_cache, monkeypatch):
     from minilib import defences
-    from minilib.detection import Detection
+    from minilib.detection import DETECTORS, Detection
 
     case = victims.scenario("toy-reviews", "badnets", 0.1, 0)
     plan = TrainSettings(epochs=1, lr=2e-3, precision="fp32")
@@ -625,14 +625,15 @@ def test_a_defence_trains_on_what_its_detector_leaves(own_cache, monkeypatch):
         seen.append((rows.sha256, known.clean.sha256))
         return Detection("oracle", case.poisoned.mask.copy(), None, 0.0)
 
-    monkeypatch.setitem(defences.DETECTORS, "cube", oracle)
-    network, judged = defences.defended("cube", case, victim, "tiny", plan)
+    oracle.__name__ = "detect_activation"  # its verdict is kept under the code of what it replaces
+    monkeypatch.setitem(DETECTORS, "activation", oracle)
+    network, judged = defences.defended("activation", case, victim, "tiny", plan)
     assert judged == {"precision": 100.0, "recall": 100.0}
     assert seen == [(case.poisoned.dataset.sha256, case.dev.sha256)]
     left = case.poisoned.dataset.select(~case.poisoned.mask)
     plain, _ = victims.victim(left, "tiny", plan)
     assert cache.weights_digest(network) == cache.weights_digest(plain)
-    defences.defended("cube", case, victim, "tiny", plan)
+    defences.defended("activation", case, victim, "tiny", plan)
     assert len(seen) == 1, "a detector's verdict is kept"
 
 
