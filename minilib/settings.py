@@ -54,6 +54,18 @@ def numbers(kind: type, above: float, upto: float):
     return Annotated[str, AfterValidator(check)]
 
 
+def pairs(value: str) -> str:
+    """Check a comma-separated list of data set/model pairs, or "none"."""
+    for item in split(value):
+        dataset, slash, model = item.partition("/")
+        if item != "none" and not (slash and model and dataset in TEXT_SETS.__args__):
+            known = ", ".join(TEXT_SETS.__args__)
+            raise ValueError(
+                f"{item!r}; accepted: none, or DATASET/MODEL with a data set of {known}"
+            )
+    return value
+
+
 def split(value: str) -> tuple[str, ...]:
     """Split a comma-separated parameter; raises ValueError if nothing is in it."""
     items = tuple(item.strip() for item in value.split(",") if item.strip())
@@ -163,6 +175,9 @@ class DetectionStudy:
     unlearn_lr: float = Field(5e-5, gt=0, le=1)
     beta: float = Field(0.05, ge=0, le=1000)
     rates: numbers(float, 0, 1) = "0.007,0.02"
+    elsewhere: Annotated[str, AfterValidator(pairs)] = (
+        "hsol/minilm,hsol/tiny,hsol/tiny-causal,sst2/tiny-causal"
+    )
     seed: int = Field(0, ge=0)
 
 

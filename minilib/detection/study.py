@@ -36,6 +36,9 @@ MODULES = (
     "models",
 )
 
+# Training of models that start from random weights.
+FROM_SCRATCH = {"epochs": 10, "lr": 1e-3}
+
 
 @dataclass(frozen=True)
 class Suspects:
@@ -253,6 +256,30 @@ def cube_on(cfg: DetectionStudy, cases: Mapping[str, Poisoned]) -> list[dict]:
         poisons = int(mask.sum())
         rows += [{"attack": "badnets", "poisoning": name, "poisons": poisons, **row}
                  for row in judged[1:]]  # fmt: skip
+    return rows
+
+
+def elsewhere(cfg: DetectionStudy) -> list[dict]:
+    """Ask CUBE about the first attack on other data and models, ``cfg.elsewhere``; one row each.
+
+    Besides the detector's quality a row holds the victim's ``cacc`` and ``lfr``: a detector cannot
+    be blamed for a backdoor that did not take.
+    """
+    rows = []
+    for item in split(cfg.elsewhere):
+        if item == "none":
+            continue
+        dataset, model = item.split("/", 1)
+        there = replace(cfg, dataset=dataset, model=model)
+        if model.startswith("tiny"):
+            there = replace(there, **FROM_SCRATCH)
+        attack = split(cfg.attacks)[0]
+        case = victims.scenario(dataset, attack, cfg.rate, cfg.seed)
+        victim, _ = victims.victim(case.poisoned.dataset, model, victim_training(there))
+        found = victims.measured(case, victim)
+        here = {"attack": attack, "data": dataset, "victim": model}
+        here |= {name: found[name] for name in ("cacc", "lfr")}
+        rows += [{**row, **here} for row in cube_on(there, {"elsewhere": case.poisoned})]
     return rows
 
 
