@@ -263,7 +263,8 @@ def run(job: Plan, warm: bool = False) -> dict:
     except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
         record |= _failure(error, job)
     if record["status"] != "ok":
-        with contextlib.suppress(OSError):  # the notebook shows where it stopped, if it got so far
+        # The notebook shows where it stopped, if it got so far and is whole.
+        with contextlib.suppress(OSError, ValueError):
             _hand_over(job, work)
     shutil.rmtree(work, ignore_errors=True)
     record["seconds"] = record["seconds"] or round(time.time() - started, 1)
@@ -461,12 +462,15 @@ def at_work(folder: Path) -> bool:
 
 
 def _alive(part: Path) -> bool:
+    pid = int(part.name.removeprefix(_part()))
     try:
-        os.kill(int(part.name.removeprefix(_part())), 0)
+        os.kill(pid, 0)
     except ProcessLookupError:
         return False
     except PermissionError:  # another user's
         return True
+    with contextlib.suppress(OSError):  # dead, and in a container perhaps never collected
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
     return True
 
 

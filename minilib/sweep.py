@@ -289,7 +289,10 @@ def sweep(
             return 130
     failed = made["failed"] + (0 if retry_failed else count["failed"])
     print(f"{made['ok']} ok, {failed} failed, {count['ok']} skipped (existed)")
-    show_table(planned)
+    try:
+        show_table(planned)
+    except OSError as error:  # where the disk is full, the table has no room either
+        print(f"no table: {error}", file=sys.stderr)
     if failed and not retry_failed and count["failed"]:
         print("--retry-failed runs again what failed", file=sys.stderr)
     if flags["stop"]:
@@ -497,8 +500,11 @@ def gather(planned: Sweep) -> Path | None:
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(f".{os.getpid()}.part")
     whole = pa.concat_tables(parts, promote_options="permissive")
-    pyarrow.parquet.write_table(whole, part)
-    part.replace(path)
+    try:
+        pyarrow.parquet.write_table(whole, part)
+        part.replace(path)
+    finally:
+        part.unlink(missing_ok=True)
     if places.is_url(planned.out):
         places.push(path.parent, f"{str(planned.out).rstrip('/')}/sweeps")
     return path
