@@ -378,8 +378,9 @@ def _execute(job: Plan, work: Path, warm: bool) -> None:
         more["kernel_manager_class"] = Manager
 
     told = {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "code")}
-    # A checkout's own minilib comes first (it is in the kernel's working directory), then this one.
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    # A checkout's own minilib comes first, then this one.
+    own = str(job.root) if (job.root / "minilib").is_dir() else None
+    path = os.pathsep.join(filter(None, [own, str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with _environ(MINILIB_RUN_DIR=str(work), MINILIB_RUN=json.dumps(told), PYTHONPATH=path):
         papermill.execute_notebook(
             str(job.root / "notebooks" / f"{job.chapter}.ipynb"),

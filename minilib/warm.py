@@ -11,6 +11,7 @@ import atexit
 import contextlib
 import functools
 import gc
+import importlib.util
 import json
 import math
 import multiprocessing
@@ -204,7 +205,7 @@ def _bare_path() -> tuple[str, ...]:
 def search_path(environ: dict) -> list[str]:
     """`sys.path` that a fresh kernel would have in this environment."""
     named = [part for part in environ.get("PYTHONPATH", "").split(os.pathsep) if part]
-    return [*named, *(part for part in _bare_path() if part not in named)]
+    return list(dict.fromkeys([*named, *_bare_path()]))
 
 
 def _kernel(arguments: list[str], environ: dict, place: str, path: list[str]) -> None:
@@ -217,7 +218,8 @@ def _kernel(arguments: list[str], environ: dict, place: str, path: list[str]) ->
     os.environ.update(environ)
     os.chdir(place)
     sys.path[:] = path
-    sys.argv = ["ipykernel_launcher", *arguments]
+    launcher = importlib.util.find_spec("ipykernel_launcher")
+    sys.argv = [launcher.origin, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent()
     _fresh_state()
@@ -233,6 +235,8 @@ def _fresh_state() -> None:
         del sys.modules[name]
     if "numpy" in sys.modules:  # Python's own generator is seeded anew by every fork
         sys.modules["numpy"].random.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     threads = os.environ.get("OMP_NUM_THREADS", "")
     if threads.isdigit() and "torch" in sys.modules:
         # OpenMP read its variables when the server loaded it.
