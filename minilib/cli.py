@@ -56,6 +56,8 @@ def parser() -> argparse.ArgumentParser:
         "latest", do_latest, "list the executed notebook of each chapter, for the book build"
     )
     chosen(command, "*")
+    command = verb("claims", do_claims, "decide the papers' claims from the published records")
+    command.add_argument("chapter", nargs="?", help="only those of a chapter or paper")
     verb("doctor", do_doctor, "show versions, device, data folder, bundled model and cache")
     return main
 
@@ -235,6 +237,24 @@ def do_latest(options) -> int:
             print(f"{job.chapter}\t{job.folder / 'notebook.ipynb'}")
         else:
             print(f"minilib: {job.chapter} has no current {job.preset} run", file=sys.stderr)
+    return 0
+
+
+def do_claims(options) -> int:
+    """`minilib claims`: one line per claim and a count; what failed is no error."""
+    from minilib import claims
+
+    try:
+        found = claims.ledger(runs.find_root(), options.chapter)
+    except (OSError, claims.ClaimError) as error:
+        raise runs.UsageError(f"the ledger cannot be read: {error}") from None
+    if not found:
+        known = sorted({claim.chapter for claim in claims.read(runs.find_root())})
+        raise runs.UsageError(f"no claim of {options.chapter!r}; chapters are {', '.join(known)}")
+    for claim, verdict in found:
+        print(f"{verdict.verdict:10}{claim.id:22}{verdict.shown or verdict.missing}")
+    words = [verdict.verdict for _, verdict in found]
+    print(", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS))
     return 0
 
 

@@ -1,0 +1,303 @@
+"""The ledger: its language accepts nothing else, and its verdicts are what the records say."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from minilib import claims, cli, results, runs, settings, stats
+
+ROOT = Path(__file__).resolve().parents[1]
+LEDGER = claims.ledger(ROOT)
+
+
+def claim(test: str) -> claims.Claim:
+    """A claim of chapter 03 with this expression."""
+    return claims.Claim("x", "rga", "03_ga_rga", "It is so.", "Table 0", test)
+
+
+def record(seed: int, rows: list[dict], preset: str = "small", **params) -> dict:
+    """A published run of a chapter that has three parameters."""
+    params = {"alpha": 2.0, "methods": "ga", "model": "minilm", "seed": seed, **params}
+    return {
+        "run_id": f"{preset}{seed}{params}",
+        "preset": preset,
+        "params": params,
+        "metrics": rows,
+    }
+
+
+DEFAULTS = {"alpha": 2.0, "methods": "ga,rga", "model": "minilm", "seed": 0}
+
+
+@pytest.fixture
+def decide(monkeypatch):
+    """Verdict on an expression, given GA's and RGA's numbers by seed."""
+    monkeypatch.setattr(claims, "defaults", lambda *_: DEFAULTS)
+
+    def decided(test: str, ga: list[float], rga: list[float], **more) -> claims.Verdict:
+        records = [
+            record(seed, [{"method": "ga", "epoch": 1, "pacc": 0.0},
+                          {"method": "ga", "epoch": 2, "pacc": ga[seed]},
+                          {"method": "rga", "epoch": 2, "pacc": rga[seed]}], **more)
+            for seed in range(len(ga))
+        ]  # fmt: skip
+        return claims.evaluate(claim(test), ROOT, records)
+
+    return decided
+
+
+LESS = 'at("pacc", method="ga") < at("pacc", method="rga")'
+
+
+@pytest.mark.parametrize(
+    "ga, rga, verdict",
+    [
+        ([1, 2, 3], [4, 5, 6], "holds"),
+        ([4, 5, 6], [1, 2, 3], "fails"),
+        ([1, 5, 3], [4, 2, 6], "undecided"),
+        (
+            [1, 50, 3],
+            [2, 51, 4],
+            "holds",
+        ),  # seeds are paired: the spread between them does not matter
+        ([1, 2, 3], [1, 2, 3], "undecided"),
+        ([1], [4], "undecided"),  # one seed tells no spread
+    ],
+)
+def test_an_interval_on_one_side_decides(decide, ga, rga, verdict):
+    assert decide(LESS, ga, rga).verdict == verdict
+    flipped = {"holds": "fails", "fails": "holds"}.get(verdict, verdict)
+    assert decide(f"not {LESS}", ga, rga).verdict == flipped
+    assert decide(LESS.replace("<", ">"), ga, rga).verdict == flipped
+
+
+@pytest.mark.parametrize(
+    "test, verdict",
+    [
+        ('change("pacc", 1, 2, method="ga") > 0.5', "holds"),
+        ('at("pacc", method="ga", epoch=1) > -1', "holds"),
+        ('spread("pacc", "method", "ga,rga") < 10', "holds"),
+        ('highest("pacc", "method", "ga,rga") < 3', "fails"),
+        ('lowest("pacc", "method", "ga,rga") < 4', "holds"),
+        ('abs(at("pacc", method="ga") - at("pacc", method="rga")) < 2 * 2', "holds"),
+        ('-at("pacc", method="ga") / 2 < 0', "holds"),
+        ('at("pacc", method="ga") < 4 and at("pacc", method="rga") < 3', "fails"),
+        ('at("pacc", method="ga") < 4 or at("pacc", method="rga") < 4', "holds"),
+        ('at("pacc", method="ga") < 4 and at("pacc", method="npo") < 4', "not run"),
+        ('at("pacc", method="ga") > 4 and at("pacc", method="npo") < 4', "fails"),
+        ('at("pacc", method="ga", alpha=3) < 4', "not run"),
+        ('at("nothing", method="ga") < 4', "not run"),
+        ('at("pacc", method="ga") < 2 and at("pacc", method="ga") < 4', "undecided"),
+    ],
+)
+def test_the_language(decide, test, verdict):
+    found = decide(test, [1, 2, 3], [4, 5, 6])
+    assert found.verdict == verdict
+    assert bool(found.missing) == ("npo" in test or verdict == "not run")
+
+
+def test_other_parameters_are_those_of_the_preset(decide):
+    assert decide(LESS, [1, 2, 3], [4, 5, 6], alpha=3.0).verdict == "not run"
+    assert decide(LESS, [1, 2, 3], [4, 5, 6], methods="ga").verdict == "holds"  # says which rows
+    found = decide(LESS, [1, 2, 3], [4, 5, 6], preset="paper")
+    assert found.scale == "paper, minilm, seeds 0, 1, 2"
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "__import__('os').system('true') < 1",
+        "at('pacc').__class__ < 1",
+        "open('x') < 1",
+        "(lambda: 1)() < 1",
+        "[1][0] < 2",
+        "pacc < 1",
+        "at('pacc')",
+        "1 < at('pacc') < 2",
+        "at('pacc') == 1",
+        "at('pacc', **{'epoch': 1}) < 1",
+        "f'{1}' < 1",
+        "at(",
+    ],
+)
+def test_nothing_else_is_an_expression(test):
+    with pytest.raises(claims.ClaimError, match="^x: "):
+        claims.check(claim(test))
+
+
+# ---------------------------------------------------------------- this book's ledger
+
+
+def test_the_ledger_covers_the_four_papers():
+    counts = [sum(one.paper == paper for one, _ in LEDGER) for paper in
+              ("rga", "btu", "sande", "bibau")]  # fmt: skip
+    assert counts == [12, 12, 9, 11]
+    for one, _ in LEDGER:
+        assert re.match(r"(Tables?|Figures?|Section) [\w,. ]+$", one.where), one
+        assert one.claim.endswith((".", ")")) and len(one.claim) > 40
+
+
+def test_claims_ask_for_parameters_and_methods_that_chapters_have():
+    for one, _ in LEDGER:
+        known = settings.CHAPTERS.get(one.chapter)
+        if known is None:
+            continue
+        import ast
+
+        for node in ast.walk(claims.check(one)):
+            if isinstance(node, ast.keyword) and node.arg in known.__dataclass_fields__:
+                value = ast.literal_eval(node.value)
+                settings.validate(one.chapter, {node.arg: value})
+
+
+def test_every_verdict_follows_from_the_committed_records():
+    """Recomputed here by other means: paired differences of each comparison, straight from JSON."""
+    checked = 0
+    for one, verdict in LEDGER:
+        if verdict.verdict == "not run":
+            assert verdict.missing
+            continue
+        assert verdict.scale.startswith(claims.PRESETS)
+        assert verdict == claims.evaluate(one, ROOT)
+        checked += 1
+    assert checked >= 12
+    found = {}
+    for path in (ROOT / "results" / "03_ga_rga").glob("*.json"):
+        item = json.loads(path.read_text(encoding="utf-8"))
+        if item["params"]["methods"] == "ga,npo,dga,rga" and item["params"]["dataset"] == "sst2":
+            rows = {(row["method"], row["epoch"]): row for row in item["metrics"]}
+            found[item["params"]["seed"]] = rows
+    assert sorted(found) == [0, 1, 2]
+
+    def verdict_of(differences: list[float]) -> str:
+        return "holds" if min(differences) > 0 else "fails" if max(differences) < 0 else "undecided"
+
+    def gap(name: str, a: tuple, b: tuple) -> str:
+        return verdict_of([rows[b][name] - rows[a][name] for rows in found.values()])
+
+    said = {one.id: verdict.verdict for one, verdict in LEDGER}
+    assert said["rga-beats-ga"] == gap("dpacc", ("rga", 30), ("ga", 30))
+    assert said["rga-beats-npo"] == gap("dpacc", ("rga", 30), ("npo", 30))
+    assert said["rga-drift"] == gap("dpacc", ("rga", 10), ("dga", 10))
+    shift = [verdict_of([bound - rows["ga", 30][name] for rows in found.values()])
+             for name, bound in (("lfr", 1), ("pacc", 55))]  # fmt: skip
+    assert said["rga-shift"] == ("fails" if "fails" in shift else
+                                 "holds" if shift == ["holds"] * 2 else "undecided")  # fmt: skip
+
+
+def test_a_failing_claim_has_a_finding_that_shows_its_numbers():
+    for one, verdict in LEDGER:
+        if verdict.verdict == "fails":
+            assert len(one.finding) > 100 and "{shown}" in one.finding, one.id
+        # Numbers come from records; a finding that types one would not follow them.
+        assert not re.search(r"\d+\.\d", one.finding), one.id
+
+
+def test_the_command(monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    assert cli.main(["claims"]) == 0
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert len(lines) == len(LEDGER) + 1 and "not run" in lines[-1]
+    assert cli.main(["claims", "03_ga_rga"]) == 0
+    assert len(capsys.readouterr().out.strip().splitlines()) == 13
+    assert cli.main(["claims", "nothing"]) == 2
+    assert "no claim of 'nothing'" in capsys.readouterr().err
+
+
+def test_ledger_and_tables_need_neither_numpy_nor_pandas():
+    program = (
+        "import sys\nfrom pathlib import Path\nfrom minilib import claims, results\n"
+        f"root = Path({str(ROOT)!r})\n"
+        "assert claims.ledger(root) and results.render(root, results.read(root)[0])\n"
+        "heavy = {'torch', 'numpy', 'pandas', 'papermill', 'pydantic'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------- the papers' tables beside ours
+
+
+def test_every_cell_of_the_paper_is_shown_beside_ours_or_as_missing():
+    table = next(one for one in results.read(ROOT) if one.id == "rga-2")
+    cells, filled = results.tally(ROOT, table)
+    assert cells == 9 * 15 and filled >= 15
+    text = results.render(ROOT, table)
+    assert text.count("not run") == cells - filled
+    assert (
+        text.count('class="near"') + text.count('class="off"') + text.count('class="far"') == filled
+    )
+    assert "91.32 ± 0.79" in text  # the paper's
+
+
+def test_our_cells_are_means_over_the_committed_seeds():
+    table = next(one for one in results.read(ROOT) if one.id == "rga-2")
+    key = {"dataset": "sst2", "attack": "badnets", "method": "ga"}
+    (line,) = (one for one in results.lines(ROOT, table) if one["key"] == key)
+    _, sample = line["cells"]["pacc"]
+    wanted = {}
+    for path in (ROOT / "results" / "03_ga_rga").glob("*.json"):
+        item = json.loads(path.read_text(encoding="utf-8"))
+        if item["params"]["epochs"] == 30:
+            (row,) = (r for r in item["metrics"] if (r["method"], r["epoch"]) == ("ga", 30))
+            wanted[item["params"]["seed"]] = row["pacc"]
+    assert sample == wanted
+
+
+def test_missing_cells_name_a_sweep_that_holds_them(monkeypatch):
+    from minilib import sweep
+
+    monkeypatch.chdir(ROOT)
+    for table in results.read(ROOT):
+        for command in results.missing(ROOT, table):
+            words = command.split()
+            assert words[:2] == ["minilib", "sweep"]
+            assert sweep.plan(Path(words[2]), only=words[4::2]).size >= 1
+
+
+def test_committed_sweeps_can_be_planned(monkeypatch):
+    from minilib import sweep
+
+    monkeypatch.chdir(ROOT)
+    for file in sorted((ROOT / "sweeps").glob("*.yml")):
+        assert sweep.plan(file).size >= 1
+
+
+# ---------------------------------------------------------------- statistics
+
+
+def test_one_average_serves_all_tables():
+    import numpy as np
+    import pandas as pd
+
+    from minilib import metrics, tables
+
+    values = [3.0, 1.0, 2.5, 7.0]
+    found = stats.summary(values)
+    assert (found["mean"], found["std"], found["n"]) == metrics.mean_std(values)
+    assert tables.spread(pd.Series(values)) == stats.text(found, count=False) == "3.38 ± 2.56"
+    frame = pd.DataFrame({"method": ["a"] * 4 + ["b"], "cacc": [*values, 5.0]})
+    table = runs.summary(frame, ["method"], ["cacc"])["cacc"]
+    assert table.loc["a"].to_dict() == pytest.approx(found)
+    assert (
+        table.loc["b", "n"] == 1 and np.isnan(table.loc["b", ["std", "low", "high"]].tolist()).all()
+    )
+    assert list(runs.shown(runs.summary(frame, ["method"], ["cacc"]))["cacc"]) == [
+        "3.38 ± 2.56 (4)",
+        "5.00 (1)",
+    ]
+
+
+def test_bootstrap_intervals():
+    assert stats.interval([1.0, 2.0, 4.0]) == (1.0, 4.0), "three values: from smallest to largest"
+    low, high = stats.interval([float(n) for n in range(50)])
+    assert 18 < low < 24.5 < high < 31 and stats.interval([float(n) for n in range(50)]) == (
+        low,
+        high,
+    )
+    assert all(map(lambda v: v != v, stats.interval([1.0])))
