@@ -1,9 +1,9 @@
 """Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from run records.
 
 `{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
-`{paper-tables}` is every table of `book/results.yml`. Both are made anew whenever a published record
-or their file changes, and need neither PyTorch nor pandas. What cannot be read is a warning, and so
-an error of a strict build.
+`{paper-tables}` is every table of `book/results.yml`. Both are made anew whenever a published
+record or their file changes, and need neither PyTorch nor pandas. What cannot be read is a
+warning, and so an error of a strict build.
 """
 
 import html
