@@ -10,6 +10,7 @@ import html
 from pathlib import Path
 
 from minilib import claims, stats
+from minilib.fingerprint import PACKAGE
 
 FILE = Path("book", "results.yml")
 NEAR, OFF = 2.0, 10.0  # points: within the first a cell agrees, beyond the second it does not
@@ -56,10 +57,10 @@ def read(root: Path) -> list[Table]:
     return [Table(**entry) for entry in yaml.safe_load((root / FILE).read_text(encoding="utf-8"))]
 
 
-def published(root: Path, table: Table) -> list[dict]:
+def published(table: Table) -> list[dict]:
     """The paper's cells: rows of `minilib/papers/<paper>.csv`."""
-    with (root / "minilib" / "papers" / f"{table.paper}.csv").open(encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
+    with (PACKAGE / "papers" / f"{table.paper}.csv").open(encoding="utf-8") as text:
+        rows = list(csv.DictReader(text))
     wanted = {"table": table.table, **table.keep}
     return [row for row in rows if all(row[name] == str(value) for name, value in wanted.items())]
 
@@ -79,15 +80,13 @@ def ours(table: Table, numbers: claims.Numbers, cell: dict) -> dict[int, float]:
 def lines(root: Path, table: Table) -> list[dict]:
     """One entry per line of the page: its key, and per metric the paper's cell and our numbers."""
     records = claims.committed(root, table.chapter)
-    preset = next(
-        (name for name in claims.PRESETS if any(r["preset"] == name for r in records)), "small"
-    )
-    numbers = claims.Numbers(
-        records, claims.defaults(root, table.chapter, preset), table.chapter, preset
-    )
+    there = {item["preset"] for item in records}
+    preset = next((name for name in claims.PRESETS if name in there), "")
+    params = claims.defaults(root, table.chapter, preset) if preset else {}
+    numbers = claims.Numbers(records, params, table.chapter, preset)
     names = [*table.params, *(column for column in table.row.values() if column != "epochs")]
     found: dict[tuple, dict] = {}
-    for cell in published(root, table):
+    for cell in published(table):
         if cell["metric"] in table.metrics:
             key = tuple(cell[name] for name in names)
             line = found.setdefault(key, {"key": dict(zip(names, key, strict=True)), "cells": {}})

@@ -197,6 +197,17 @@ def test_a_failing_claim_has_a_finding_that_shows_its_numbers():
         assert not re.search(r"\d+\.\d", one.finding), one.id
 
 
+def test_the_page_shows_every_claim_and_the_findings_of_those_that_fail():
+    from ledger import table_of_claims
+
+    text = table_of_claims(LEDGER)
+    assert all(f'id="claim-{one.id}"' in text for one, _ in LEDGER)
+    fails = [one for one, verdict in LEDGER if verdict.verdict == "fails"]
+    assert text.count('class="finding"') == len(fails) and "{shown}" not in text
+    shown = {verdict.verdict for _, verdict in LEDGER}
+    assert all(f'class="{word.replace(" ", "-")}"' in text for word in shown)
+
+
 def test_the_command(monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     assert cli.main(["claims"]) == 0

@@ -1,5 +1,6 @@
 """Sweeps: planning without a kernel, then real ones, through everything that can go wrong."""
 
+import importlib.util
 import json
 import os
 import re
@@ -465,6 +466,40 @@ def test_runs_kept_elsewhere_are_found_again_without_the_local_copy(book, capsys
     assert code == 2 and "publish reads a folder" in err
 
 
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of an empty bucket on a local server that speaks S3."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    s3fs = pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("runs")
+    yield "s3://runs/book"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+def test_runs_kept_in_a_bucket_are_found_again(book, capsys, bucket):
+    import s3fs
+
+    write("seeds: [0, 1]")
+    code, out, err = call(capsys, f"sweep s.yml --workers 2 --out {bucket} --only seed=0")
+    assert code == 0, err
+    names = {path.rpartition("/")[2] for path in s3fs.S3FileSystem().find("runs/book")}
+    assert names == {"notebook.ipynb", "run.json", "s.parquet"}
+    shutil.rmtree(book / "runs")
+    code, out, err = call(capsys, f"sweep s.yml --out {bucket}")
+    assert code == 0 and "1 exist" in out and "1 ok, 0 failed, 1 skipped" in out, err
+
+
 def test_a_place_that_cannot_be_written_fails_the_run(book, monkeypatch, tmp_path):
     job = runner.plan("01_fine", "smoke", out=f"file://{tmp_path}/bucket")
     monkeypatch.setattr(places, "push", full)
@@ -477,7 +512,7 @@ def test_a_place_that_cannot_be_written_fails_the_run(book, monkeypatch, tmp_pat
 
 
 def test_without_ray_the_command_says_how_to_get_it(book, capsys):
-    if "ray" in sys.modules or shutil.which("ray"):
+    if importlib.util.find_spec("ray"):
         pytest.skip("Ray is installed")
     write("seeds: [0, 1]")
     code, _, err = call(capsys, "sweep s.yml --engine ray")
