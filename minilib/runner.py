@@ -29,6 +29,9 @@ USER_ERRORS = ("DataError", "SettingsError")
 MICRO = ("micro_batch", "micro")
 OUT_OF_MEMORY = r"out of memory|can't allocate memory|[Uu]nable to allocate"
 FULL = "No space left on device"
+# What a machine does to a run, as opposed to what the run does: another try may mend it.
+OUTSIDE = rf"{FULL}|[Kk]ernel (did not answer|didn't respond|died)"
+START_TIMEOUT = 600  # seconds for a kernel to answer; a busy machine may need minutes
 
 
 # ---------------------------------------------------------------- parameters
@@ -389,6 +392,7 @@ def _execute(job: Plan, work: Path, warm: bool) -> None:
             kernel_name="python3",
             language="python",
             cwd=str(job.root),
+            start_timeout=START_TIMEOUT,
             progress_bar=sys.stderr.isatty() and not warm,
             extra_arguments=["--log-level=50"],  # the kernel's own chatter, not the notebook's
             **more,
@@ -415,7 +419,7 @@ def _failure(error: Exception, job: Plan) -> dict:
     found = {"error": f"{name}: {(value.strip().splitlines() or [''])[-1]}"}
     if name in ("MemoryError", "OutOfMemoryError") or re.search(OUT_OF_MEMORY, value):
         found["cause"] = "memory"
-    elif name == "DeadKernelError" or isinstance(error, OSError) or FULL in value:
+    elif name == "DeadKernelError" or isinstance(error, OSError) or re.search(OUTSIDE, value):
         found["cause"] = "outside"
     else:
         found["cause"] = "chapter"

@@ -77,6 +77,11 @@ def start() -> multiprocessing.context.BaseContext:
     when the last of them has.
     """
     context = multiprocessing.get_context("forkserver")
+    server = forkserver._forkserver
+    if server._forkserver_pid is None and server._forkserver_address is not None:
+        # This process came out of the server and knows its address; Python would start another.
+        server.ensure_running = lambda: None
+        return context
     wanted = os.environ.get("MINILIB_PRELOAD")
     names = PRELOAD if wanted is None else (*wanted.split(), *PRELOAD[-1:])
     context.set_forkserver_preload(list(names))

@@ -543,3 +543,14 @@ def test_the_entry_point_of_warm_kernels_is_declared():
     points = project["entry-points"]["jupyter_client.kernel_provisioners"]
     assert points == {"minilib-warm": "minilib.warm:Provisioner"}
     assert json.dumps(project["optional-dependencies"]["cluster"]).count("ray") == 1
+
+
+@LINUX
+def test_workers_and_kernels_come_from_one_server(book):
+    body = "import os\nopen(f'parent{seed}', 'w').write(str(os.getppid()))"
+    write_chapter(book, "01_fine", body)
+    write("seeds: [0, 1, 2, 3]")
+    driver = start("s.yml", "--workers", "2")
+    out, err = driver.communicate()
+    assert driver.returncode == 0, out + err
+    assert len({path.read_text() for path in book.glob("parent*")}) == 1

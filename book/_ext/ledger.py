@@ -7,6 +7,7 @@ warning, and so an error of a strict build.
 """
 
 import html
+import json
 import sys
 from pathlib import Path
 
@@ -74,6 +75,25 @@ class PaperTables(FromRecords):
         return "\n".join(parts)
 
 
+class Overhead(FromRecords):
+    """What a sweep costs beyond its runs, as `python -m bench.sweep` measured it."""
+
+    def made(self, root: Path) -> str:
+        """A table of the measurement, or the command that makes it."""
+        path = root / "bench" / "results" / "sweep.json"
+        self.env.note_dependency(str(path))
+        if not path.is_file():
+            return "<p><em>Not measured yet:</em> <code>python -m bench.sweep</code></p>"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        env = found.pop("env")
+        rows = "".join(
+            f"<tr><th>{name.replace('_', ' ')}</th><td>{value:,}</td></tr>"
+            for name, value in found.items()
+        )
+        said = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}"
+        return f'<div class="results"><table>{rows}</table></div><p>{html.escape(said)}</p>'
+
+
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     """Claims with their verdicts as HTML."""
     words = [verdict.verdict for _, verdict in found]
@@ -104,4 +124,5 @@ def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_directive("claims", Claims)
     app.add_directive("paper-tables", PaperTables)
+    app.add_directive("sweep-overhead", Overhead)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
