@@ -116,13 +116,20 @@ def read(root: Path) -> list[Claim]:
 
 
 def committed(root: Path, chapter: str) -> list[dict]:
-    """The published records of a chapter, each set of parameters once, the newest."""
+    """The published records of a chapter, each set of parameters once, the newest.
+
+    A record made before the chapter had some parameter has the notebook's default for it.
+    """
+    later = {}
+    if chapter in runner.chapters(root):
+        later = {name: value for name, (_, value) in runner.parameters(root, chapter).items()}
     found = map(runs.read_record, (root / "results" / chapter).glob("*.json"))
     kept: dict[str, dict] = {}
     for item in sorted(
         filter(None, found), key=lambda item: (item.get("finished", ""), item["run_id"])
     ):
         if item["status"] == "ok" and item["preset"] in PRESETS:
+            item["params"] = later | item["params"]
             kept[json.dumps([item["preset"], item["params"]], sort_keys=True)] = item
     return list(kept.values())
 
