@@ -55,7 +55,7 @@ def start(*words: str) -> subprocess.Popen:
     )
 
 
-def wait(happened, seconds: float = 120) -> None:
+def wait(happened, seconds: float = 600) -> None:
     """Wait until something is true; a test that waits in vain fails."""
     deadline = time.monotonic() + seconds
     while not happened():
@@ -318,7 +318,7 @@ def test_an_interrupted_pool_stops_its_runs_and_says_how_to_go_on(book):
     driver = start("s.yml", "--workers", "2", "--only", "seed=1", "--only", "seed=2")
     kernels = pids(book, 1, 2)
     driver.send_signal(signal.SIGINT)
-    _, err = driver.communicate(timeout=60)
+    _, err = driver.communicate(timeout=600)
     assert driver.returncode == 130
     again = "minilib sweep s.yml --only seed=1 --only seed=2 --workers 2"
     assert f"stopped after 0 of 2; go on with: {again}" in err
