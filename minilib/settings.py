@@ -123,7 +123,7 @@ class DetectionStudy:
     moderate_lr: float = Field(5e-4, gt=0, le=1)
     moderate_rank: int = Field(4, ge=1, le=1024)
     precisions: numbers(float, 0, 1) = "1,0.5"
-    recalls: numbers(float, 0, 1) = "1,0.7,0.4"
+    recalls: numbers(float, 0, 1) = "1,0.4"
     unlearn_epochs: int = Field(10, ge=1, le=1000)
     unlearn_lr: float = Field(5e-5, gt=0, le=1)
     beta: float = Field(0.05, ge=0, le=1000)

@@ -36,6 +36,7 @@ LINKS = """\
 <!-- links: written by `make sync` -->
 [Repository]({url}) ·
 [open chapter 01 in Colab]({colab}/notebooks/01_attacks.ipynb) ·
+[open chapter 02 in Colab]({colab}/notebooks/02_detection.ipynb) ·
 [open chapter 03 in Colab]({colab}/notebooks/03_ga_rga.ipynb)
 <!-- end of links -->"""
 

@@ -1,6 +1,6 @@
 """Chapter 02: from a poisoned data set and its victim to a boolean mask of suspect rows.
 
-Every detector is called ``detect_xxx(victim, dataset, known, ...) -> Detection``; ``known`` is what
+Every detector is a function ``(victim, dataset, known, ...) -> Detection``; ``known`` is what
 the defender has beside the two. ``DETECTORS`` lists them by name.
 """
 

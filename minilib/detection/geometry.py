@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ..data import TextDataset
 from ..models import TextClassifier
@@ -140,14 +141,19 @@ def flat_map(states: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
         from umap import UMAP
     except ImportError as error:
         raise RuntimeError("CUBE's map needs umap-learn: pip install umap-learn") from error
-    return UMAP(
+    mapper = UMAP(
         n_components=recipe.dims,
         n_neighbors=recipe.neighbours,
         min_dist=recipe.min_dist,
         metric=recipe.metric,
         random_state=seed,
         n_jobs=1,  # what a seed asks for anyway; named, it does not warn
-    ).fit_transform(states)
+    )
+    threads = torch.get_num_threads()
+    try:
+        return mapper.fit_transform(states)
+    finally:
+        torch.set_num_threads(threads)  # numba and PyTorch may share a pool, which UMAP widens
 
 
 def density_clusters(points: np.ndarray, min_cluster: int, min_samples: int) -> np.ndarray:

@@ -78,7 +78,10 @@ def lineup(cfg: DetectionStudy, wanted: str) -> dict:
 
 
 def remembered(name: str, detect, victim, rows: TextDataset, known: Knowledge) -> Detection:
-    """Ask one detector, at most once for the same victim, rows, settings and code."""
+    """Ask one detector, at most once for the same victim, rows, settings and code.
+
+    Of ``Detection.extra`` only arrays are kept.
+    """
     inner = getattr(detect, "func", detect)
     keywords = getattr(detect, "keywords", {})
     key = {
