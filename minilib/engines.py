@@ -163,13 +163,14 @@ def _worker(pipe, environ: dict[str, str], warm: bool) -> None:
     while True:
         try:
             job = pipe.recv()
-        except EOFError:
+        except (EOFError, OSError):  # closed, or closed with an answer still in it
             return
         try:
             answer = runner.run(job, warm)
         except UsageError as error:
             answer = str(error)
-        pipe.send(answer)
+        with contextlib.suppress(OSError):  # nobody waits for it any more
+            pipe.send(answer)
 
 
 def _receive(process, pipe) -> dict | str | None:
@@ -208,6 +209,8 @@ def ray(jobs: Iterable[runner.Plan], options: Options) -> Iterator[Event]:
     The repository must stand at the same path on every node (a shared file system, an image), and
     `--out` must be a place that every node reaches.
     """
+    # Ray gives its workers the lowest priority but four; here runs are what the machine is for.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     try:
         import ray as cluster
     except ImportError:
