@@ -54,6 +54,18 @@ def numbers(kind: type, above: float, upto: float):
     return Annotated[str, AfterValidator(check)]
 
 
+def pairs(value: str) -> str:
+    """Check a comma-separated list of data set/model pairs, or "none"."""
+    for item in split(value):
+        dataset, slash, model = item.partition("/")
+        if item != "none" and not (slash and model and dataset in TEXT_SETS.__args__):
+            known = ", ".join(TEXT_SETS.__args__)
+            raise ValueError(
+                f"{item!r}; accepted: none, or DATASET/MODEL with a data set of {known}"
+            )
+    return value
+
+
 def split(value: str) -> tuple[str, ...]:
     """Split a comma-separated parameter; raises ValueError if nothing is in it."""
     items = tuple(item.strip() for item in value.split(",") if item.strip())
@@ -124,10 +136,13 @@ class DetectionStudy:
     moderate_rank: int = Field(4, ge=1, le=1024)
     precisions: numbers(float, 0, 1) = "1,0.5"
     recalls: numbers(float, 0, 1) = "1,0.4"
-    unlearn_epochs: int = Field(10, ge=1, le=1000)
+    unlearn_epochs: int = Field(30, ge=1, le=1000)
     unlearn_lr: float = Field(5e-5, gt=0, le=1)
     beta: float = Field(0.05, ge=0, le=1000)
     rates: numbers(float, 0, 1) = "0.007,0.02"
+    elsewhere: Annotated[str, AfterValidator(pairs)] = (
+        "hsol/minilm,hsol/tiny,hsol/tiny-causal,sst2/tiny-causal"
+    )
     seed: int = Field(0, ge=0)
 
 
