@@ -205,12 +205,12 @@ class Numbers:
     def scale(self) -> str:
         """What the numbers come from, in words."""
         items = list(self.used.values())
+        if not items:
+            return ""
         models = sorted({str(item["params"].get("model", "")) for item in items} - {""})
         seeds = sorted({item["params"].get("seed", 0) for item in items})
-        said = f"{items[0]['preset']}, " if items else ""
-        return (
-            f"{said}{', '.join(models)}, seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
-        )
+        counted = f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"
+        return ", ".join([items[0]["preset"], *models, counted])
 
 
 def typed(text: str) -> float | str:

@@ -103,38 +103,54 @@ def command(table: Table, key: dict) -> str:
 def shade(paper: float, mean: float) -> str:
     """Class of a cell of ours: near, off or far from the paper's."""
     gap = abs(paper - mean)
-    return "near" if gap <= NEAR else "off" if gap <= OFF else "far"
+    # Bare words would meet other style sheets: `far` is a font of icons.
+    return "gap-near" if gap <= NEAR else "gap-off" if gap <= OFF else "gap-far"
 
 
 def render(root: Path, table: Table) -> str:
-    """The table as HTML."""
-    head = [LABELS.get(name, name) for name in [*table.params, *dict.fromkeys(
-        column for column in table.row.values() if column != "epochs")]]  # fmt: skip
-    text = ['<div class="results"><table>', f"<caption>{html.escape(table.title)}</caption>"]
-    text.append("<thead><tr>" + "".join(f'<th rowspan="2">{html.escape(n)}</th>' for n in head))
-    text.append("".join(f'<th colspan="2">{LABELS.get(m, m)}</th>' for m in table.metrics))
-    text.append("</tr><tr>" + "<th>paper</th><th>ours</th>" * len(table.metrics) + "</tr></thead>")
+    """The table as HTML: a block of lines for each setting, a line for each kind of row."""
+    kinds = list(dict.fromkeys(name for name in table.row.values() if name != "epochs"))
+    head = "".join(f'<th rowspan="2">{_label(name)}</th>' for name in kinds)
+    head += "".join(f'<th colspan="2">{_label(name)}</th>' for name in table.metrics)
+    under = "<th>paper</th><th>ours</th>" * len(table.metrics)
+    title = html.escape(table.title)
+    text = [f'<p class="results-title" id="table-{table.id}">{title}</p>', '<div class="results">']
+    text.append(f'<table aria-label="{title}"><thead><tr>{head}</tr><tr>{under}</tr></thead>')
     text.append("<tbody>")
+    width, before = len(kinds) + 2 * len(table.metrics), None
     for line in lines(root, table):
-        said = [html.escape(LABELS.get(value, value)) for value in line["key"].values()]
-        row = "".join(f"<th>{value}</th>" for value in said)
-        for metric in table.metrics:
-            row += _cells(table, line, metric)
+        setting = [_setting(name, line["key"][name]) for name in table.params if line["key"][name]]
+        if setting != before:
+            text.append(f'<tr><th class="block" colspan="{width}">{", ".join(setting)}</th></tr>')
+            before = setting
+        row = "".join(f"<th>{_label(line['key'][name])}</th>" for name in kinds)
+        row += "".join(_cells(table, line, metric) for metric in table.metrics)
         text.append(f"<tr>{row}</tr>")
     return "\n".join([*text, "</tbody></table></div>"])
+
+
+def _label(name: str) -> str:
+    return html.escape(LABELS.get(name, name))
+
+
+def _setting(name: str, value: str) -> str:
+    """A parameter's value, which mostly speaks for itself; a number does not."""
+    return _label(value) if isinstance(claims.typed(value), str) else f"{_label(name)} = {value}"
 
 
 def _cells(table: Table, line: dict, metric: str) -> str:
     if metric not in line["cells"]:
         return "<td>–</td><td>–</td>"
     cell, sample = line["cells"][metric]
-    spread = f" ± {float(cell['std']):.2f}" if cell["std"] else ""
-    left = f"<td>{float(cell['mean']):.2f}{spread}</td>"
+    mean = float(cell["mean"])
+    left = f"<td>{mean:.2f}"
+    left += f"<br><small>± {float(cell['std']):.2f}</small></td>" if cell["std"] else "</td>"
     if not sample:
         hint = html.escape(command(table, line["key"]))
         return f'{left}<td class="missing" title="{hint}">not run</td>'
     found = stats.summary(sample.values(), level=None)
-    return f'{left}<td class="{shade(float(cell["mean"]), found["mean"])}">{stats.text(found)}</td>'
+    ours, _, spread = stats.text(found).partition(" ")
+    return f'{left}<td class="{shade(mean, found["mean"])}">{ours}<br><small>{spread}</small></td>'
 
 
 def missing(root: Path, table: Table) -> list[str]:

@@ -279,10 +279,9 @@ def test_every_cell_of_the_paper_is_shown_beside_ours_or_as_missing():
     assert cells == 9 * 15 and filled >= 15
     text = results.render(ROOT, table)
     assert text.count("not run") == cells - filled
-    assert (
-        text.count('class="near"') + text.count('class="off"') + text.count('class="far"') == filled
-    )
-    assert "91.32 ± 0.79" in text  # the paper's
+    assert sum(text.count(f'class="gap-{word}"') for word in ("near", "off", "far")) == filled
+    assert text.count('class="block"') == 9
+    assert "91.32<br><small>± 0.79</small>" in text  # the paper's
 
 
 def test_our_cells_are_means_over_the_committed_seeds():

@@ -85,13 +85,32 @@ class Overhead(FromRecords):
         if not path.is_file():
             return "<p><em>Not measured yet:</em> <code>python -m bench.sweep</code></p>"
         found = json.loads(path.read_text(encoding="utf-8"))
-        env = found.pop("env")
-        rows = "".join(
-            f"<tr><th>{name.replace('_', ' ')}</th><td>{value:,}</td></tr>"
-            for name, value in found.items()
+        return (
+            '<div class="results"><table>' + "".join(map(_part, found.items())) + "</table></div>"
         )
-        said = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}"
-        return f'<div class="results"><table>{rows}</table></div><p>{html.escape(said)}</p>'
+
+
+PARTS = {
+    "plan": "planning",
+    "start": "one run of a chapter that imports what chapters import",
+    "local": "runs that do nothing, local engine",
+    "ray": "runs that do nothing, Ray on one machine",
+}
+
+
+def _part(item: tuple[str, dict]) -> str:
+    """Rows of one measurement, headed by what it is and its conditions."""
+    name, found = item
+    env = found["env"]
+    load = " / ".join(map(str, found["load average"]))
+    under = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}, load average {load}"
+    rows = [f'<tr><th class="block" colspan="2">{html.escape(PARTS[name])}'
+            f"<br><small>{html.escape(under)}</small></th></tr>"]  # fmt: skip
+    for label, value in found.items():
+        if label not in ("env", "load average"):
+            said = " to ".join(map(str, value)) if isinstance(value, list) else f"{value:,}"
+            rows.append(f"<tr><td>{html.escape(label)}</td><td>{said}</td></tr>")
+    return "".join(rows)
 
 
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
