@@ -76,8 +76,9 @@ def _check(spec: dict) -> None:
     if not isinstance(spec.get("base") or {}, dict):
         raise runs.UsageError("base must map parameters to values")
     twice = Counter([*spec.get("grid", {}), *spec.get("zip", {}), *(["seed"] * ("seeds" in spec))])
+    listed = {name for row in rows or [] for name in row}
     for name, times in twice.items():
-        if times > 1:
+        if times > 1 or name in listed:
             raise runs.UsageError(f"{name} is varied in two places")
 
 
@@ -222,6 +223,11 @@ def estimate(planned: Sweep) -> tuple[float, int] | None:
     return statistics.median(best), len(best)
 
 
+def counted(number: int, what: str = "run") -> str:
+    """A number of things as a person writes it."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
 def span(seconds: float) -> str:
     """A duration as a person says it."""
     if seconds < 90:
@@ -298,15 +304,13 @@ def sweep(
     if flags["stop"]:
         why = "time is up" if flags["stop"] == "time" else flags["stop"]
         left = todo - sum(made.values())
-        print(
-            f"{why}; {left} runs are missing; go on with: minilib sweep {file}{again}",
-            file=sys.stderr,
-        )
+        lack = f"{counted(left)} {'is' if left == 1 else 'are'} missing"
+        print(f"{why}; {lack}; go on with: minilib sweep {file}{again}", file=sys.stderr)
     return 1 if failed else TIME_IS_UP if flags["stop"] == "time" else 1 if flags["stop"] else 0
 
 
 def _headline(planned: Sweep, count: Counter, todo: int, workers: int) -> str:
-    text = f"{planned.size} runs, {count['ok']} exist, {count['failed']} failed, "
+    text = f"{counted(planned.size)}, {count['ok']} exist, {count['failed']} failed, "
     text += f"{count['missing']} missing"
     if not todo:
         return text
@@ -315,7 +319,9 @@ def _headline(planned: Sweep, count: Counter, todo: int, workers: int) -> str:
         return f"{text}; no earlier run tells how long that takes"
     each, number = found
     total = span(each * math.ceil(todo / workers))
-    return f"{text}; about {total} on {workers} worker(s), by the median of {number} earlier run(s)"
+    on, said = counted(workers, "worker"), counted(number, "earlier run")
+    # Their seconds hold no training that they found in the cache; a new victim takes longer.
+    return f"{text}; about {total} on {on} by the median of {said}, more where less is cached"
 
 
 def _show(planned: Sweep, there: set[str], retry_failed: bool) -> int:
@@ -432,7 +438,8 @@ def clean(file: Path, out=None, only: list[str] | None = None, dry_run: bool = F
         gone += 1
         if not dry_run:
             shutil.rmtree(job.folder)
-    print(f"{gone} folder(s) {'would be ' if dry_run else ''}removed below {shown(planned.folder)}")
+    done = "would be removed" if dry_run else "removed"
+    print(f"{counted(gone, 'folder')} {done} below {shown(planned.folder)}")
     return 0
 
 
@@ -472,7 +479,7 @@ def show_table(planned: Sweep) -> None:
         print(
             runs.shown(runs.summary(last, wanted or ["chapter"], values)).to_string(max_rows=SHOWN)
         )
-    print(f"table of {frame['run_id'].nunique()} runs: {shown(path)}")
+    print(f"table of {counted(frame['run_id'].nunique())}: {shown(path)}")
 
 
 def gather(planned: Sweep) -> Path | None:

@@ -105,6 +105,7 @@ def test_what_a_sweep_varies(book, text, wanted):
         ("zip: {alpha: [1]}\nlist: [{alpha: 1}]", "a zip or a list, not both"),
         ("zip: {alpha: [1]}\ngrid: {alpha: [1]}", "alpha is varied in two places"),
         ("grid: {seed: [1]}\nseeds: [1]", "seed is varied in two places"),
+        ("list: [{alpha: 1}, {seed: 1}]\nseeds: [1]", "seed is varied in two places"),
         ("grid: {alpha: 3}", "at least one value"),
         ("list: {alpha: 1}", "list must hold"),
         ("grid: {seed: [0, x]}", "seed must be an int, not 'x'"),
@@ -173,8 +174,8 @@ def test_an_estimate_comes_from_earlier_runs_most_like_these(book, capsys):
     write("base: {alpha: 5}\nseeds: [0, 1, 2, 3]")
     code, out, _ = call(capsys, "sweep s.yml --dry-run --workers 2")
     assert code == 0 and not (book / "runs").exists()
-    assert "4 runs, 0 exist, 0 failed, 4 missing; about 3 min on 2 worker(s)" in out
-    assert "median of 2 earlier run(s)" in out
+    assert "4 runs, 0 exist, 0 failed, 4 missing; about 3 min on 2 workers" in out
+    assert "median of 2 earlier runs" in out
 
 
 # ---------------------------------------------------------------- running
@@ -209,9 +210,9 @@ def test_a_failure_is_final_until_asked_again(book, capsys):
     assert code == 1 and "[1/2]" in err and "ZeroDivisionError" in err
 
     code, out, _ = call(capsys, "sweep clean s.yml --dry-run")
-    assert "1 folder(s) would be removed" in out and len(records(book)) == 2
+    assert "1 folder would be removed" in out and len(records(book)) == 2
     code, out, _ = call(capsys, "sweep clean s.yml")
-    assert code == 0 and "1 folder(s) removed" in out and list(records(book)) == [2]
+    assert code == 0 and "1 folder removed" in out and list(records(book)) == [2]
 
 
 def test_time_that_is_up_starts_no_run(book, capsys):

@@ -91,7 +91,7 @@ class Overhead(FromRecords):
 
 
 PARTS = {
-    "plan": "planning",
+    "plan": "planning runs of a chapter with two parameters",
     "start": "one run of a chapter that imports what chapters import",
     "local": "runs that do nothing, local engine",
     "ray": "runs that do nothing, Ray on one machine",
