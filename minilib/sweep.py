@@ -368,8 +368,11 @@ def _execute(
 
 def _total(made: Counter, todo: int, started: float) -> str:
     done = sum(made.values())
-    left = (time.monotonic() - started) / max(done, 1) * (todo - done)
-    return f"{done} of {todo} done, {made['failed']} failed, about {span(left)} left"
+    text = f"{done} of {todo} done, {made['failed']} failed"
+    if not 0 < done < todo:
+        return text
+    left = (time.monotonic() - started) / done * (todo - done)
+    return f"{text}, about {span(left)} left"
 
 
 def _report(label: str, job: runner.Plan, record: dict, total: str) -> None:

@@ -317,6 +317,21 @@ def test_committed_sweeps_can_be_planned(monkeypatch):
         assert sweep.plan(file).size >= 1
 
 
+def test_the_bench_of_sweeps_is_shown_with_its_conditions(tmp_path, monkeypatch):
+    import ledger
+
+    from bench import sweep as bench
+
+    monkeypatch.setattr(sys, "argv", ["bench", "plan", "--planned", "50", "--out", str(tmp_path)])
+    bench.main()
+    found = json.loads((tmp_path / "sweep.json").read_text())
+    assert set(found) == {"plan"} and found["plan"]["runs planned"] == 50
+    text = ledger._part(("plan", found["plan"]))
+    assert "<td>runs planned</td><td>50</td>" in text and "load average" in text
+    for name, part in json.loads((ROOT / "bench" / "results" / "sweep.json").read_text()).items():
+        assert name in bench.PARTS and part["env"]["cpus"] and len(part["load average"]) == 3
+
+
 # ---------------------------------------------------------------- statistics
 
 

@@ -100,7 +100,7 @@ def test_a_chapter_missing_from_a_preset_is_refused(book, capsys, no_kernel):
         ("grid: {}", "at least one value"),
         ("grid: {alpha: []}", "at least one value"),
         ("grid: {alpha: [1, 1.0]}", "two runs are equal"),
-        ("list: [{seed: 1}]\nseeds: [1, 1]", "two runs are equal"),
+        ("list: [{alpha: 1}]\nseeds: [1, 1]", "two runs are equal"),
         ("grid: {alpha: [1]}\nlist: [{alpha: 1}]", "a grid or a list, not both"),
         ("gird: {alpha: [1]}", "unknown entry 'gird'"),
         ("seeds: []", "at least one number"),
