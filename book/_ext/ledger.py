@@ -123,7 +123,8 @@ def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     )
     text.append("<tbody>")
     for claim, verdict in found:
-        basis = [html.escape(part) for part in (verdict.shown, verdict.scale) if part]
+        basis = [html.escape(part) for part in (*verdict.shown.split("; "), verdict.scale) if part]
+        basis = [part.replace(" ± ", "&nbsp;±&nbsp;") for part in basis]
         basis += (
             [f"missing: {html.escape(verdict.missing)}"] if verdict.verdict == "not run" else []
         )
