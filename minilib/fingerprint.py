@@ -7,6 +7,7 @@ runs of this one standing.
 """
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -26,6 +27,13 @@ NOT_HASHED = {
     "plots",
     "figures",
     "tables",
+    "engines",
+    "places",
+    "stats",
+    "warm",
+    "papers",
+    "claims",
+    "results",
 }
 # Code that looks names up at run time may reach anything.
 DYNAMIC = {"globals", "import_module", "__import__", "eval", "exec"}
@@ -41,6 +49,14 @@ def fingerprint(root: Path, chapter: str | None = None) -> str:
     package = root / "minilib"  # what the kernel imports, if it is there
     package = package if package.is_dir() else PACKAGE
     notebook = root / "notebooks" / f"{chapter}.ipynb"
+    files = [path.stat() for path in (*sorted(package.rglob("*.py")), notebook) if path.is_file()]
+    # Reading all code takes a second; a sweep asks before each of its runs.
+    return _hash(package, notebook, tuple((file.st_mtime_ns, file.st_size) for file in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(package: Path, notebook: Path, state: tuple) -> str:
+    """The hash of the files in this `state`, which only tells whether they have changed since."""
     library, cells, roots = Library.read(package), [], None
     if notebook.is_file():
         cells = [

@@ -8,7 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pandas as pd
 
-from . import metrics, runs
+from . import metrics, runs, stats
 from .plots import label
 
 
@@ -33,11 +33,7 @@ def across_seeds(
 
 def spread(values: pd.Series, digits: int = 2) -> str:
     """Format values as mean ± sample standard deviation; a single one without a spread."""
-    values = values.dropna()
-    if not len(values):
-        return "–"
-    mean, std, n = metrics.mean_std(values)
-    return f"{mean:.{digits}f} ± {std:.{digits}f}" if n > 1 else f"{mean:.{digits}f}"
+    return stats.text(stats.summary(values.dropna(), level=None), digits, count=False)
 
 
 def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
