@@ -222,9 +222,8 @@ def typed(text: str) -> float | str:
 
 
 def _same(found, wanted) -> bool:
-    if isinstance(found, (int, float)) and isinstance(wanted, (int, float)):
-        return float(found) == float(wanted)
-    return found == wanted
+    """Whether two values are the same however they are written: 1, 1.0 and "1"."""
+    return typed(str(found)) == typed(str(wanted))
 
 
 def _pick(rows: list[dict], metric: str, row: dict) -> float | None:

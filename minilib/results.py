@@ -19,7 +19,9 @@ LABELS = {
     "q_asr": "Q-ASR", "bec": "BEC", "ga": "GA", "rga": "RGA", "dga": "DGA", "npo": "NPO",
     "retrain": "ReTrain", "sst2": "SST-2", "hsol": "HSOL", "agnews": "AG News",
     "badnets": "BadNets", "addsent": "AddSent", "hiddenkiller": "HiddenKiller",
-    "alpha": "α", "btu": "BTU",
+    "alpha": "α", "btu": "BTU", "pr-1": "PR-1", "pr-2": "PR-2", "pn": "PN", "onion": "ONION",
+    "strip": "STRIP", "rap": "RAP", "bki": "BKI", "cube": "CUBE", "moderate": "MF",
+    "stylebkd": "Stylebkd",
 }  # fmt: skip
 
 
@@ -35,6 +37,7 @@ class Table:
         metrics: columns of the page.
         sweep: the file that runs all of it.
         given: parameters that our runs have beside those.
+        without: values of the paper's columns that this project has no code for.
     """
 
     id: str
@@ -48,6 +51,7 @@ class Table:
     metrics: list
     sweep: str
     given: dict = dataclasses.field(default_factory=dict)
+    without: dict = dataclasses.field(default_factory=dict)
 
 
 def read(root: Path) -> list[Table]:
@@ -62,7 +66,12 @@ def published(table: Table) -> list[dict]:
     with (PACKAGE / "papers" / f"{table.paper}.csv").open(encoding="utf-8") as text:
         rows = list(csv.DictReader(text))
     wanted = {"table": table.table, **table.keep}
-    return [row for row in rows if all(row[name] == str(value) for name, value in wanted.items())]
+    return [
+        row
+        for row in rows
+        if all(row[name] == str(value) for name, value in wanted.items())
+        and not any(row[name] in values for name, values in table.without.items())
+    ]
 
 
 def ours(table: Table, numbers: claims.Numbers, cell: dict) -> dict[int, float]:

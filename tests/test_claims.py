@@ -178,7 +178,8 @@ class Rows:
         part = self.frame[self.frame["seed"] == self.seed]
         for name, value in {**self.fixed, **where}.items():
             part = part[part[name] == value]
-        part = part.dropna(subset=[metric]).sort_values(["rows", "run", "epoch"])
+        order = [name for name in ("rows", "run", "epoch") if name in part]
+        part = part.dropna(subset=[metric]).sort_values(order)
         return part[metric].iloc[-1]  # IndexError: not there for this seed
 
     def over(self, metric, name, values, **where) -> list[float]:
