@@ -366,3 +366,19 @@ def test_bootstrap_intervals():
         high,
     )
     assert all(map(lambda v: v != v, stats.interval([1.0])))
+
+
+def test_pages_made_from_records_are_read_again_when_there_are_more_of_them(tmp_path):
+    import types
+
+    import ledger
+
+    (tmp_path / "results" / "03_ga_rga").mkdir(parents=True)
+    first = tmp_path / "results" / "03_ga_rga" / "a.json"
+    first.write_text("{}")
+    about = {"page": {"records": ledger.records(tmp_path)}, "other": {}}
+    env = types.SimpleNamespace(srcdir=str(tmp_path), metadata=about)
+    assert ledger.with_new_records(None, env, set(), set(), set()) == []
+    first.with_name("b.json").write_text("{}")
+    assert ledger.with_new_records(None, env, set(), set(), set()) == ["page"]
+    assert ledger.records(tmp_path) == ["results/03_ga_rga/a.json", "results/03_ga_rga/b.json"]

@@ -25,6 +25,17 @@ from minilib import claims, results  # noqa: E402
 logger = logging.getLogger(__name__)
 
 
+def records(root: Path) -> list[str]:
+    """The published run records."""
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("results/*/*.json"))
+
+
+def with_new_records(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Pages to be read again because there are more or fewer records than when they were."""
+    now = records(Path(env.srcdir))
+    return [page for page, about in env.metadata.items() if about.get("records", now) != now]
+
+
 class FromRecords(SphinxDirective):
     """What the two directives share: the repository they read, and what their page depends on."""
 
@@ -33,10 +44,10 @@ class FromRecords(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The directive's table as HTML."""
         root = Path(self.env.srcdir)
-        for path in (root / claims.FILE, root / results.FILE, *root.glob("results/*"),
-                     *root.glob("results/*/*.json"), *root.glob("minilib/papers/*.csv"),
-                     root / "minilib" / "claims.py", root / "minilib" / "results.py"):  # fmt: skip
-            self.env.note_dependency(str(path))
+        made_from = (claims.FILE, results.FILE, "minilib/claims.py", "minilib/results.py")
+        for path in (*made_from, *records(root), *root.glob("minilib/papers/*.csv")):
+            self.env.note_dependency(str(root / path))
+        self.env.metadata[self.env.docname]["records"] = records(root)
         try:
             text = self.made(root)
         except (OSError, KeyError, ValueError) as error:
@@ -145,4 +156,5 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("claims", Claims)
     app.add_directive("paper-tables", PaperTables)
     app.add_directive("sweep-overhead", Overhead)
+    app.connect("env-get-outdated", with_new_records)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
