@@ -22,7 +22,8 @@ PNG = base64.b64encode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
     )
 ).decode()
-CHAPTERS = {"01_attacks": "ch:one", "02_detection": "ch:two", "03_ga_rga": "ch:three"}
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}
 
 
 def chapter(label: str, other: str) -> nbformat.NotebookNode:
