@@ -64,9 +64,8 @@ def _hash(package: Path, notebook: Path, state: tuple) -> str:
             for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
             if cell["cell_type"] == "code" and "bootstrap" not in cell["metadata"].get("tags", [])
         ]
-        code = re.sub(
-            r"(?m)^\s*[%!]+\s*\w*[ \t]*", "", "\n".join(cells)
-        )  # what a magic is applied to
+        # A magic is dropped, and what it is applied to stays.
+        code = re.sub(r"(?m)^\s*[%!]+\s*\w*[ \t]*", "", "\n".join(cells))
         try:
             library.modules[CELLS] = _pieces(ast.parse(code), "minilib")
             roots = {(CELLS, EVERYTHING)}
@@ -210,9 +209,8 @@ def _imports(node: ast.Import | ast.ImportFrom, package: str) -> list[Piece]:
         else:
             tree = ast.ImportFrom(node.module, [alias], node.level)
             name = alias.asname or alias.name
-            parts = package.split(".") if node.level else []
-            parts = parts[: len(parts) - node.level + 1] if node.level else parts
-            origin = (".".join([*parts, *([node.module] if node.module else [])]), alias.name)
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            origin = (".".join(filter(None, [above, node.module])), alias.name)
         found.append(Piece(tree, {name} - {"*"}, package, runs=name == "*", origin=origin))
     return found
 
