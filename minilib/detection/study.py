@@ -13,6 +13,7 @@ from .. import cache, train, victims
 from ..attacks.text import InsertWord, Poisoned, poison
 from ..data import TextDataset
 from ..models import TextClassifier, default_device, text_classifier
+from ..rga import UnlearnSettings
 from ..settings import DetectionStudy, split
 from ..train import TrainSettings
 from ..victims import Scenario
@@ -34,6 +35,9 @@ MODULES = (
     "train",
     "models",
 )
+
+# Training of models that start from random weights.
+FROM_SCRATCH = {"epochs": 10, "lr": 1e-3}
 
 
 @dataclass(frozen=True)
@@ -116,6 +120,11 @@ def ask(detectors: Mapping, victim, rows: TextDataset, known: Knowledge, truth: 
     return survey(asked, victim, rows, known, truth)
 
 
+def knowledge(cfg: DetectionStudy, case: Scenario, victim, rows: TextDataset) -> Knowledge:
+    """Return what a detector may use: trusted dev rows, the victim's states, the model's name."""
+    return Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+
+
 def suspects(cfg: DetectionStudy, attack: str) -> Suspects:
     """Train an attack's victim, or take it from the cache, and ask the detectors.
 
@@ -124,7 +133,7 @@ def suspects(cfg: DetectionStudy, attack: str) -> Suspects:
     case = victims.scenario(cfg.dataset, attack, cfg.rate, cfg.seed)
     victim, _ = victims.victim(case.poisoned.dataset, cfg.model, victim_training(cfg))
     rows = case.poisoned.dataset
-    known = Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, rows)
     detectors = lineup(cfg, cfg.detectors)
     if attack == split(cfg.attacks)[0]:
         detectors |= lineup(cfg, cfg.slow_detectors)
@@ -141,7 +150,7 @@ def suspect_mask(cfg: DetectionStudy, name: str, case: Scenario, victim) -> np.n
     if name == "oracle":
         return case.poisoned.mask
     rows = case.poisoned.dataset
-    known = Knowledge(case.dev, hidden_states(victim, rows), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, rows)
     detectors = lineup(cfg, "cube,cube-code" if name == "cube-code" else name)
     return ask(detectors, victim, rows, known, case.poisoned.mask)[0][name].mask
 
@@ -149,7 +158,7 @@ def suspect_mask(cfg: DetectionStudy, name: str, case: Scenario, victim) -> np.n
 def accused_of_nothing(cfg: DetectionStudy, case: Scenario) -> list[dict]:
     """Ask every detector about the clean set and its model, where every suspect is a false one."""
     victim, _ = victims.victim(case.clean, cfg.model, victim_training(cfg))
-    known = Knowledge(case.dev, hidden_states(victim, case.clean), cfg.model, cfg.seed)
+    known = knowledge(cfg, case, victim, case.clean)
     nothing = np.zeros(len(case.clean), bool)
     _, rows = ask(lineup(cfg, cfg.detectors), victim, case.clean, known, nothing)
     return [{"attack": "none", "rate": 0.0, **row} for row in rows]
@@ -250,6 +259,40 @@ def cube_on(cfg: DetectionStudy, cases: Mapping[str, Poisoned]) -> list[dict]:
     return rows
 
 
+def elsewhere(cfg: DetectionStudy) -> list[dict]:
+    """Ask CUBE about the first attack on other data and models, ``cfg.elsewhere``; one row each.
+
+    Besides the detector's quality a row holds the victim's ``cacc`` and ``lfr``: a detector cannot
+    be blamed for a backdoor that did not take.
+    """
+    rows = []
+    for item in split(cfg.elsewhere):
+        if item == "none":
+            continue
+        dataset, model = item.split("/", 1)
+        there = replace(cfg, dataset=dataset, model=model)
+        if model.startswith("tiny"):
+            there = replace(there, **FROM_SCRATCH)
+        attack = split(cfg.attacks)[0]
+        case = victims.scenario(dataset, attack, cfg.rate, cfg.seed)
+        victim, _ = victims.victim(case.poisoned.dataset, model, victim_training(there))
+        found = victims.measured(case, victim)
+        here = {"attack": attack, "data": dataset, "victim": model}
+        here |= {name: found[name] for name in ("cacc", "lfr")}
+        rows += [{**row, **here} for row in cube_on(there, {"elsewhere": case.poisoned})]
+    return rows
+
+
 def cost_grid(cfg: DetectionStudy) -> Sequence[tuple[float, float]]:
     """Return the (precision, recall) pairs to which the oracle's mask is spoilt."""
     return [(float(p), float(r)) for p in split(cfg.precisions) for r in split(cfg.recalls)]
+
+
+def same_steps(plan: UnlearnSettings, suspects: np.ndarray, poisons: np.ndarray) -> UnlearnSettings:
+    """Change a plan's epochs so that one mask takes the steps that another would.
+
+    Args:
+        plan: for ``poisons`` (N,) bool. suspects: (N,) bool, the rows that are to be forgotten.
+    """
+    epochs = max(1, round(plan.train.epochs * poisons.sum() / max(1, suspects.sum())))
+    return replace(plan, train=replace(plan.train, epochs=epochs))

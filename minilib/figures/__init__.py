@@ -1,1 +1,1 @@
-"""Figures of single chapters; what several chapters draw stands in ``plots``."""
+"""Figures that belong to one chapter each; what several share is in `minilib.plots`."""
