@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -169,7 +170,7 @@ def judge(proxy: Proxy, purified: ImageClassifier, precision: str = "auto") -> d
 def try_on_proxy(
     proxy: Proxy, candidates: Mapping[str, BiBauSettings], targeted: bool = False
 ) -> list[dict]:
-    """Purify the proxy with each candidate and judge it. Nothing of the attack is seen.
+    """Purify the proxy with each candidate and judge it, once. Nothing of the attack is seen.
 
     Returns: one dict per candidate: its name and what ``judge`` measures, None where training
     diverged.
@@ -177,13 +178,23 @@ def try_on_proxy(
     rows = []
     for name, settings in candidates.items():
         settings = replace(settings, target=proxy.target if targeted else None)
-        try:
-            purified = purify("bi-bau", proxy.model, proxy.tune, settings)
-        except Diverged:
-            rows.append({"candidate": name, "acc": None, "asr": None, "r_asr": None})
-            continue
-        rows.append({"candidate": name, **judge(proxy, purified, settings.precision)})
+        key = {
+            "proxy": cache.weights_digest(proxy.model),
+            "rows": [part.sha256 for part in (proxy.tune, proxy.held, proxy.triggered)],
+            "settings": asdict(settings),
+            **cache.conditions(default_device(), USED, "purify", "judge"),
+        }
+        found = cache.cached_json("proxy", key, partial(_tried, proxy, settings))
+        rows.append({"candidate": name, **found})
     return rows
+
+
+def _tried(proxy: Proxy, settings: BiBauSettings) -> dict:
+    try:
+        purified = purify("bi-bau", proxy.model, proxy.tune, settings)
+    except Diverged:
+        return {"acc": None, "asr": None, "r_asr": None}
+    return judge(proxy, purified, settings.precision)
 
 
 def chosen(rows: Sequence[Mapping], most: float = 20.0) -> str:
@@ -321,34 +332,53 @@ def shifted(pred: np.ndarray, labels: np.ndarray, target: int) -> tuple[float, i
     return max(shares), int(classes[int(np.argmax(shares))])
 
 
+def purified(lab: Lab, name: str, plan: BiBauSettings) -> tuple[ImageClassifier, float]:
+    """Purify the victim by one method, at most once.
+
+    Returns: the purified model and the seconds it took when it was made.
+    """
+    method, settings = defence(name, lab.case, plan)
+    device = next(lab.victim.parameters()).device
+    key = {
+        "victim": cache.weights_digest(lab.victim),
+        "rows": lab.case.defender.sha256,
+        "method": [method, _described(settings)],
+        # The bound alone sees the true poison.
+        "poison": lab.case.put(lab.case.defender).sha256 if method == "ibu" else None,
+        **cache.conditions(device, USED, "purify"),
+    }
+
+    def teach(model: ImageClassifier) -> list[dict]:
+        started = time.perf_counter()
+        done = purify(method, lab.victim, lab.case.defender, settings)
+        seconds = time.perf_counter() - started
+        model.load_state_dict(done.state_dict())
+        return [{"seconds": seconds}]
+
+    model, history = cache.cached_model(key, lambda: model_copy(lab.victim), teach)
+    return model, history[0]["seconds"]
+
+
+def _described(settings: object) -> dict:
+    return {k: v for k, v in asdict(settings).items() if k not in ("poison", "mixed")}
+
+
 def experiment(lab: Lab, name: str, plan: BiBauSettings, inside: bool = True) -> dict:
     """Purify the victim by one method and measure the result, at most once.
 
     Returns: ``measured``'s dict with ``method``, ``attack`` and ``seconds`` (of purifying).
     """
-    method, settings = defence(name, lab.case, plan)
-    device = next(lab.victim.parameters()).device
-    made = {k: v for k, v in asdict(settings).items() if k not in ("poison", "mixed")}
+    model, seconds = purified(lab, name, plan)
     key = {
+        "model": cache.weights_digest(model),
         "victim": cache.weights_digest(lab.victim),
         "clean_model": cache.weights_digest(lab.clean_model),
-        "rows": [part.sha256 for part in (lab.case.clean, lab.case.defender, lab.case.triggered)],
-        "method": [method, made, inside],
-        "attacks": [asdict(lab.ra), asdict(lab.qra), lab.case.trigger.name],
-        **cache.conditions(device, USED, "purify", "measured"),
+        "rows": [part.sha256 for part in (lab.case.clean, lab.case.test, lab.case.triggered)],
+        "attacks": [asdict(lab.ra), asdict(lab.qra), lab.case.trigger.name, inside],
+        **cache.conditions(next(model.parameters()).device, USED, "measured"),
     }
-
-    def compute() -> dict:
-        started = time.perf_counter()
-        purified = purify(method, lab.victim, lab.case.defender, settings)
-        seconds = time.perf_counter() - started
-        return {**measured(lab, purified, inside), "seconds": seconds}
-
-    return {
-        "attack": lab.case.attack,
-        "method": name,
-        **cache.cached_json("purified", key, compute),
-    }
+    found = cache.cached_json("purified", key, lambda: measured(lab, model, inside))
+    return {"attack": lab.case.attack, "method": name, **found, "seconds": seconds}
 
 
 USED = (

@@ -44,7 +44,16 @@ FREE = {
         "rga_lr",
     },
     "05_sande": {"methods", "ascents", "domains", "questions"},
-    "06_bi_bau": {"methods", "defences"},
+    "06_bi_bau": {
+        "methods",
+        "attacks",
+        "adaptive",
+        "etas",
+        "knobs",
+        "factors",
+        "order_epochs",
+        "order_first",
+    },
 }
 ARITHMETIC = {
     ast.Add: operator.add,

@@ -21,7 +21,14 @@ LABELS = {
     "badnets": "BadNets", "addsent": "AddSent", "hiddenkiller": "HiddenKiller",
     "alpha": "α", "btu": "BTU", "pr-1": "PR-1", "pr-2": "PR-2", "pn": "PN", "onion": "ONION",
     "strip": "STRIP", "rap": "RAP", "bki": "BKI", "cube": "CUBE", "moderate": "MF",
-    "stylebkd": "Stylebkd",
+    "stylebkd": "Stylebkd", "acc": "CA", "blended": "Blended", "wanet": "WaNet", "refool": "Refool",
+    "iad": "IAD", "issba": "ISSBA", "sig": "SIG", "narcissus": "Narcissus", "ft": "FT",
+    "anp": "ANP", "adap-blend": "Adap-Blend", "adap-patch": "Adap-Patch",
+    "adap-blend+": "Adap-Blend, enhanced",
+    "adap-patch+": "Adap-Patch, enhanced", "nc": "NC", "bti-dbf": "BTI-DBF", "ep": "EP",
+    "rnp": "RNP", "clp": "CLP", "i-bau": "I-BAU", "sau": "SAU", "pam": "PAM", "ibu": "IBU",
+    "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)", "at": "base AT", "at-a": "AT + A",
+    "at-b": "AT + B",
 }  # fmt: skip
 
 
