@@ -149,6 +149,21 @@ def retune(
 # ----------------------------------------------------------------------- query-based attack (QRA)
 
 
+def retuned_asr(
+    purified: nn.Module,
+    clean: ImageDataset,
+    trigger: Callable[[ImageDataset], ImageDataset],
+    triggered: ImageDataset,
+    target: int,
+    settings: RetuneSettings,
+) -> float:
+    """Attack a purified model by RA alone; arguments as for ``reactivation``. R-ASR in percent."""
+    rows = retuning_rows(clean, trigger, target, settings)
+    again = retune(purified, image_data(rows, next(purified.parameters()).device), settings)
+    pred = predict_images(again, triggered).argmax(1).numpy()
+    return metrics.label_flip_rate(pred, triggered.labels, target)
+
+
 @dataclass(frozen=True)
 class QuerySettings(SgdSettings):
     """The query-based re-activation attack.

@@ -158,12 +158,14 @@ def judge(proxy: Proxy, purified: ImageClassifier, precision: str = "auto") -> d
     """
     found = audits.audit_images(purified, proxy.held, proxy.triggered, proxy.target)
     how = RetuneSettings(share=0.5, precision=precision)
-    rows = audits.retuning_rows(
-        proxy.tune, lambda part: trigger_images(part, proxy.trigger), proxy.target, how
+    r_asr = audits.retuned_asr(
+        purified,
+        proxy.tune,
+        lambda part: trigger_images(part, proxy.trigger),
+        proxy.triggered,
+        proxy.target,
+        how,
     )
-    again = audits.retune(purified, image_data(rows, next(purified.parameters()).device), how)
-    pred = predict_images(again, proxy.triggered).argmax(1).numpy()
-    r_asr = metrics.label_flip_rate(pred, proxy.triggered.labels, proxy.target)
     return {"acc": found["acc"], "asr": found["asr"], "r_asr": r_asr}
 
 
@@ -319,6 +321,35 @@ def measured(lab: Lab, model: ImageClassifier, inside: bool = True) -> dict:
         likeness = audits.backdoor_existence(lab.victim, lab.clean_model, model, *pairs)
         found["bec"] = 100 * likeness["bec"]
     return found
+
+
+def by_poisons(lab: Lab, models: Mapping[str, ImageClassifier], counts: Sequence[int]) -> list:
+    """Ask how many poisons the retuning attack needs, for each of several models.
+
+    Args:
+        models: name → model; the clean one among them shows what the attack can do without a
+            backdoor to bring back. counts: numbers of poisons.
+
+    Returns: one dict per model and count: ``method``, ``poisons``, ``r_asr``; cached.
+    """
+    case, rows = lab.case, []
+    for name, model in models.items():
+        for count in counts:
+            settings = replace(lab.ra, poisons=count)
+            key = {
+                "model": cache.weights_digest(model),
+                "rows": [case.clean.sha256, case.triggered.sha256],
+                "attack": [asdict(settings), case.trigger.name],
+                **cache.conditions(default_device(), USED, "retuned_asr"),
+            }
+            attack = (model, case.clean, case.put, case.triggered, case.target, settings)
+            found = cache.cached_json("retuned", key, partial(_retuned, *attack))
+            rows.append({"method": name, "poisons": count, **found})
+    return rows
+
+
+def _retuned(*attack) -> dict:
+    return {"r_asr": audits.retuned_asr(*attack)}
 
 
 def shifted(pred: np.ndarray, labels: np.ndarray, target: int) -> tuple[float, int]:

@@ -230,10 +230,11 @@ class BiBau:
     adaptive: names((*IMAGE_TRIGGERS, "none")) = "adap-patch+"
     etas: names(("0", "0.1", "0.25", "0.5", "0.75", "0.9", "1")) = "0,0.5,1"
     knobs: names(BIBAU_KNOBS) = "likelihood,prior,ewc,inverse"
-    factors: numbers(float, 0, 1000) = "0"
+    factors: numbers(float, 0, 1000) = "0.1"
     order_epochs: int = Field(12, ge=2, le=1000)
     order_first: int = Field(3, ge=1, le=999)
     ra_share: float = Field(0.02, gt=0, le=1)
+    ra_poisons: numbers(int, 0, 1000) = "1,2,5"
     qra_epochs: int = Field(50, ge=1, le=1000)
     seed: int = Field(0, ge=0)
 

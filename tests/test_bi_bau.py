@@ -630,6 +630,9 @@ def test_a_lab_measures_once(case, victim, clean_model, monkeypatch, tmp_path): 
     rates = ("acc", "asr", "pacc", "dpacc", "shift", "r_asr", "q_asr", "bec")
     assert first["attack"] == "badnets" and first["method"] == "bi-bau-t" and first["seconds"] > 0
     assert all(0 <= first[name] <= 100 for name in rates)
+    strength = bi_bau.by_poisons(lab, {"clean": clean_model, "none": victim}, (1, 5))
+    assert [(row["method"], row["poisons"]) for row in strength[::3]] == [("clean", 1), ("none", 5)]
+    assert strength[1]["r_asr"] < 50 < strength[3]["r_asr"]  # only one has something to bring back
     monkeypatch.setattr(bi_bau, "purify", None)  # a second call purifies nothing
     assert bi_bau.experiment(lab, "bi-bau-t", QUICK) == first
 
@@ -677,6 +680,7 @@ def test_the_figures_draw(case, victim):  # noqa: F811
         figures.perturbed(some, {"one": shown}),
         figures.security(frame, ["ft", "bi-bau-u"]),
         figures.over_eta(frame),
+        figures.by_poisons(frame.assign(poisons=[1, 2] * 2)),
         figures.sensitivity(frame),
         figures.costs(frame, ["bi-bau-u", "ft"]),
         figures.feature_map({"badnets": np.concatenate([near, near + 1])}, some.labels, 0),

@@ -116,6 +116,22 @@ def security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
     return figure
 
 
+def by_poisons(frame: pd.DataFrame) -> plt.Figure:
+    """Draw R-ASR over the number of poisons, a line per model.
+
+    Args:
+        frame: rows with ``method``, ``poisons``, ``r_asr``.
+    """
+    figure, axis = plt.subplots(figsize=(7, 2.8))
+    for number, (name, part) in enumerate(frame.groupby("method", sort=False)):
+        colour = "0.4" if name == "clean" else PALETTE[number % len(PALETTE)]
+        axis.plot(part["poisons"], part["r_asr"], "o-", ms=4, color=colour, label=label(name))
+    axis.set(xlabel="poisons", ylabel="R-ASR (%)", ylim=(-3, 103))
+    axis.set_xticks(sorted(frame["poisons"].unique()))
+    axis.legend(fontsize=8)
+    return figure
+
+
 def over_eta(frame: pd.DataFrame) -> plt.Figure:
     """Draw CA and the three attack rates against η, one panel per attack."""
     attacks = list(dict.fromkeys(frame["attack"]))
