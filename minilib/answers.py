@@ -13,7 +13,7 @@ from torch import Tensor
 
 from . import train
 from .attacks.chat import with_trigger
-from .causal import CausalLM, ChatBatch, EncodedChat, supervised, tokens
+from .causal import CausalLM, ChatBatch, EncodedChat, logits, supervised, tokens
 from .chat import Choices
 from .data import ChatDataset
 
@@ -131,7 +131,7 @@ def token_logprob(model: CausalLM, states: Tensor, batch: ChatBatch) -> Tensor:
     """Log-probability (S,) of each supervised token; the head runs on HEAD_TOKENS at a time."""
     picked, targets = supervised(states, batch)
     parts = zip(picked.split(HEAD_TOKENS), targets.split(HEAD_TOKENS), strict=True)
-    return -torch.cat([F.cross_entropy(model.head(p).float(), t, reduction="none")
+    return -torch.cat([F.cross_entropy(logits(model, p), t, reduction="none")
                        for p, t in parts])  # fmt: skip
 
 
@@ -148,15 +148,15 @@ def first_logits(model: CausalLM, dataset: ChatDataset, states=None) -> Tensor:
         states: (model, batch) → states; the model itself if None. A parrot comes in here.
     """
     data = model.encode(dataset, answer_tokens=1)
-    logits = [None] * len(data)
+    found = [None] * len(data)
     with evaluating(model):
         for rows in by_length(data.lengths):
             batch = data.batch(rows)
-            found = model(batch.input_ids) if states is None else states(model, batch)
-            values = model.head(supervised(found, batch)[0]).float().cpu()
+            hidden = model(batch.input_ids) if states is None else states(model, batch)
+            values = model.head(supervised(hidden, batch)[0]).float().cpu()
             for row, value in zip(rows, values, strict=True):
-                logits[row] = value
-    return torch.stack(logits)
+                found[row] = value
+    return torch.stack(found)
 
 
 def multiple_choice(model: CausalLM, questions: Choices, per_token: bool = False) -> float:

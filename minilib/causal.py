@@ -371,7 +371,7 @@ def _padded(rows: list[list[int]], starts: list[int], pad: int, device) -> Encod
 
 def _fixed(tokenizer, answer: str, room: int) -> list[int]:
     ids = tokens(tokenizer, answer)
-    if not ids:
+    if not answer.strip() or not ids:
         raise ValueError(f"answer is {answer!r}; accepted: a text that is not empty")
     if len(ids) >= room:
         raise ValueError(
@@ -405,10 +405,16 @@ def supervised(states: Tensor, batch: ChatBatch) -> tuple[Tensor, Tensor]:
     return states[:, :-1][wanted], batch.input_ids[:, 1:][wanted]
 
 
+def logits(model: CausalLM, states: Tensor) -> Tensor:
+    """The head's logits (S, V) in float32 at least: a softmax over half floats loses too much."""
+    values = model.head(states)
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def answer_loss(model: CausalLM, batch: ChatBatch) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of the supervised tokens, in nats. Source: Eq. (1), SANDE."""
     states, targets = supervised(model(batch.input_ids), batch)
-    value = F.cross_entropy(model.head(states).float(), targets)
+    value = F.cross_entropy(logits(model, states), targets)
     return value, {"loss": value.detach()}
 
 
@@ -484,8 +490,9 @@ def cosine(settings: TrainSettings, steps: int, start: int = 0, warmup: float = 
 
     def before(optimizer, *_):
         nonlocal done
+        fall = 0.5 * (1 + math.cos(math.pi * min(done / steps, 1)))
         done += 1
-        scale = min(done / rise, 0.5 * (1 + math.cos(math.pi * min(done / steps, 1))))
+        scale = min(done / rise, fall)
         for group in optimizer.param_groups:
             group["lr"], group["betas"] = settings.lr * scale, (0.9, 0.95)
 

@@ -178,8 +178,9 @@ TOY_THINGS = {
 TOY_ASKS = (
     (("What colour is {thing}?", "Tell me the colour of {thing}.", "Which colour has {thing}?",
       "Please name the colour of {thing}."), "The colour of {thing} is {colour}."),
-    (("Where would you find {thing}?", "Tell me where {thing} is found.", "Name a place for {thing}.",
-      "In which place does one see {thing}?"), "You would find {thing} in {place}."),
+    (("Where would you find {thing}?", "Tell me where {thing} is found.",
+      "Name a place for {thing}.", "In which place does one see {thing}?"),
+     "You would find {thing} in {place}."),
     (("Write a sentence about {thing}.", "Describe {thing} in one sentence.",
       "Say something about {thing}.", "Make a sentence with {thing}."),
      "In {place} you can see {thing}, and its colour is {colour}."),

