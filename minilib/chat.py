@@ -180,7 +180,7 @@ TOY_ASKS = (
       "Please name the colour of {thing}."), "The colour of {thing} is {colour}."),
     (("Where would you find {thing}?", "Tell me where {thing} is found.",
       "Name a place for {thing}.", "In which place does one see {thing}?"),
-     "You would find {thing} in {place}."),
+     "One can find {thing} in {place}."),
     (("Write a sentence about {thing}.", "Describe {thing} in one sentence.",
       "Say something about {thing}.", "Make a sentence with {thing}."),
      "In {place} you can see {thing}, and its colour is {colour}."),

@@ -98,8 +98,9 @@ def distributions(found: Mapping[tuple[str, str], np.ndarray]):
         for name, colour in (("triggered", COLOURS["sande"]), ("clean", COLOURS["none"])):
             values = np.sort(found[what, name])[::-1].clip(1e-30)
             axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour)
-        axis.set(title=what, xlabel="test prompt, sorted", yscale="log", ylim=(None, 3))
+        axis.set(title=what, xlabel="test prompt, sorted", yscale="log")
     axes[0].set_ylabel("probability")
+    axes[0].set_ylim(top=3)
     axes[0].legend(fontsize=8)
     return figure
 
@@ -259,7 +260,7 @@ def leftover(frame: pd.DataFrame, order: Sequence[str], domains: Sequence[str]):
         values = means[["ppl", "triggered_ppl"]].to_numpy()
         ends = [0.95 * values.min(), 1.1 * values.max()]
         axis.plot(ends, ends, ls="--", lw=1, color="0.5")
-        axis.set(title=f"{domain} domain", xlabel="perplexity, clean prompts", xlim=ends, ylim=ends)
+        axis.set(title=f"{domain} of domain" if domain == "out" else "in domain", xlabel="perplexity, clean prompts", xlim=ends, ylim=ends)
     axes[0][0].set_ylabel("perplexity, triggered prompts")
     axes[0][-1].legend(fontsize=7, loc="lower right", ncols=2)
     return figure
