@@ -260,7 +260,12 @@ def leftover(frame: pd.DataFrame, order: Sequence[str], domains: Sequence[str]):
         values = means[["ppl", "triggered_ppl"]].to_numpy()
         ends = [0.95 * values.min(), 1.1 * values.max()]
         axis.plot(ends, ends, ls="--", lw=1, color="0.5")
-        axis.set(title=f"{domain} of domain" if domain == "out" else "in domain", xlabel="perplexity, clean prompts", xlim=ends, ylim=ends)
+        axis.set(
+            title=f"{domain} of domain" if domain == "out" else "in domain",
+            xlabel="perplexity, clean prompts",
+            xlim=ends,
+            ylim=ends,
+        )
     axes[0][0].set_ylabel("perplexity, triggered prompts")
     axes[0][-1].legend(fontsize=7, loc="lower right", ncols=2)
     return figure
