@@ -7,6 +7,7 @@ from pathlib import Path
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help="of rga, btu; both if none is named")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--repeats", type=int, help="timed epochs of each loop (default: 3, quick 1)"
@@ -20,6 +21,9 @@ def main() -> None:
         parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; accepted: 1 or more")
+    known = ("rga", "btu")
+    if unknown := set(options.names) - set(known):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
     # Read by OpenMP when torch is imported, here and in the processes that inherit it.
@@ -29,16 +33,18 @@ def main() -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
-    from bench import rga
+    from bench import btu, rga
 
-    rga.main(
-        folder,
-        options.device,
-        options.threads,
-        options.repeats,
-        options.quick,
-        not options.no_switches,
-    )
+    for name, module in (("rga", rga), ("btu", btu)):
+        if name in (options.names or known):
+            module.main(
+                folder,
+                options.device,
+                options.threads,
+                options.repeats,
+                options.quick,
+                not options.no_switches,
+            )
 
 
 if __name__ == "__main__":

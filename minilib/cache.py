@@ -43,8 +43,8 @@ def code_digest(modules: tuple[str, ...], *functions: str) -> str:
     What stands in the same modules and is not reached from them does not count, so that a new
     model or loss leaves everything standing that was made without it.
     """
-    names = {name.rpartition(".")[2] for name in modules}
-    sources = fingerprint.reachable(fingerprint.PACKAGE, {*functions, *names}, within=modules)
+    library = fingerprint.Library.read(fingerprint.PACKAGE, within=modules)
+    sources = library.reachable([(f"minilib.{name}", one) for name in modules for one in functions])
     missing = {name for name in functions if not any(f"def {name}(" in text for text in sources)}
     if missing:
         raise ValueError(f"no function {', '.join(sorted(missing))} in {', '.join(modules)}")

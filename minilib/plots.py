@@ -44,6 +44,22 @@ LABELS = {
     "stylebkd": "Stylebkd",
     "sos": "SOS",
     "none": "none",
+    "btu": "BTU",
+    "btu-code": "BTU, code's threshold",
+    "btu-dim": "BTU, mean of entries",
+    "pr-1": "PR-1",
+    "pr-2": "PR-2",
+    "pn": "PN",
+    "recover": "recovery alone",
+    "onion": "ONION",
+    "rap": "RAP",
+    "strip": "STRIP",
+    "bki": "BKI",
+    "cube": "CUBE",
+    "moderate": "MF",
+    "st": "ST",
+    "tg": "TG",
+    "dpoe": "DPOE",
 }
 
 
@@ -371,3 +387,129 @@ def rates(frame, attack: str):
     room = max(5, 0.9 * (max(shown) - min(shown)))  # or noise would look like an effect
     axes[1].set_ylim(middle - room, min(middle + room, 100.5))
     return figure
+
+
+# ------------------------------------------------------------------------- 02, detection
+
+DETECTOR_LABELS = {
+    "cube": "CUBE (RGA's recipe)",
+    "cube-code": "CUBE (RGA's code)",
+    "cube-original": "CUBE (original)",
+    "cube-pca": "CUBE (PCA alone)",
+    "oracle": "oracle",
+    "mask_precision": "precision",
+    "mask_recall": "recall",
+    "states": "states",
+    "activation": "activation clustering",
+    "spectral": "spectral signatures",
+    "onion": "ONION",
+    "strip": "STRIP",
+    "rap": "RAP",
+    "bki": "BKI",
+    "moderate": "MF",
+}
+LABELS.update(DETECTOR_LABELS)
+LABELS.update({"f1": "F1", "fpr": "false positives", "auroc": "AUROC", "ap": "average precision"})
+
+
+def hidden_maps(
+    maps: Mapping[str, np.ndarray], truth: Mapping, labels: Mapping, class_names, columns: int = 2
+):
+    """Draw the victim's hidden space, one panel per attack: clean rows by label, poisons on top.
+
+    Args:
+        maps: attack → (N, 2). truth: attack → (N,) bool. labels: attack → (N,) int.
+    """
+    columns = min(columns, len(maps))
+    lines = -(-len(maps) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(7, 2.9 * lines), squeeze=False)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_axis_off()
+    greys = sns.color_palette("Blues", len(class_names) + 2)[1:]
+    for axis, (attack, points) in zip(axes.flat, maps.items(), strict=False):
+        for k, name in enumerate(class_names):
+            part = points[(labels[attack] == k) & ~truth[attack]]
+            axis.scatter(*part.T, s=3, color=greys[k], label=name, linewidths=0)
+        part = points[truth[attack]]
+        axis.scatter(*part.T, s=6, color="#d55e00", marker="x", linewidths=0.6, label="poisoned")
+        axis.set(title=label(attack), xticks=[], yticks=[])
+    axes[0][0].legend(fontsize=7, markerscale=2, loc="best")
+    return figure
+
+
+def suspicion_curves(found: Mapping, truth: np.ndarray):
+    """Draw ROC and precision-recall curves of the detectors that have a score.
+
+    Args:
+        found: detector → Detection. truth: (N,) bool, with some poison.
+    """
+    from sklearn.metrics import precision_recall_curve, roc_curve
+
+    figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
+    scored = {name: one.score for name, one in found.items() if one.score is not None}
+    for name, score in scored.items():
+        wrong, right, _ = roc_curve(truth, score)
+        precision, recall, _ = precision_recall_curve(truth, score)
+        axes[0].plot(wrong, right, label=label(name))
+        axes[1].plot(recall, precision)
+    axes[0].plot([0, 1], [0, 1], ls=":", color="0.6", lw=1)
+    axes[1].axhline(truth.mean(), ls=":", color="0.6", lw=1)
+    axes[0].set(xlabel="false-positive rate", ylabel="recall")
+    axes[1].set(xlabel="recall", ylabel="precision", ylim=(-0.03, 1.05))
+    axes[0].legend(fontsize=7)
+    return figure
+
+
+def mask_costs(frame, values: Sequence[str]):
+    """Draw a metric after unlearning as a heat map over the mask's precision and recall.
+
+    Args:
+        frame: rows with asked_precision and asked_recall in percent, and ``values``.
+    """
+    figure, axes = plt.subplots(1, len(values), figsize=(7, 2.9), squeeze=False)
+    for axis, value in zip(axes[0], values, strict=True):
+        grid = frame.pivot_table(index="asked_precision", columns="asked_recall", values=value)
+        sns.heatmap(
+            grid.sort_index(ascending=False), annot=True, fmt=".1f", cmap="Blues", ax=axis,
+            xticklabels=[f"{v:.0f}" for v in grid.columns],
+            yticklabels=[f"{v:.0f}" for v in sorted(grid.index, reverse=True)],
+        )  # fmt: skip
+        axis.set(title=label(value), xlabel="recall of the mask (%)", ylabel="precision (%)")
+    return figure
+
+
+HOVER_ROWS = 700
+
+
+def hover_map(dataset, points: np.ndarray, truth: np.ndarray, suspects: np.ndarray) -> HTML:
+    """Show a map whose points tell their text when pointed at: plain SVG, readable offline.
+
+    Args:
+        dataset: TextDataset of N rows; texts of abusive sets are masked. points: (N, 2). truth,
+            suspects: (N,) bool; poisons are orange, suspects have a dark ring.
+
+    At most HOVER_ROWS rows are drawn: all poisons that fit, then clean rows in a fixed random draw.
+    """
+    order = np.random.default_rng(0).permutation(len(dataset))
+    order = order[np.argsort(~truth[order], kind="stable")]
+    poisons = order[: min(int(truth.sum()), HOVER_ROWS // 2)]
+    clean = [i for i in order if not truth[i]][: HOVER_ROWS - len(poisons)]
+    low, high = points.min(0), points.max(0)
+    place = 10 + (points - low) / np.maximum(high - low, 1e-9) * np.array([620, 320])
+    blues = sns.color_palette("Blues", dataset.num_classes + 2).as_hex()[1:]
+    marks = []
+    for i in [*clean, *poisons]:
+        text = " ".join(dataset.texts[i].split()[:SHOWN_WORDS])
+        text = mask(text) if dataset.name in ABUSIVE else text
+        says = f"{'poisoned' if truth[i] else 'clean'}, labelled "
+        says += f"{dataset.class_names[dataset.labels[i]]}: {text}"
+        colour = "#d55e00" if truth[i] else blues[dataset.labels[i]]
+        ring = ' stroke="#222"' if suspects[i] else ""
+        marks.append(
+            f'<circle cx="{place[i, 0]:.1f}" cy="{place[i, 1]:.1f}" r="3.5" fill="{colour}"{ring}>'
+            f"<title>{escape(says)}</title></circle>"
+        )
+    return HTML(
+        '<svg viewBox="0 0 640 340" role="img" aria-label="Map of hidden states with texts" '
+        f'style="background:#fff;width:100%;max-width:640px">{"".join(marks)}</svg>'
+    )

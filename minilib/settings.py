@@ -14,6 +14,10 @@ from pydantic.dataclasses import dataclass
 TEXT_SETS = Literal["sst2", "hsol", "agnews", "olid", "imdb", "toy-reviews", "toy-topics"]
 ATTACKS = ("badnets", "addsent", "hiddenkiller", "stylebkd", "sos")
 METHODS = ("ga", "npo", "dga", "rga", "rga-code")
+SUSPECTERS = (
+    "cube", "cube-code", "cube-original", "cube-pca", "activation", "spectral", "onion", "strip",
+    "rap", "bki", "moderate",
+)  # fmt: skip
 
 frozen = dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
 
@@ -50,6 +54,18 @@ def numbers(kind: type, above: float, upto: float):
     return Annotated[str, AfterValidator(check)]
 
 
+def pairs(value: str) -> str:
+    """Check a comma-separated list of data set/model pairs, or "none"."""
+    for item in split(value):
+        dataset, slash, model = item.partition("/")
+        if item != "none" and not (slash and model and dataset in TEXT_SETS.__args__):
+            known = ", ".join(TEXT_SETS.__args__)
+            raise ValueError(
+                f"{item!r}; accepted: none, or DATASET/MODEL with a data set of {known}"
+            )
+    return value
+
+
 def split(value: str) -> tuple[str, ...]:
     """Split a comma-separated parameter; raises ValueError if nothing is in it."""
     items = tuple(item.strip() for item in value.split(",") if item.strip())
@@ -84,6 +100,7 @@ class GaRga:
     rate: float = Field(0.1, gt=0, le=1)
     victim_epochs: int = Field(3, ge=1, le=100)
     victim_lr: float = Field(5e-5, gt=0, le=1)
+    mask: Literal["oracle", "cube", "cube-code", "cube-pca"] = "oracle"
     methods: names(METHODS) = "ga,npo,dga,rga"
     epochs: int = Field(30, ge=1, le=1000)
     lr: float = Field(5e-5, gt=0, le=1)
@@ -95,6 +112,72 @@ class GaRga:
     direction: Literal["current", "poisoned"] = "current"
     drift_norm: Literal["global", "tensor"] = "global"
     eval_epochs: numbers(int, 0, 1000) = "1,2,3,4,6,8,10,15,20,25,30"
+    seed: int = Field(0, ge=0)
+
+
+TOKEN_METHODS = ("btu", "btu-code", "btu-dim", "pr-1", "pr-2", "pn", "recover")
+DEFENCES = ("none", "onion", "rap", "strip", "bki", "cube", "moderate")
+TRIGGERS = ("single", "all2one-3", "all2one-5", "all2all-2")
+
+
+@frozen
+class Btu:
+    """Parameters of chapter 04_btu."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attack: Literal[ATTACKS] = "badnets"
+    position: Literal["random", "start", "end"] = "random"
+    triggers: Literal[TRIGGERS] = "single"
+    rate: float = Field(0.1, gt=0, le=1)
+    victim_epochs: int = Field(3, ge=1, le=100)
+    victim_lr: float = Field(5e-5, gt=0, le=1)
+    alpha: float = Field(0.05, gt=0, le=100)
+    rounds: numbers(int, 0, 3) = "1,2,3"
+    round_epochs: int = Field(1, ge=1, le=100)
+    round_lr: float = Field(2e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    methods: names(TOKEN_METHODS) = "btu,btu-code,btu-dim,pr-1,pr-2,pn,recover"
+    recovery: int = Field(500, ge=0, le=1_000_000)
+    recovery_epochs: int = Field(3, ge=1, le=1000)
+    recovery_lr: float = Field(5e-7, gt=0, le=1)
+    layers: numbers(int, 0, 1000) = "1,2,3,4,5"
+    defences: names(DEFENCES) = "none"
+    quantity_rates: numbers(float, 0, 1) = "0.01,0.1"
+    then_rga: Literal[("none", *TOKEN_METHODS)] = "btu-code"
+    rga_epochs: int = Field(10, ge=1, le=1000)
+    rga_lr: float = Field(5e-5, gt=0, le=1)
+    seed: int = Field(0, ge=0)
+
+
+@frozen
+class DetectionStudy:
+    """Parameters of chapter 02_detection."""
+
+    dataset: TEXT_SETS = "sst2"
+    model: str = "minilm"
+    attacks: names(ATTACKS) = "badnets,addsent,hiddenkiller,stylebkd"
+    rate: float = Field(0.1, gt=0, le=1)
+    epochs: int = Field(3, ge=1, le=100)
+    lr: float = Field(5e-5, gt=0, le=1)
+    batch_size: int = Field(32, ge=1, le=4096)
+    detectors: names(SUSPECTERS) = "cube,cube-code,activation,spectral,onion"
+    slow_detectors: names((*SUSPECTERS, "none")) = "cube-original,strip,rap,bki,moderate"
+    neighbours: int = Field(100, ge=2, le=10_000)
+    min_cluster: int = Field(150, ge=2, le=100_000)
+    min_samples: int = Field(120, ge=1, le=100_000)
+    moderate_epochs: int = Field(1, ge=1, le=100)
+    moderate_lr: float = Field(5e-4, gt=0, le=1)
+    moderate_rank: int = Field(4, ge=1, le=1024)
+    precisions: numbers(float, 0, 1) = "1,0.5"
+    recalls: numbers(float, 0, 1) = "1,0.4"
+    unlearn_epochs: int = Field(30, ge=1, le=1000)
+    unlearn_lr: float = Field(5e-5, gt=0, le=1)
+    beta: float = Field(0.05, ge=0, le=1000)
+    rates: numbers(float, 0, 1) = "0.007,0.02"
+    elsewhere: Annotated[str, AfterValidator(pairs)] = (
+        "hsol/minilm,hsol/tiny,hsol/tiny-causal,sst2/tiny-causal"
+    )
     seed: int = Field(0, ge=0)
 
 
@@ -149,7 +232,13 @@ class Sande:
     seed: int = Field(0, ge=0)
 
 
-CHAPTERS: dict[str, type] = {"01_attacks": Attacks, "03_ga_rga": GaRga, "05_sande": Sande}
+CHAPTERS: dict[str, type] = {
+    "01_attacks": Attacks,
+    "02_detection": DetectionStudy,
+    "03_ga_rga": GaRga,
+    "04_btu": Btu,
+    "05_sande": Sande,
+}
 
 
 def validate(chapter: str, params: dict[str, Any]):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 
 from . import metrics, runs
@@ -48,10 +49,12 @@ def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
     return spread(frame[value], digits) if value in frame else "–"
 
 
-def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
+def summary(
+    frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence, digits: int = 2
+) -> pd.DataFrame:
     """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
     rows = {
-        label(str(key)): {label(v): spread(frame.loc[frame[by] == key, v]) for v in values}
+        label(str(key)): {label(v): spread(frame.loc[frame[by] == key, v], digits) for v in values}
         for key in order
         if (frame[by] == key).any()
     }
@@ -91,3 +94,23 @@ def recorded(chapter: str, **params) -> pd.DataFrame:
     if frame.empty:
         print("No such runs are recorded here yet; the text names the sweep that makes them.")
     return frame
+
+
+def varied(
+    chapter: str, settings, rows: Sequence[Mapping], free: Sequence[str], unread: Sequence[str] = ()
+) -> pd.DataFrame:
+    """Return this run's metric rows and those of recorded runs that differ in ``free`` or the seed.
+
+    Every row carries the parameters ``free`` and ``seed``, by which to group. ``unread`` names
+    parameters that do not matter to the rows that will be read, and may differ too.
+    """
+    params = asdict(settings)
+    mine = pd.DataFrame(rows).assign(**{name: params[name] for name in (*free, "seed")})
+    same = {k: v for k, v in params.items() if k not in {*free, *unread, "seed"}}
+    others = runs.load(chapter, **same)
+    for name in others.columns.intersection([*free, "seed"]):
+        others = others.astype({name: mine[name].dtype})
+    here = np.ones(len(others), bool)
+    for name in (*free, "seed"):
+        here &= (others[name] == params[name]).to_numpy() if name in others else False
+    return pd.concat([mine, others[~here]], ignore_index=True)

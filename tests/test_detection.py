@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minilib import detection, victims
-from minilib.detection import Knowledge, degrade, evidence, geometry, perturb, quality, ranking
+from minilib.detection import (
+    Knowledge,
+    degrade,
+    evidence,
+    geometry,
+    perturb,
+    quality,
+    ranking,
+    study,
+)
 from minilib.detection.fluency import CausalFluency, NGram
 from minilib.train import TrainSettings
 
@@ -238,6 +247,44 @@ def test_recipes_scale_with_the_rows_but_never_upwards():
 
 
 # ------------------------------------------------------------------- verdicts on toy data
+
+
+@pytest.mark.parametrize("seed", [0, 2])
+def test_cube_finds_the_built_in_badnets_rows(seed):
+    """A pre-trained victim after one epoch: its poisons form one cluster of their own."""
+    found_case = victims.scenario("toy-reviews", "badnets", 0.1, seed)
+    dataset, truth = found_case.poisoned.dataset, found_case.poisoned.mask
+    once = TrainSettings(epochs=1, lr=1e-4, precision="fp32", seed=seed)
+    network, _ = victims.victim(dataset, "minilm", once)
+    known = Knowledge(states=detection.hidden_states(network, dataset, "fp32"), seed=seed)
+    found = detection.detect_cube(network, dataset, known, "pca")
+    assert quality(found.mask, truth)["f1"] >= 90, quality(found.mask, truth)
+    by_class = detection.refilter(found, dataset, "class")
+    assert quality(by_class.mask, truth)["recall"] >= 90  # and clean rows with a wrong label
+
+
+def test_cube_with_umap_is_the_same_under_a_seed(case, victim, known):
+    dataset = case.poisoned.dataset
+    part = np.r_[0:200, len(dataset) - 40 : len(dataset)]
+    some = Knowledge(states=known.states[part], seed=5)
+    one, two = (detection.detect_cube(victim, dataset.select(part), some) for _ in range(2))
+    assert (one.mask == two.mask).all() and (one.extra["map"] == two.extra["map"]).all()
+
+
+def test_a_detector_is_asked_once(case, victim, known, monkeypatch, tmp_path):
+    monkeypatch.setenv("MINILIB_CACHE", str(tmp_path))
+    dataset = case.poisoned.dataset
+    plain = detection.detect_activation(victim, dataset, known)
+    asked = [
+        study.remembered("activation", detection.detect_activation, victim, dataset, known)
+        for _ in range(2)
+    ]
+    for one in asked:
+        assert (one.mask == plain.mask).all() and (one.score == plain.score).all()
+    assert asked[0].seconds == asked[1].seconds and len(list(tmp_path.rglob("*.json"))) == 1
+    other = Knowledge(known.clean, known.states, known.model, seed=1)
+    study.remembered("activation", detection.detect_activation, victim, dataset, other)
+    assert len(list(tmp_path.rglob("*.json"))) == 2
 
 
 CHEAP = {

@@ -136,7 +136,11 @@ def test_a_model_that_cannot_be_had_is_one_line(monkeypatch):
         text_classifier("bert", 2, seed=0)
     text = str(error.value)
     assert text.startswith("model 'bert' cannot be had (We couldn't connect);")
-    assert "MINILIB_MODELS" in text and "minilm, tiny, distilbert" in text and "\n" not in text
+    assert (
+        "MINILIB_MODELS" in text
+        and "minilm, tiny, tiny-causal, distilbert" in text
+        and "\n" not in text
+    )
 
 
 def test_fewer_than_two_classes_are_refused():
@@ -145,6 +149,23 @@ def test_fewer_than_two_classes_are_refused():
 
 
 # ---------------------------------------------------------------------- save and load
+
+
+def test_a_causal_model_reads_the_last_token_and_nothing_behind_it():
+    model = text_classifier("tiny-causal", 2, seed=0).eval()
+    assert not same_weights(model, text_classifier("tiny-causal", 2, seed=1))
+    ids, mask = batch(model, ["short", "a text that is a little longer than that"])
+    with torch.no_grad():
+        states = model.backbone(input_ids=ids, attention_mask=mask).last_hidden_state
+        features, logits = model.features(ids, mask), model(ids, mask)
+        changed = ids.clone()
+        changed[1, 3] += 1
+        other = model.backbone(input_ids=changed, attention_mask=mask).last_hidden_state
+    last = mask.sum(1) - 1
+    torch.testing.assert_close(features, states[[0, 1], last])
+    torch.testing.assert_close(logits, model.network.score(features))
+    torch.testing.assert_close(other[1, :3], states[1, :3])  # the past does not see the future
+    assert (other[1, 3:] - states[1, 3:]).abs().amax(-1).min() > 1e-6
 
 
 def test_save_and_load_are_exact(tiny, tmp_path):

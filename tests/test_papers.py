@@ -179,3 +179,95 @@ def test_paper_values_selects_and_refuses():
     assert paper_values("rga", table="99") == []
     with pytest.raises(ValueError, match=r"no column 'colour'; accepted: paper, table, model"):
         paper_values("rga", colour="blue")
+
+
+# ---------------------------------------------------------------------------------- BTU
+
+BTU_KEY = (
+    "table", "model", "dataset", "attack", "method", "alpha", "rounds", "triggers", "metric",
+)  # fmt: skip
+BTU_ATTACKS = {"badnets", "addsent", "stylebkd", "hiddenkiller", "sos"}
+
+
+@pytest.fixture(scope="module")
+def btu() -> dict[tuple, float]:
+    """The BTU paper's ACC and ASR, here cacc and lfr as in the rest of the book."""
+    rows = paper_values("btu")
+    table = {tuple(row[k] for k in BTU_KEY): row["mean"] for row in rows}
+    assert len(table) == len(rows), "a cell stands twice"
+    assert all(row["std"] is None for row in rows), "the paper gives no spreads"
+    return table
+
+
+def cell(btu, table, attack, method="btu", metric="lfr", dataset="sst2", **other):
+    where = {"alpha": "", "rounds": "", "triggers": ""} | other
+    return btu[(table, "BERT", dataset, attack, method, *where.values(), metric)]
+
+
+def test_every_cell_of_the_btu_tables_is_there(btu):
+    assert Counter(key[0] for key in btu) == {
+        "1": 3 * 11 * 4 * 2,
+        "2": 3 * 2 * 2,
+        "3": 9 * 2,
+        "4": 4 * 2 * 2,
+        "5": 5 * 2 * 2,
+        "6": 6 * 2 * 2,
+        "9": 4 * 2 * 2,
+        "10": 6 * 2 * 2,
+        "11": 4 * 2 * 2,
+    }
+    assert {key[3] for key in btu} == BTU_ATTACKS
+    assert {key[2] for key in btu} == {"sst2", "olid", "agnews", "imdb"}
+    for metric in ("cacc", "lfr"):
+        assert sum(key[-1] == metric for key in btu) == len(btu) // 2
+    assert all(0 <= value <= 100 for value in btu.values())
+
+
+def test_btu_cells_known_by_heart(btu):
+    assert cell(btu, "1", "badnets") == 5.97 and cell(btu, "1", "badnets", metric="cacc") == 90.37
+    assert cell(btu, "1", "addsent", "cube", dataset="agnews") == 2.71
+    assert cell(btu, "4", "hiddenkiller", alpha="0.1") == 15.96
+    assert cell(btu, "5", "addsent", "pr-1") == 99.88
+    assert cell(btu, "6", "badnets", rounds="1,1,2,3", metric="cacc") == 89.36
+    assert cell(btu, "10", "badnets", "layer-3", metric="cacc") == 50.85
+    assert cell(btu, "3", "sos") == 7.18
+
+
+def test_what_the_btu_paper_says_of_its_tables(btu):
+    """Sentences of the text that a table can contradict."""
+    for dataset in ("sst2", "olid", "agnews"):  # "below 10 % across all three datasets"
+        assert all(cell(btu, "1", a, dataset=dataset) < 10 for a in ("badnets", "addsent"))
+        for attack in ("addsent",):  # "the ACC of Add-Sent is higher than that of Add-Word"
+            higher = cell(btu, "1", attack, metric="cacc", dataset=dataset)
+            lower = cell(btu, "1", "badnets", metric="cacc", dataset=dataset)
+            assert (higher > lower) == (dataset != "agnews"), "not so on AG News"
+    low = {key[4]: value for key, value in btu.items() if key[0] == "3" and key[-1] == "lfr"}
+    assert min(low, key=low.get) == "btu"
+    # Raising α lowers accuracy, and on Synbkd the success rate.
+    accuracy = [cell(btu, "4", "addsent", alpha=a, metric="cacc") for a in ("0.03", "0.05", "0.1")]
+    assert accuracy == sorted(accuracy, reverse=True)
+    modes = ("all2one-3", "all2one-5", "all2all-2")
+    words, sentences = (
+        sum(cell(btu, "9", attack, triggers=mode) for mode in modes) / 3
+        for attack in ("badnets", "addsent")
+    )
+    assert sentences == pytest.approx(15.57, abs=0.006)
+    assert words == pytest.approx(6.96, abs=0.006), "the text says 6.69: two digits change places"
+
+
+def test_cells_of_the_btu_paper_that_repeat_or_disagree(btu):
+    """The same setting is quoted in several tables; here is how far they agree."""
+    for metric, values in (("cacc", (90.69, 90.96, 90.67)), ("lfr", (5.50, 4.84, 5.50))):
+        here = (
+            cell(btu, "1", "addsent", metric=metric),
+            cell(btu, "4", "addsent", alpha="0.05", metric=metric),
+            cell(btu, "5", "addsent", metric=metric),
+        )
+        assert here == values
+    same = [
+        key
+        for key in btu
+        if key[0] == "1" and key[4] == "rap" and btu[key] == btu[(*key[:4], "strip", *key[5:])]
+    ]
+    # RAP and STRIP share whole pairs of cells, which two defences hardly do by chance.
+    assert {(key[2], key[3]) for key in same} >= {("sst2", "addsent"), ("sst2", "stylebkd")}

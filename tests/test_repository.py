@@ -73,7 +73,7 @@ def test_no_other_file_repeats_the_address():
 
 
 def test_sync_carries_a_new_address_everywhere(tmp_path, monkeypatch):
-    for name in ("pyproject.toml", "_config.yml", "CITATION.cff", "README.md"):
+    for name in ("pyproject.toml", "_toc.yml", "_config.yml", "CITATION.cff", "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "notebooks").mkdir()
     cell = {"cell_type": "code", "metadata": {"tags": ["bootstrap"]}, "source": ["old"]}

@@ -18,7 +18,7 @@ replace: TIME
 """
 
 
-@pytest.mark.parametrize("chapter", ["01_attacks", "03_ga_rga"])
+@pytest.mark.parametrize("chapter", ["01_attacks", "02_detection", "03_ga_rga", "04_btu"])
 def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path):
     shutil.copy(smoke_runs[chapter], tmp_path / f"{chapter}.ipynb")
     (tmp_path / "sanitize.cfg").write_text(SANITIZE)

@@ -39,7 +39,7 @@ def book(tmp_path, monkeypatch):
     edit(
         root / "notebooks" / "01_fine.ipynb",
         3,
-        "from minilib import core\nfrom minilib.settings import Fine\n%time core.experiment(1)",
+        "from minilib import core\nfrom minilib.settings import Fine\n%time core.experiment(Fine)",
     )
     monkeypatch.chdir(root)
     return root
@@ -78,12 +78,46 @@ def test_a_new_module_that_a_chapter_does_not_reach_changes_nothing(book):
     assert fingerprint(book, "01_fine") == before
 
 
-def test_names_looked_up_at_run_time_keep_everything(book):
-    core = book / "minilib" / "core.py"
-    core.write_text(core.read_text().replace("(x)\ndef un", "(getattr(TABLE, x))\ndef un"))
+@pytest.mark.parametrize(
+    "code, changes",
+    [
+        ("from . import deep\ndef experiment(x): return deep.spare(x)", True),
+        ("from . import deep as below\ndef experiment(x): return below.spare(x)", True),
+        ("import minilib.deep\ndef experiment(x): return minilib.deep.spare(x)", True),
+        ("from .deep import *\ndef experiment(x): return spare(x)", True),
+        (
+            "try:\n    from .deep import spare\nfinally:\n    pass\n"
+            "def experiment(x): return spare(x)",
+            True,
+        ),
+        ("def experiment(x):\n    from .deep import spare as s\n    return s(x)", True),
+        ("def experiment(x):\n    from . import deep\n    return getattr(deep, x)", True),
+        ("def experiment(x): return globals()[x]", True),
+        ("from . import deep\ndef experiment(x): return deep.inner(x)", False),
+        ("from . import deep\ndef experiment(x): return deep.inner(x).spare", False),
+        ("def experiment(x): return x.spare() + x.spare.inner", False),
+        ("def experiment(x): return 'spare', getattr(x, x.name)", False),
+    ],
+)
+def test_a_fingerprint_follows_every_way_to_a_definition(book, code, changes):
+    (book / "minilib" / "core.py").write_text(code + "\n")
     before = fingerprint(book, "01_fine")
     deep = book / "minilib" / "deep.py"
     deep.write_text(deep.read_text().replace("return -x", "return +x"))
+    assert (fingerprint(book, "01_fine") != before) == changes
+
+
+def test_what_an_imported_module_does_on_import_counts(book):
+    before = fingerprint(book, "01_fine")
+    deep = book / "minilib" / "deep.py"
+    deep.write_text(deep.read_text() + "\nprint('a side effect')\n")
+    assert fingerprint(book, "01_fine") != before
+
+
+def test_cells_that_cannot_be_read_keep_everything(book):
+    edit(book / "notebooks" / "01_fine.ipynb", 3, "!ls | wc\n!pip install a b")
+    before = fingerprint(book, "01_fine")
+    (book / "minilib" / "settings.py").write_text("")
     assert fingerprint(book, "01_fine") != before
 
 

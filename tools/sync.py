@@ -32,23 +32,18 @@ import minilib
 
 minilib.hello()"""
 
-LINKS = """\
-<!-- links: written by `make sync` -->
-[Repository]({url}) ·
-[open chapter 01 in Colab]({colab}/notebooks/01_attacks.ipynb) ·
-[open chapter 03 in Colab]({colab}/notebooks/03_ga_rga.ipynb)
-<!-- end of links -->"""
 
-
-def settings(root: Path = ROOT) -> dict[str, str]:
-    """What is carried: the package's `name` and `version`, the repository's `url` and `branch`."""
+def settings(root: Path = ROOT) -> dict:
+    """What is carried: name, version, the repository's address and branch, the book's chapters."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     url = project["project"]["urls"]["Repository"].rstrip("/")
     branch = project["tool"]["minilib"]["branch"]
     host, _, repository = url.partition("//")[2].partition("/")
     if host != "github.com" or repository.count("/") != 1:
         raise SystemExit(f"Repository is {url!r}; expected https://github.com/OWNER/NAME")
+    contents = (root / "_toc.yml").read_text(encoding="utf-8")
     return {
+        "chapters": re.findall(r"file: (notebooks/\w+)", contents),
         "name": project["project"]["name"],
         "version": project["project"]["version"],
         "url": url,
@@ -80,8 +75,14 @@ def citation(text: str, use: dict) -> str:
 
 
 def readme(text: str, use: dict) -> str:
-    """`README.md`: the block of links."""
-    return put(text, r"<!-- links: .*?<!-- end of links -->", LINKS.format(**use), "README.md")
+    """`README.md`: the block of links, one for each chapter in the table of contents."""
+    chapters = [
+        f"[open chapter {file[10:12]} in Colab]({use['colab']}/{file}.ipynb)"
+        for file in use["chapters"]
+    ]
+    links = " ·\n".join([f"[Repository]({use['url']})", *chapters])
+    block = f"<!-- links: written by `make sync` -->\n{links}\n<!-- end of links -->"
+    return put(text, r"<!-- links: .*?<!-- end of links -->", block, "README.md")
 
 
 def notebook(text: str, use: dict) -> str:

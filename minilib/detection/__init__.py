@@ -1,6 +1,6 @@
 """Chapter 02: from a poisoned data set and its victim to a boolean mask of suspect rows.
 
-Every detector is called ``detect_xxx(victim, dataset, known, ...) -> Detection``; ``known`` is what
+Every detector is a function ``(victim, dataset, known, ...) -> Detection``; ``known`` is what
 the defender has beside the two. ``DETECTORS`` lists them by name.
 """
 
@@ -51,6 +51,7 @@ DETECTORS = {
     "cube": detect_cube,
     "cube-code": partial(detect_cube, recipe="rga-code"),
     "cube-original": partial(detect_cube, recipe="cube"),
+    "cube-pca": partial(detect_cube, recipe="pca"),
     "activation": detect_activation,
     "spectral": detect_spectral,
     "onion": detect_onion,

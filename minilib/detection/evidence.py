@@ -130,7 +130,7 @@ def survey(
     """Run detectors on the same rows and judge them; hidden states are collected once.
 
     Args:
-        detectors: name → ``detect_xxx``, or a partial of one. truth: (N,) bool, the oracle's mask.
+        detectors: name → one of DETECTORS, or a partial of it. truth: (N,) bool, the oracle's mask.
 
     Returns:
         name → Detection, and one row per detector for the run record: ``quality``, ``ranking`` and

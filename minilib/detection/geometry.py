@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 
 from ..data import TextDataset
 from ..models import TextClassifier
@@ -22,7 +23,8 @@ class Recipe:
 
     Attributes:
         pca: dimensions after PCA, before UMAP; 0 leaves PCA out.
-        dims, neighbours, min_dist, metric: of UMAP. min_cluster, min_samples: of HDBSCAN.
+        dims, neighbours, min_dist, metric: of UMAP; ``dims`` 0 leaves UMAP out.
+        min_cluster, min_samples: of HDBSCAN.
         keep: what is *not* suspect: ``class``, the largest cluster of each class's rows;
             ``global``, the K largest clusters of all rows; ``half``, as ``class`` and also clusters
             (noise counts as one) that hold half of their class or more.
@@ -59,7 +61,10 @@ class Recipe:
 # "rga": RGA paper, B.2. "rga-code": its released code, which keeps as many clusters as there are
 # classes, whatever their labels. "cube": Cui et al. (2022) as OpenBackdoor releases it; there
 # HDBSCAN's min_cluster_size stays at its default of 5.
+# "pca" is ours: no UMAP, which tears the few hundred short sentences of a built-in set apart, by
+# the phrases that they are made of.
 RECIPES = {
+    "pca": Recipe(pca=2, dims=0, metric="euclidean", keep="global"),
     "rga": Recipe(),
     "rga-code": Recipe(keep="global"),
     "cube": Recipe(20, 2, 100, 0.0, "euclidean", min_cluster=5, min_samples=100, keep="half"),
@@ -124,24 +129,31 @@ def given_states(victim, dataset: TextDataset, known: Knowledge) -> np.ndarray:
 
 
 def flat_map(states: np.ndarray, recipe: Recipe, seed: int) -> np.ndarray:
-    """Reduce states (N, d) to (N, dims) float32 by PCA, if the recipe has it, and UMAP."""
-    try:
-        from umap import UMAP
-    except ImportError as error:
-        raise RuntimeError("CUBE's map needs umap-learn: pip install umap-learn") from error
+    """Reduce states (N, d) to few dimensions, float32, by PCA and UMAP, whichever there is."""
     if recipe.pca:
         from sklearn.decomposition import PCA
 
         dims = min(recipe.pca, *states.shape)
         states = PCA(dims, svd_solver="full", random_state=seed).fit_transform(states)
-    return UMAP(
+    if not recipe.dims:
+        return states
+    try:
+        from umap import UMAP
+    except ImportError as error:
+        raise RuntimeError("CUBE's map needs umap-learn: pip install umap-learn") from error
+    mapper = UMAP(
         n_components=recipe.dims,
         n_neighbors=recipe.neighbours,
         min_dist=recipe.min_dist,
         metric=recipe.metric,
         random_state=seed,
         n_jobs=1,  # what a seed asks for anyway; named, it does not warn
-    ).fit_transform(states)
+    )
+    threads = torch.get_num_threads()
+    try:
+        return mapper.fit_transform(states)
+    finally:
+        torch.set_num_threads(threads)  # numba and PyTorch may share a pool, which UMAP widens
 
 
 def density_clusters(points: np.ndarray, min_cluster: int, min_samples: int) -> np.ndarray:

@@ -1,1 +1,1 @@
-"""Figures and tables of single chapters; what several share is in ``minilib.plots``."""
+"""Figures that belong to one chapter each; what several share is in `minilib.plots`."""
