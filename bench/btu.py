@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import copy
 import json
-import platform
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,10 +25,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 
-import minilib
-from bench.rga import Case, First, hardware, make_case, ratios, tokenised, wait
+from bench.rga import Case, First, hardware, make_case, ratios, tokenised, versions, wait
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier
@@ -222,12 +219,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
             "precision": precision,
         },
         "hardware": hardware(case),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "minilib": minilib.__version__,
-        },
+        "versions": versions(),
         "agreement": equal,
         "seconds": {
             part: {

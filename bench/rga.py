@@ -360,6 +360,16 @@ def ratios(slow: dict, fast: dict) -> dict:
     return spread([a / b for a, b in zip(slow["values"], fast["values"], strict=True)])
 
 
+def versions() -> dict:
+    """Versions of what a figure depends on."""
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "minilib": minilib.__version__,
+    }
+
+
 def hardware(case: Case) -> dict:
     """Type of machine, without names of machines."""
     model = platform.machine()
@@ -398,12 +408,7 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
             "precision": train.resolve_precision("auto", torch.device(case.device)),
         },
         "hardware": hardware(case),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "minilib": minilib.__version__,
-        },
+        "versions": versions(),
         "equal_losses": losses,
         "seconds": seconds,
         "ratios": {

@@ -23,7 +23,7 @@ def parser() -> argparse.ArgumentParser:
         command = verbs.add_parser(name, help=text, description=text)
         command.set_defaults(action=action)
         command.add_argument(
-            "--out", type=Path, metavar="DIR", help="folder of runs (default: runs/)"
+            "--out", type=place, metavar="DIR", help="folder of runs (default: runs/), or a URL"
         )
         return command
 
@@ -44,8 +44,7 @@ def parser() -> argparse.ArgumentParser:
     command.add_argument("--all", action="store_true", help="every chapter of the book")
     command.add_argument("--force", action="store_true", help="run again even if it exists")
     command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
-    command.add_argument("file", type=Path, help="for example sweeps/rga_seeds.yml")
-    command.add_argument("--dry-run", action="store_true", help="show what would be run")
+    sweep_options(command)
     command = verb(
         "publish", do_publish, "copy finished runs into the book: book/_executed/ and results/"
     )
@@ -57,8 +56,39 @@ def parser() -> argparse.ArgumentParser:
         "latest", do_latest, "list the executed notebook of each chapter, for the book build"
     )
     chosen(command, "*")
+    command = verb("claims", do_claims, "decide the papers' claims from the published records")
+    command.add_argument("chapter", nargs="?", help="only those of a chapter or paper")
     verb("doctor", do_doctor, "show versions, device, data folder, bundled model and cache")
     return main
+
+
+def place(text: str) -> Path | str:
+    """A folder, or a URL for what fsspec reaches."""
+    return text if "://" in text else Path(text)
+
+
+def sweep_options(command) -> None:
+    """The options of `minilib sweep`."""
+    command.usage = "minilib sweep [status|table|clean] FILE [options]"
+    command.add_argument(
+        "words", nargs="+", metavar="FILE",
+        help="for example sweeps/rga_seeds.yml; before it status, table or clean",
+    )  # fmt: skip
+    command.add_argument("--dry-run", action="store_true", help="show what would be done")
+    command.add_argument("--resume", action="store_true", help="go on where it stopped (always so)")
+    command.add_argument(
+        "--only", action="append", default=[], metavar="NAME=VALUE",
+        help="runs with this value (repeatable; the same name twice: either value)",
+    )  # fmt: skip
+    command.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    command.add_argument("--max-hours", type=float, metavar="H", help="start no run after that")
+    command.add_argument("--engine", choices=("local", "ray"), default="local")
+    command.add_argument("--workers", type=int, metavar="N", help="runs at a time")
+    command.add_argument(
+        "--runs-per-gpu", type=int, default=1, metavar="K", help="runs that share a GPU"
+    )
+    command.add_argument("--address", metavar="A", help="of a Ray cluster")
+    command.add_argument("--cold", action="store_true", help="start each kernel from nothing")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -138,15 +168,54 @@ def execute(job: runner.Plan, force: bool = False, label: str = "") -> int:
 
 
 def do_sweep(options) -> int:
-    """`minilib sweep`."""
-    from minilib import sweep
+    """`minilib sweep`, and its `status`, `table` and `clean`."""
+    from minilib import engines, sweep
 
-    return sweep.sweep(options.file, out=options.out, dry_run=options.dry_run)
+    *verb, file = options.words
+    if verb not in ([], ["status"], ["table"], ["clean"]):
+        raise runs.UsageError(f"sweep takes status, table or clean and a file, not {options.words}")
+    for name in ("workers", "runs_per_gpu", "max_hours"):
+        value = getattr(options, name)
+        if value is not None and not value > 0:
+            raise runs.UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    chosen = {"out": options.out, "only": options.only}
+    if verb == ["clean"]:
+        return sweep.clean(Path(file), **chosen, dry_run=options.dry_run)
+    if verb:
+        return {"status": sweep.status, "table": sweep.table}[verb[0]](Path(file), **chosen)
+    return sweep.sweep(
+        Path(file),
+        **chosen,
+        dry_run=options.dry_run,
+        retry_failed=options.retry_failed,
+        max_hours=options.max_hours,
+        engine=options.engine,
+        options=engines.Options(
+            options.workers, options.runs_per_gpu, not options.cold, options.address
+        ),
+        again=repeated(options),
+    )
+
+
+def repeated(options) -> str:
+    """The options that the command which goes on with a sweep has to repeat."""
+    words = [f"--only {text}" for text in options.only]
+    words += [f"--out {options.out}"] if options.out else []
+    words += [f"--engine {options.engine}"] if options.engine != "local" else []
+    words += [f"--workers {options.workers}"] if options.workers else []
+    words += [f"--runs-per-gpu {options.runs_per_gpu}"] if options.runs_per_gpu != 1 else []
+    words += [f"--address {options.address}"] if options.address else []
+    return "".join(f" {word}" for word in words)
 
 
 def do_publish(options) -> int:
     """`minilib publish`."""
-    from minilib import publish
+    from minilib import places, publish
+
+    if places.is_url(options.out):
+        raise runs.UsageError(
+            f"publish reads a folder, not {options.out}; copy the runs here first"
+        )
 
     return publish.publish(
         options.preset,
@@ -168,6 +237,24 @@ def do_latest(options) -> int:
             print(f"{job.chapter}\t{job.folder / 'notebook.ipynb'}")
         else:
             print(f"minilib: {job.chapter} has no current {job.preset} run", file=sys.stderr)
+    return 0
+
+
+def do_claims(options) -> int:
+    """`minilib claims`: one line per claim and a count; what failed is no error."""
+    from minilib import claims
+
+    try:
+        found = claims.ledger(runs.find_root(), options.chapter)
+    except (OSError, claims.ClaimError) as error:
+        raise runs.UsageError(f"the ledger cannot be read: {error}") from None
+    if not found:
+        known = sorted({claim.chapter for claim in claims.read(runs.find_root())})
+        raise runs.UsageError(f"no claim of {options.chapter!r}; chapters are {', '.join(known)}")
+    for claim, verdict in found:
+        print(f"{verdict.verdict:10}{claim.id:22}{verdict.shown or verdict.missing}")
+    words = [verdict.verdict for _, verdict in found]
+    print(", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS))
     return 0
 
 

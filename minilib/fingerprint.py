@@ -7,6 +7,7 @@ runs of this one standing.
 """
 
 import ast
+import functools
 import hashlib
 import json
 import re
@@ -26,6 +27,13 @@ NOT_HASHED = {
     "plots",
     "figures",
     "tables",
+    "engines",
+    "places",
+    "stats",
+    "warm",
+    "papers",
+    "claims",
+    "results",
 }
 # Code that looks names up at run time may reach anything.
 DYNAMIC = {"globals", "import_module", "__import__", "eval", "exec"}
@@ -41,6 +49,14 @@ def fingerprint(root: Path, chapter: str | None = None) -> str:
     package = root / "minilib"  # what the kernel imports, if it is there
     package = package if package.is_dir() else PACKAGE
     notebook = root / "notebooks" / f"{chapter}.ipynb"
+    files = [path.stat() for path in (*sorted(package.rglob("*.py")), notebook) if path.is_file()]
+    # Reading all code takes a second; a sweep asks before each of its runs.
+    return _hash(package, notebook, tuple((file.st_mtime_ns, file.st_size) for file in files))
+
+
+@functools.lru_cache(maxsize=64)
+def _hash(package: Path, notebook: Path, state: tuple) -> str:
+    """The hash of the files in this `state`, which only tells whether they have changed since."""
     library, cells, roots = Library.read(package), [], None
     if notebook.is_file():
         cells = [
@@ -48,9 +64,8 @@ def fingerprint(root: Path, chapter: str | None = None) -> str:
             for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]
             if cell["cell_type"] == "code" and "bootstrap" not in cell["metadata"].get("tags", [])
         ]
-        code = re.sub(
-            r"(?m)^\s*[%!]+\s*\w*[ \t]*", "", "\n".join(cells)
-        )  # what a magic is applied to
+        # A magic is dropped, and what it is applied to stays.
+        code = re.sub(r"(?m)^\s*[%!]+\s*\w*[ \t]*", "", "\n".join(cells))
         try:
             library.modules[CELLS] = _pieces(ast.parse(code), "minilib")
             roots = {(CELLS, EVERYTHING)}
@@ -194,9 +209,8 @@ def _imports(node: ast.Import | ast.ImportFrom, package: str) -> list[Piece]:
         else:
             tree = ast.ImportFrom(node.module, [alias], node.level)
             name = alias.asname or alias.name
-            parts = package.split(".") if node.level else []
-            parts = parts[: len(parts) - node.level + 1] if node.level else parts
-            origin = (".".join([*parts, *([node.module] if node.module else [])]), alias.name)
+            above = package.rsplit(".", node.level - 1)[0] if node.level else ""
+            origin = (".".join(filter(None, [above, node.module])), alias.name)
         found.append(Piece(tree, {name} - {"*"}, package, runs=name == "*", origin=origin))
     return found
 

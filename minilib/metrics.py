@@ -1,4 +1,4 @@
-"""The metrics of the backdoor literature, in percent (0–100), and their spread over seeds.
+"""The metrics of the backdoor literature, in percent (0–100).
 
 CACC: accuracy on clean test rows. LFR: share of triggered non-target rows that the model puts into
 the target class. PACC: accuracy on a test set in which the rows of *all* classes carry the trigger
@@ -9,8 +9,7 @@ section 6.1.
 from __future__ import annotations
 
 import csv
-import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from importlib.resources import files
 
 import numpy as np
@@ -69,13 +68,6 @@ pacc = accuracy  # on the all-classes triggered test set that attacks.text.trigg
 def delta_pacc(pacc_model: float, pacc_retrain: float) -> float:
     """ΔPACC in percentage points."""
     return abs(pacc_retrain - pacc_model)
-
-
-def mean_std(values: Iterable[float]) -> tuple[float, float, int]:
-    """Mean, sample standard deviation (0 for a single value) and count."""
-    values = [float(v) for v in values]
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return statistics.fmean(values), spread, len(values)
 
 
 def paper_values(paper: str, **where: str) -> list[dict]:

@@ -12,7 +12,8 @@ import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, display
 
-from .metrics import mean_std, paper_values
+from . import stats
+from .metrics import paper_values
 
 # A method keeps its colour in every figure of the book.
 COLOURS = dict(
@@ -299,13 +300,19 @@ def victims_table(frame, rate: float, dataset: str, model: str) -> HTML:
                 rows.append(_line(attack, name, 3, victim, _paper("2", "retrain", where)))
         on = frame[frame["trigger"] == attack]
         ours = on[(on["attack"] == attack) & np.isclose(on["rate"], rate)]
-        stats = [
-            {m: mean_std(part[m]) for m in ("cacc", "lfr", "pacc")}
+        pair = [
+            {m: _mean_std(part[m]) for m in ("cacc", "lfr", "pacc")}
             for part in (ours, on[on["attack"] == "none"])
         ]
         name = f"{OUR_MODELS.get(model, model)} (ours)"
-        rows.append(_line(attack, name, ours["seed"].nunique(), *stats))
+        rows.append(_line(attack, name, ours["seed"].nunique(), *pair))
     return table(rows)
+
+
+def _mean_std(values) -> tuple[float, float | None]:
+    """Mean and, of several values, sample standard deviation."""
+    found = stats.summary(values, level=None)
+    return found["mean"], found["std"] if found["n"] > 1 else None
 
 
 def _paper(number: str, method: str, where: Mapping[str, str]) -> dict:

@@ -19,11 +19,19 @@ import sys
 import time
 from pathlib import Path
 
+from minilib import places
 from minilib.fingerprint import PACKAGE, fingerprint
 from minilib.runs import UsageError, find_root, git_commit, read_record, run_id, write_json
 
 # Errors raised inside a notebook that are the user's to mend (exit code 2), not the chapter's (1).
 USER_ERRORS = ("DataError", "SettingsError")
+# Parameters that split a batch into pieces without changing what is computed; 0 is "do not".
+MICRO = ("micro_batch", "micro")
+OUT_OF_MEMORY = r"out of memory|can't allocate memory|[Uu]nable to allocate"
+FULL = "No space left on device"
+# What a machine does to a run, as opposed to what the run does: another try may mend it.
+OUTSIDE = rf"{FULL}|[Kk]ernel (did not answer|didn't respond|died)"
+START_TIMEOUT = 600  # seconds for a kernel to answer; a busy machine may need minutes
 
 
 # ---------------------------------------------------------------- parameters
@@ -115,30 +123,51 @@ def load_preset(root: Path, preset: str) -> dict[str, dict]:
     return {chapter: values or {} for chapter, values in content.items()}
 
 
-def resolve(root: Path, chapter: str, preset: str, overrides: dict) -> tuple[dict, dict]:
+@dataclasses.dataclass(frozen=True)
+class Chapter:
+    """What planning a run of a chapter needs, read once for any number of runs."""
+
+    root: Path
+    name: str
+    preset: str
+    known: dict[str, tuple[type, object]]
+    values: dict  # the preset's
+    code: str
+
+
+def chapter_at(root: Path, name: str, preset: str) -> Chapter:
+    """Read a chapter's parameters, its preset and its code's hash. Raises UsageError."""
+    known = parameters(root, name)
+    values = load_preset(root, preset)
+    if name not in values:
+        raise UsageError(f"presets/{preset}.yml has no entry for {name}; add `{name}: {{}}`")
+    return Chapter(root, name, preset, known, values[name], fingerprint(root, name))
+
+
+def resolve(chapter: Chapter, overrides: dict) -> tuple[dict, dict]:
     """All parameters of a run (defaults, then preset, then overrides), and those off their default.
 
     Everything is checked here, before any kernel starts: names, types, and the chapter's own rules
     (`minilib.settings`).
     """
-    known = parameters(root, chapter)
-    values = load_preset(root, preset)
-    if chapter not in values:
-        raise UsageError(f"presets/{preset}.yml has no entry for {chapter}; add `{chapter}: {{}}`")
-    given = {**values[chapter], **overrides}
+    known = chapter.known
+    given = {**chapter.values, **overrides}
     for name in given:
         if name not in known:
-            raise UsageError(f"{chapter} has no parameter {name!r}; it has {_names(known)}")
+            raise UsageError(f"{chapter.name} has no parameter {name!r}; it has {_names(known)}")
     params = {name: default for name, (_, default) in known.items()}
     params |= {name: coerce(name, value, known[name][0]) for name, value in given.items()}
 
     from minilib import settings  # pydantic: not needed to print help
 
-    if chapter in settings.CHAPTERS:
+    if chapter.name in settings.CHAPTERS:
         try:
-            settings.validate(chapter, params)
-        except settings.SettingsError as error:
-            raise UsageError(str(error)) from None
+            settings.CHAPTERS[chapter.name](**params)
+        except (ValueError, TypeError):
+            try:
+                settings.validate(chapter.name, params)  # says it in one line
+            except settings.SettingsError as error:
+                raise UsageError(str(error)) from None
     return params, {name: value for name, value in params.items() if value != known[name][1]}
 
 
@@ -157,16 +186,25 @@ class Plan:
     code: str
     run_id: str
     folder: Path
+    remote: str | None = None  # where the folder is copied to, if runs are kept elsewhere
+
+    def record(self) -> dict | None:
+        """The record of this very run, whatever became of it, if it can be read."""
+        found = read_record(self.folder / "run.json")
+        return found if found and found["run_id"] == self.run_id else None
 
     def done(self) -> dict | None:
         """The record of this very run if it was made and is whole."""
-        record = read_record(self.folder / "run.json")
-        whole = (
-            record
-            and record["run_id"] == self.run_id
-            and (self.folder / "notebook.ipynb").is_file()
-        )
-        return record if whole and record["status"] == "ok" else None
+        found = self.record()
+        return found if found and found["status"] == "ok" and self._whole(found) else None
+
+    def _whole(self, found: dict) -> bool:
+        """Whether the notebook is there, to its last byte."""
+        if self.remote:  # the record is copied there last, and such a copy is whole or not there
+            return True
+        path = self.folder / "notebook.ipynb"
+        size = found.get("notebook_bytes")
+        return path.is_file() and size in (None, path.stat().st_size)
 
 
 def plan(
@@ -175,35 +213,71 @@ def plan(
     overrides: dict | None = None,
     *,
     root: Path | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
 ) -> Plan:
     """Decide a run and check all that can be checked without a kernel. Raises UsageError."""
-    root = root or find_root()
-    params, changed = resolve(root, chapter, preset, overrides or {})
-    code = fingerprint(root, chapter)
-    name = run_id(chapter, code, params)
-    folder = Path(out or root / "runs").absolute() / preset / chapter / name
-    return Plan(root, chapter, preset, params, changed, code, name, folder)
+    return plan_at(chapter_at(root or find_root(), chapter, preset), overrides or {}, out)
+
+
+def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) -> Plan:
+    """As `plan`, for a chapter that was read before."""
+    params, changed = resolve(chapter, overrides)
+    name = run_id(chapter.name, chapter.code, params)
+    place, url = places.local(out, chapter.root)
+    inner = (chapter.preset, chapter.name, name)
+    return Plan(
+        chapter.root,
+        chapter.name,
+        chapter.preset,
+        params,
+        changed,
+        chapter.code,
+        name,
+        place.joinpath(*inner),
+        "/".join((url, *inner)) if url else None,
+    )
 
 
 # ---------------------------------------------------------------- execution
 
 
-def run(job: Plan) -> dict:
-    """Execute a run in a fresh kernel and return its record: status ok, failed or interrupted.
+def run(job: Plan, warm: bool = False) -> dict:
+    """Execute a run in a kernel of its own and return its record: ok, failed or interrupted.
 
+    warm: fork the kernel from a process that has done its imports (`minilib.warm`).
+
+    A failed record says why under `cause`: "chapter" (a cell raised something), "memory" or
+    "outside" (the kernel was killed, the disk is full: nothing that another try might not mend).
     All files are made in a folder of this process's own, then moved; `run.json` comes last.
     Raises UsageError when the code is no longer what was planned, or there is no kernel.
     """
     if fingerprint(job.root, job.chapter) != job.code:
         raise UsageError(f"{job.chapter}: its code changed since this run was planned; start again")
     _check_kernel()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    _sweep_up(job.folder)
-    (job.folder / "run.json").unlink(missing_ok=True)
-    work = job.folder / f"{_part()}{os.getpid()}"
-    work.mkdir()
-    record = {
+    commit, started = git_commit(job.root), time.time()
+    record, work = blank(job), job.folder / f"{_part()}{os.getpid()}"
+    try:
+        with signals_interrupt():
+            (job.folder / "run.json").unlink(missing_ok=True)
+            record |= _attempts(job, work, warm)
+        record["notebook_bytes"] = _hand_over(job, work)
+    except KeyboardInterrupt:
+        record |= {"status": "interrupted", "error": "stopped by a signal"}
+    except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
+        record |= _failure(error, job)
+    if record["status"] != "ok":
+        # The notebook shows where it stopped, if it got so far and is whole.
+        with contextlib.suppress(OSError, ValueError):
+            _hand_over(job, work)
+    shutil.rmtree(work, ignore_errors=True)
+    record["seconds"] = record["seconds"] or round(time.time() - started, 1)
+    record["env"]["commit"] = commit
+    return keep(job, record)
+
+
+def blank(job: Plan) -> dict:
+    """The record of a run of which nothing is known yet."""
+    return {
         "run_id": job.run_id,
         "chapter": job.chapter,
         "preset": job.preset,
@@ -216,15 +290,60 @@ def run(job: Plan) -> dict:
         "peak_mib": None,
         "code": job.code,
     }
-    commit, started = git_commit(job.root), time.time()
+
+
+def keep(job: Plan, record: dict) -> dict:
+    """Write a run's record, here and where runs are kept; one that cannot be kept has failed."""
+    record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    record = json.loads(scrub(json.dumps(record), job.root))
     try:
-        with _signals_interrupt():
-            _execute(job, work)
-        record |= _recorded(work / "part.json", job) | {"status": "ok"}
-    except KeyboardInterrupt:
-        record |= {"status": "interrupted", "error": "stopped by a signal"}
-    except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
-        record |= _failure(error, job)
+        write_json(job.folder / "run.json", record)
+        if job.remote:
+            places.push(job.folder, job.remote)
+    except Exception as error:  # a full disk, or a store that cannot be reached
+        with contextlib.suppress(OSError):
+            (job.folder / "run.json").unlink(missing_ok=True)
+        record |= _failure(error, job) | {"status": "failed", "cause": "outside"}
+    return record
+
+
+def _attempts(job: Plan, work: Path, warm: bool) -> dict:
+    """Execute; once more, in smaller pieces, if memory ran out and the chapter can do that.
+
+    Halving the batch would be another experiment. Only a parameter that splits a batch without
+    changing what is computed from it will do, and the record says that it was used.
+    """
+    try:
+        return _attempt(job, work, warm)
+    except Exception as error:
+        first = _failure(error, job)
+        name = next((name for name in MICRO if name in job.params), None)
+        if first["cause"] != "memory" or name is None:
+            raise
+        size = (job.params[name] or job.params.get("batch_size", 0)) // 2
+        if size < 1:
+            raise
+    again = dataclasses.replace(
+        job, params={**job.params, name: size}, changed={**job.changed, name: size}
+    )
+    told = {"because": first["error"], name: size}
+    return _attempt(again, work, warm) | {"params": job.params, "retried": told}
+
+
+def _attempt(job: Plan, work: Path, warm: bool) -> dict:
+    """One execution in a folder of its own: what the notebook recorded."""
+    job.folder.mkdir(parents=True, exist_ok=True)
+    _sweep_up(job.folder)
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    _execute(job, work, warm)
+    return _recorded(work / "part.json", job) | {"status": "ok"}
+
+
+def _hand_over(job: Plan, work: Path) -> int | None:
+    """Move what a run left into its folder; return the size of its notebook in bytes."""
+    if not work.is_dir():
+        return None
     (work / "part.json").unlink(missing_ok=True)
     if (work / "notebook.ipynb").is_file():
         _tidy(work / "notebook.ipynb", job)
@@ -232,13 +351,8 @@ def run(job: Plan) -> dict:
         if (job.folder / file.name).is_dir():
             shutil.rmtree(job.folder / file.name)
         os.replace(file, job.folder / file.name)
-    work.rmdir()
-    record["seconds"] = record["seconds"] or round(time.time() - started, 1)
-    record["env"]["commit"] = commit
-    record["finished"] = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    record = json.loads(scrub(json.dumps(record), job.root))
-    write_json(job.folder / "run.json", record)
-    return record
+    notebook = job.folder / "notebook.ipynb"
+    return notebook.stat().st_size if notebook.is_file() else None
 
 
 def _check_kernel() -> None:
@@ -256,13 +370,20 @@ def _check_kernel() -> None:
         raise UsageError(f"the Jupyter kernel python3 belongs to another Python; {mend}")
 
 
-def _execute(job: Plan, work: Path) -> None:
+def _execute(job: Plan, work: Path, warm: bool) -> None:
     """papermill, in a kernel of this interpreter, with the repository as working directory."""
     import papermill
 
+    more = {}
+    if warm:
+        from minilib.warm import Manager
+
+        more["kernel_manager_class"] = Manager
+
     told = {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "code")}
-    # A checkout's own minilib comes first (it is in the kernel's working directory), then this one.
-    path = os.pathsep.join(filter(None, [str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
+    # A checkout's own minilib comes first, then this one.
+    own = str(job.root) if (job.root / "minilib").is_dir() else None
+    path = os.pathsep.join(filter(None, [own, str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
     with _environ(MINILIB_RUN_DIR=str(work), MINILIB_RUN=json.dumps(told), PYTHONPATH=path):
         papermill.execute_notebook(
             str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
@@ -271,8 +392,10 @@ def _execute(job: Plan, work: Path) -> None:
             kernel_name="python3",
             language="python",
             cwd=str(job.root),
-            progress_bar=sys.stderr.isatty(),
+            start_timeout=START_TIMEOUT,
+            progress_bar=sys.stderr.isatty() and not warm,
             extra_arguments=["--log-level=50"],  # the kernel's own chatter, not the notebook's
+            **more,
         )
 
 
@@ -289,11 +412,17 @@ def _environ(**values: str):
 
 
 def _failure(error: Exception, job: Plan) -> dict:
-    """Last line of what went wrong and, where a cell failed, its index in the source notebook."""
+    """Last line of what went wrong, its cause and, if a cell failed, its index in the notebook."""
     name, value = type(error).__name__, str(error)
     if hasattr(error, "ename"):  # papermill's report of an exception in a cell
         name, value = error.ename, error.evalue
     found = {"error": f"{name}: {(value.strip().splitlines() or [''])[-1]}"}
+    if name in ("MemoryError", "OutOfMemoryError") or re.search(OUT_OF_MEMORY, value):
+        found["cause"] = "memory"
+    elif name == "DeadKernelError" or isinstance(error, OSError) or re.search(OUTSIDE, value):
+        found["cause"] = "outside"
+    else:
+        found["cause"] = "chapter"
     sources = [cell["source"] for cell in read_notebook(job.root, job.chapter)["cells"]]
     with contextlib.suppress(ValueError):  # not a cell of ours, or edited meanwhile
         found["cell"] = sources.index(getattr(error, "source", None))
@@ -315,7 +444,7 @@ def _recorded(part: Path, job: Plan) -> dict:
 
 
 @contextlib.contextmanager
-def _signals_interrupt():
+def signals_interrupt():
     """Make SIGTERM stop a run as Ctrl-C does, also where a shell started us with SIGINT ignored."""
 
     def stop(signum, frame):
@@ -332,15 +461,29 @@ def _signals_interrupt():
             signal.signal(number, handler)
 
 
+def at_work(folder: Path) -> bool:
+    """Whether a living process of this machine is making the run of this folder."""
+    return any(_alive(part) for part in folder.glob(f"{_part()}*"))
+
+
+def _alive(part: Path) -> bool:
+    pid = int(part.name.removeprefix(_part()))
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    with contextlib.suppress(OSError):  # dead, and in a container perhaps never collected
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return True
+
+
 def _sweep_up(folder: Path) -> None:
     """Remove what killed processes of this machine left; a living one keeps its own."""
     for part in folder.glob(f"{_part()}*"):
-        try:
-            os.kill(int(part.name.removeprefix(_part())), 0)
-        except ProcessLookupError:
+        if not _alive(part):
             shutil.rmtree(part, ignore_errors=True)
-        except PermissionError:  # alive, another user's
-            continue
 
 
 def _part() -> str:

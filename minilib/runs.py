@@ -23,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 
+from minilib import stats
 from minilib.fingerprint import PACKAGE, fingerprint
 
 _IMPORTED = time.perf_counter()
@@ -45,11 +46,15 @@ def write_json(path: Path, value) -> None:
     """Write strict JSON so that a reader sees the old file or the new one, never half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.getpid()}")
-    with open(part, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with open(part, "w", encoding="utf-8") as file:
+            file.write(json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:  # a full disk: what was written of it would only fill it more
+        part.unlink(missing_ok=True)
+        raise
 
 
 def read_record(path: Path) -> dict | None:
@@ -221,25 +226,68 @@ def load(chapter: str | None = None, preset: str | None = None, **params):
     """
     import pandas as pd
 
-    rows = []
-    for item in records(chapter=chapter, preset=preset):
-        if all(item["params"].get(name) == value for name, value in params.items()):
-            head = {
-                name: item.get(name) for name in ("run_id", "preset", "chapter", "code", "seconds")
-            }
-            env = {f"env_{name}": value for name, value in item["env"].items()}
-            rows += [{**head, **item["params"], **metric, **env} for metric in item["metrics"]]
+    found = [
+        row
+        for item in records(chapter=chapter, preset=preset)
+        if all(item["params"].get(name) == value for name, value in params.items())
+        for row in rows(item)
+    ]
     return (
-        pd.DataFrame(rows)
-        if rows
+        pd.DataFrame(found)
+        if found
         else pd.DataFrame(columns=["run_id", "preset", "chapter", "seed"])
     )
 
 
-def table(frame, by: list[str], values: list[str]):
-    """Mean, standard deviation (ddof 1; NaN for a single run) and n: columns (value, statistic)."""
-    return (
-        frame.groupby(by, dropna=False)[values]
-        .agg(["mean", "std", "count"])
-        .rename(columns={"count": "n"}, level=1)
+def rows(item: dict) -> list[dict]:
+    """One flat dict per entry of a record's `metrics`: run, parameters, metric, environment."""
+    head = {name: item.get(name) for name in ("run_id", "preset", "chapter", "code", "seconds")}
+    env = {f"env_{name}": value for name, value in item["env"].items()}
+    return [{**head, **item["params"], **metric, **env} for metric in item["metrics"]]
+
+
+def describing(frame, params) -> list[str]:
+    """Columns that say what a metric row is about (method, epoch …), not what was measured."""
+    told = {"run_id", "preset", "chapter", "code", *params}
+    return [
+        name
+        for name in frame.columns
+        if name not in told
+        and not name.startswith("env_")
+        and (frame[name].dtype.kind in "iubO" or str(frame[name].dtype) in ("str", "string"))
+        and name not in ("steps",)
+    ]
+
+
+def summary(frame, by: list[str], values: list[str], level: float = 0.95):
+    """Mean, standard deviation, n and a bootstrap interval of the mean, per group.
+
+    Columns are (value, statistic) with the statistics mean, std (ddof 1; NaN for a single run), n,
+    low and high (percentiles of resampled means; NaN for a single run). This is the one place where
+    runs are averaged for tables; `minilib.stats` does the arithmetic.
+    """
+    import pandas as pd
+
+    found = {}
+    for key, part in frame.groupby(by, dropna=False):
+        found[key if len(by) > 1 else key[0]] = {
+            (value, name): number
+            for value in values
+            for name, number in stats.summary(part[value].dropna(), level).items()
+        }
+    index = (
+        pd.MultiIndex.from_tuples(found, names=by) if len(by) > 1 else pd.Index(found, name=by[0])
+    )
+    table = pd.DataFrame(list(found.values()), index=index)
+    return table.set_axis(pd.MultiIndex.from_tuples(table.columns), axis=1)
+
+
+def shown(table, digits: int = 2):
+    """A `summary` for reading: `mean ± std (n)` in one column per value."""
+    import pandas as pd
+
+    names = list(dict.fromkeys(value for value, _ in table.columns))
+    return pd.DataFrame(
+        {name: [stats.text(row, digits) for _, row in table[name].iterrows()] for name in names},
+        index=table.index,
     )

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 
-import numpy as np
 import pandas as pd
 
-from . import metrics, runs
+from . import metrics, runs, stats
 from .plots import label
 
 
@@ -33,11 +32,7 @@ def across_seeds(
 
 def spread(values: pd.Series, digits: int = 2) -> str:
     """Format values as mean ± sample standard deviation; a single one without a spread."""
-    values = values.dropna()
-    if not len(values):
-        return "–"
-    mean, std, n = metrics.mean_std(values)
-    return f"{mean:.{digits}f} ± {std:.{digits}f}" if n > 1 else f"{mean:.{digits}f}"
+    return stats.text(stats.summary(values.dropna(), level=None), digits, count=False)
 
 
 def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
@@ -102,7 +97,9 @@ def varied(
     """Return this run's metric rows and those of recorded runs that differ in ``free`` or the seed.
 
     Every row carries the parameters ``free`` and ``seed``, by which to group. ``unread`` names
-    parameters that do not matter to the rows that will be read, and may differ too.
+    parameters that do not matter to the rows that will be read, and may differ too. A row may
+    occur several times, for runs with the same settings may differ in which rows they have; this
+    run's come first.
     """
     params = asdict(settings)
     mine = pd.DataFrame(rows).assign(**{name: params[name] for name in (*free, "seed")})
@@ -110,7 +107,4 @@ def varied(
     others = runs.load(chapter, **same)
     for name in others.columns.intersection([*free, "seed"]):
         others = others.astype({name: mine[name].dtype})
-    here = np.ones(len(others), bool)
-    for name in (*free, "seed"):
-        here &= (others[name] == params[name]).to_numpy() if name in others else False
-    return pd.concat([mine, others[~here]], ignore_index=True)
+    return pd.concat([mine, others], ignore_index=True)

@@ -561,10 +561,19 @@ def test_a_table_of_a_sweep_takes_records_that_differ_in_what_it_varies(tmp_path
     recorded_run(tmp_path, 2, {"alpha": 0.03, "attack": "addsent", "seed": 1}, made(9.0))
     recorded_run(tmp_path, 3, {"alpha": 0.1, "attack": "addsent", "rate": 0.5}, made(50.0))
     recorded_run(tmp_path, 4, {"attack": "addsent"}, made(99.0))  # an older record of this very run
+    onion = [{"method": "onion", "cacc": 88.0, "lfr": 20.0}]  # a run like this one, with more rows
+    recorded_run(tmp_path, 5, {"attack": "addsent", "defences": "onion"}, made(98.0) + onion)
     cfg = validate("04_btu", {"attack": "addsent"})
-    frame = tables.varied("04_btu", cfg, made(3.0), ("alpha", "attack"), ("layers",))
-    found = frame.dropna(subset=["method"]).set_index(["alpha", "seed"])["lfr"].to_dict()
-    assert found == {(0.05, 0): 3.0, (0.03, 0): 7.0, (0.03, 1): 9.0}
+    unread = ("layers", "defences")
+    frame = tables.varied("04_btu", cfg, made(3.0), ("alpha", "attack"), unread)
+    found = frame.dropna(subset=["method"]).drop_duplicates(["method", "alpha", "seed"])
+    found = found.set_index(["method", "alpha", "seed"])["lfr"].to_dict()
+    assert found == {
+        ("btu", 0.05, 0): 3.0,
+        ("btu", 0.03, 0): 7.0,
+        ("btu", 0.03, 1): 9.0,
+        ("onion", 0.05, 0): 20.0,
+    }
     table = figures.beside_paper(
         frame, "4", "alpha", [0.03, 0.05, 0.1], ["addsent", "sos"], "sst2", ("btu", "btu-code")
     )

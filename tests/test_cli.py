@@ -100,7 +100,7 @@ def test_a_chapter_missing_from_a_preset_is_refused(book, capsys, no_kernel):
         ("grid: {}", "at least one value"),
         ("grid: {alpha: []}", "at least one value"),
         ("grid: {alpha: [1, 1.0]}", "two runs are equal"),
-        ("list: [{seed: 1}]\nseeds: [1, 1]", "two runs are equal"),
+        ("list: [{alpha: 1}]\nseeds: [1, 1]", "two runs are equal"),
         ("grid: {alpha: [1]}\nlist: [{alpha: 1}]", "a grid or a list, not both"),
         ("gird: {alpha: [1]}", "unknown entry 'gird'"),
         ("seeds: []", "at least one number"),
@@ -188,13 +188,11 @@ def test_an_interrupted_sweep_stops_and_says_how_to_go_on(book, number):
         [sys.executable, "-m", "minilib.cli", "sweep", "s.yml"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 60
-    while not (book / "started").exists() and time.monotonic() < deadline:
+    while not (book / "started").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(number)
-    sent = time.monotonic()
-    _, err = process.communicate(timeout=30)
-    assert process.returncode == 130 and time.monotonic() - sent < 15
+    _, err = process.communicate()
+    assert process.returncode == 130, err
     assert "stopped after 0 of 2; go on with: minilib sweep s.yml" in err
     assert record(book, "04_slow")["status"] == "interrupted"
 

@@ -1,6 +1,7 @@
 """Detectors: their kernels against plain NumPy, their verdicts on toy data, their refusals."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -22,6 +23,8 @@ from minilib.detection import (
     study,
 )
 from minilib.detection.fluency import CausalFluency, NGram
+from minilib.rga import UnlearnSettings
+from minilib.settings import DetectionStudy
 from minilib.train import TrainSettings
 
 quick = settings(max_examples=30, deadline=None)
@@ -449,3 +452,38 @@ def test_a_recipe_that_keeps_something_unknown_is_refused():
 def test_clean_threshold_rejects_the_share_it_was_given():
     scores = np.arange(1000.0)
     assert (scores > evidence.clean_threshold(scores, 0.05)).mean() == pytest.approx(0.05, abs=2e-3)
+
+
+# ---------------------------------------------------------------------- the chapter's steps
+
+
+@quick
+@given(seeds, st.integers(1, 60), st.integers(1, 120))
+def test_a_mask_of_any_length_gets_the_steps_of_the_true_one(seed, epochs, suspects):
+    rng = np.random.default_rng(seed)
+    poisons, accused = np.arange(300) < 40, rng.permutation(300) < suspects
+    plan = UnlearnSettings(train=TrainSettings(epochs=epochs, batch_size=1))
+    same = study.same_steps(plan, accused, poisons)
+    assert study.same_steps(plan, poisons, poisons) == plan
+    taken, wanted = same.train.epochs * accused.sum(), epochs * poisons.sum()
+    assert same.train.epochs == 1 or abs(taken - wanted) <= accused.sum() / 2
+
+
+def test_cube_is_asked_about_other_data_and_models(own_cache):
+    cfg = DetectionStudy(
+        dataset="toy-reviews", detectors="cube-pca", elsewhere="toy-topics/tiny, toy-reviews/tiny"
+    )
+    rows = study.elsewhere(cfg)
+    assert [(row["data"], row["victim"]) for row in rows] == [
+        ("toy-topics", "tiny"),
+        ("toy-reviews", "tiny"),
+    ]
+    assert all(row["lfr"] > 90 and row["detector"] == "cube-pca" for row in rows)
+    assert all("rate" not in row for row in rows), "or the chapter's first table would count them"
+    assert study.elsewhere(replace(cfg, elsewhere="none")) == []
+
+
+@pytest.mark.parametrize("wrong", ["hsol", "hsol/", "nowhere/minilm", ",", "none,hsol"])
+def test_a_pair_that_names_no_data_or_no_model_is_refused(wrong):
+    with pytest.raises(ValueError, match="accepted"):
+        DetectionStudy(elsewhere=wrong)

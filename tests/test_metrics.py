@@ -70,16 +70,6 @@ def test_the_two_flip_rates_differ_for_more_classes():
     assert metrics.error_rate([2, 2], [1, 1], 0) == 100.0
 
 
-def test_mean_std():
-    assert metrics.mean_std([1, 2, 3]) == (2.0, 1.0, 3)
-    assert metrics.mean_std([7]) == (7.0, 0.0, 1)
-    assert metrics.mean_std(iter([1.0, 1.0])) == (1.0, 0.0, 2)
-    values = np.random.default_rng(0).normal(size=9)
-    mean, std, n = metrics.mean_std(values)
-    assert (mean, std, n) == (pytest.approx(values.mean()), pytest.approx(values.std(ddof=1)), 9)
-    assert all(type(x) is float for x in (mean, std))
-
-
 def test_majority_share_is_the_collapse_value():
     assert metrics.majority_share([0, 0, 0, 1], 0) == 75.0
     assert metrics.majority_share([0, 0, 0, 1], 2) == 0.0

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -18,7 +19,9 @@ replace: TIME
 """
 
 
-@pytest.mark.parametrize("chapter", ["01_attacks", "02_detection", "03_ga_rga", "04_btu"])
+@pytest.mark.parametrize(
+    "chapter", sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb"))
+)
 def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path):
     shutil.copy(smoke_runs[chapter], tmp_path / f"{chapter}.ipynb")
     (tmp_path / "sanitize.cfg").write_text(SANITIZE)

@@ -265,6 +265,6 @@ def test_load_and_table(book):
     assert list(runs.load("01_fine", seed=1)["run_id"]) == ["c"]
     assert len(runs.load()) == 3 and runs.load("01_fine", "paper").empty
 
-    row = runs.table(frame, by=["method"], values=["cacc"]).loc["rga", "cacc"]
+    row = runs.summary(frame, by=["method"], values=["cacc"]).loc["rga", "cacc"]
     assert (row["mean"], row["n"]) == (11.0, 2)  # 10 + seed 0, 11 + seed 1, hence mean 11
     assert row["std"] == pytest.approx(math.sqrt(2))

@@ -1,0 +1,160 @@
+"""Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from run records.
+
+`{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
+`{paper-tables}` is every table of `book/results.yml`. Both are made anew whenever a published
+record or their file changes, and need neither PyTorch nor pandas. What cannot be read is a
+warning, and so an error of a strict build.
+"""
+
+import html
+import json
+import sys
+from pathlib import Path
+
+from docutils import nodes
+from sphinx.application import Sphinx
+from sphinx.util import logging
+from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from minilib import claims, results  # noqa: E402
+
+logger = logging.getLogger(__name__)
+
+
+def records(root: Path) -> list[str]:
+    """The published run records."""
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("results/*/*.json"))
+
+
+def with_new_records(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Pages to be read again because there are more or fewer records than when they were."""
+    now = records(Path(env.srcdir))
+    return [page for page, about in env.metadata.items() if about.get("records", now) != now]
+
+
+class FromRecords(SphinxDirective):
+    """What the two directives share: the repository they read, and what their page depends on."""
+
+    optional_arguments = 1
+
+    def run(self) -> list[nodes.Node]:
+        """The directive's table as HTML."""
+        root = Path(self.env.srcdir)
+        made_from = (claims.FILE, results.FILE, "minilib/claims.py", "minilib/results.py")
+        for path in (*made_from, *records(root), *root.glob("minilib/papers/*.csv")):
+            self.env.note_dependency(str(root / path))
+        self.env.metadata[self.env.docname]["records"] = records(root)
+        try:
+            text = self.made(root)
+        except (OSError, KeyError, ValueError) as error:
+            logger.warning("%s", error, location=self.get_location(), type="ledger")
+            return []
+        return [nodes.raw("", text, format="html")]
+
+
+class Claims(FromRecords):
+    """The ledger, or the part of one chapter or paper."""
+
+    def made(self, root: Path) -> str:
+        """A table of claims and verdicts; below it the findings that failing claims owe."""
+        wanted = self.arguments[0] if self.arguments else None
+        found = claims.ledger(root, wanted)
+        if not found:
+            raise ValueError(f"there is no claim of {wanted!r}")
+        return table_of_claims(found)
+
+
+class PaperTables(FromRecords):
+    """All tables of the results page."""
+
+    def made(self, root: Path) -> str:
+        """The tables, each followed by the commands for what is missing."""
+        parts = []
+        for table in results.read(root):
+            cells, filled = results.tally(root, table)
+            parts.append(results.render(root, table))
+            parts.append(f"<p>{filled} of {cells} cells have a run here.</p>")
+            lines = results.missing(root, table)
+            if lines:
+                said = html.escape("\n".join(lines))
+                label = f"Commands that run the rest ({len(lines)})"
+                parts.append(f"<details><summary>{label}</summary><pre>{said}</pre></details>")
+        return "\n".join(parts)
+
+
+class Overhead(FromRecords):
+    """What a sweep costs beyond its runs, as `python -m bench.sweep` measured it."""
+
+    def made(self, root: Path) -> str:
+        """A table of the measurement, or the command that makes it."""
+        path = root / "bench" / "results" / "sweep.json"
+        self.env.note_dependency(str(path))
+        if not path.is_file():
+            return "<p><em>Not measured yet:</em> <code>python -m bench.sweep</code></p>"
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return (
+            '<div class="results"><table>' + "".join(map(_part, found.items())) + "</table></div>"
+        )
+
+
+PARTS = {
+    "plan": "planning runs of a chapter with two parameters",
+    "start": "one run of a chapter that imports what chapters import",
+    "local": "runs that do nothing, local engine",
+    "ray": "runs that do nothing, Ray on one machine",
+}
+
+
+def _part(item: tuple[str, dict]) -> str:
+    """Rows of one measurement, headed by what it is and its conditions."""
+    name, found = item
+    env = found["env"]
+    load = " / ".join(map(str, found["load average"]))
+    under = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}, load average {load}"
+    rows = [f'<tr><th class="block" colspan="2">{html.escape(PARTS[name])}'
+            f"<br><small>{html.escape(under)}</small></th></tr>"]  # fmt: skip
+    for label, value in found.items():
+        if label not in ("env", "load average"):
+            said = " to ".join(map(str, value)) if isinstance(value, list) else f"{value:,}"
+            rows.append(f"<tr><td>{html.escape(label)}</td><td>{said}</td></tr>")
+    return "".join(rows)
+
+
+def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
+    """Claims with their verdicts as HTML."""
+    words = [verdict.verdict for _, verdict in found]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS)
+    text = [f"<p>{len(found)} claims: {counts}.</p>", '<div class="results"><table class="claims">']
+    text.append(
+        "<thead><tr><th>claim</th><th>where</th><th>verdict</th><th>on what</th></tr></thead>"
+    )
+    text.append("<tbody>")
+    for claim, verdict in found:
+        basis = [html.escape(part) for part in (*verdict.shown.split("; "), verdict.scale) if part]
+        basis = [part.replace(" ± ", "&nbsp;±&nbsp;") for part in basis]
+        basis += (
+            [f"missing: {html.escape(verdict.missing)}"] if verdict.verdict == "not run" else []
+        )
+        said = html.escape(claim.claim)
+        if verdict.verdict == "fails":
+            note = html.escape(claim.finding.replace("{shown}", verdict.shown))
+            said += f'<p class="finding">{note}</p>'
+        kind = verdict.verdict.replace(" ", "-")
+        text.append(
+            f'<tr id="claim-{claim.id}"><td>{said}</td><td>{html.escape(claim.where)}</td>'
+            f'<td class="{kind}">{verdict.verdict}</td><td>{"<br>".join(basis)}</td></tr>'
+        )
+    return "\n".join([*text, "</tbody></table></div>"])
+
+
+def setup(app: Sphinx) -> dict:
+    """Register the extension."""
+    app.add_directive("claims", Claims)
+    app.add_directive("paper-tables", PaperTables)
+    app.add_directive("sweep-overhead", Overhead)
+    app.connect("env-get-outdated", with_new_records)
+    return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,177 @@
+"""The papers' tables beside ours, cell by cell, as HTML and without NumPy or pandas.
+
+`book/results.yml` says which table of which paper is shown, which of its columns are parameters of
+a chapter and which name rows of a run. A cell that no run has filled names the command for it.
+"""
+
+import csv
+import dataclasses
+import html
+from pathlib import Path
+
+from minilib import claims, stats
+from minilib.fingerprint import PACKAGE
+
+FILE = Path("book", "results.yml")
+NEAR, OFF = 2.0, 10.0  # points: within the first a cell agrees, beyond the second it does not
+LABELS = {
+    "cacc": "CACC", "lfr": "LFR", "pacc": "PACC", "dpacc": "ΔPACC", "asr": "ASR", "r_asr": "R-ASR",
+    "q_asr": "Q-ASR", "bec": "BEC", "ga": "GA", "rga": "RGA", "dga": "DGA", "npo": "NPO",
+    "retrain": "ReTrain", "sst2": "SST-2", "hsol": "HSOL", "agnews": "AG News",
+    "badnets": "BadNets", "addsent": "AddSent", "hiddenkiller": "HiddenKiller",
+    "alpha": "α", "btu": "BTU", "pr-1": "PR-1", "pr-2": "PR-2", "pn": "PN", "onion": "ONION",
+    "strip": "STRIP", "rap": "RAP", "bki": "BKI", "cube": "CUBE", "moderate": "MF",
+    "stylebkd": "Stylebkd",
+}  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """One table of a paper, and where our numbers for it are.
+
+    Attributes:
+        id, title, paper, table, chapter: what is shown; the paper's table by its number.
+        keep: the paper's columns that must have these values (its model, usually).
+        params: the paper's columns that are parameters of the chapter.
+        row: entry of a run's rows → column of the paper; an empty cell there selects nothing.
+        metrics: columns of the page.
+        sweep: the file that runs all of it.
+        given: parameters that our runs have beside those.
+        without: values of the paper's columns that this project has no code for.
+    """
+
+    id: str
+    title: str
+    paper: str
+    table: str
+    chapter: str
+    keep: dict
+    params: list
+    row: dict
+    metrics: list
+    sweep: str
+    given: dict = dataclasses.field(default_factory=dict)
+    without: dict = dataclasses.field(default_factory=dict)
+
+
+def read(root: Path) -> list[Table]:
+    """The tables of the results page."""
+    import yaml
+
+    return [Table(**entry) for entry in yaml.safe_load((root / FILE).read_text(encoding="utf-8"))]
+
+
+def published(table: Table) -> list[dict]:
+    """The paper's cells: rows of `minilib/papers/<paper>.csv`."""
+    with (PACKAGE / "papers" / f"{table.paper}.csv").open(encoding="utf-8") as text:
+        rows = list(csv.DictReader(text))
+    wanted = {"table": table.table, **table.keep}
+    return [
+        row
+        for row in rows
+        if all(row[name] == str(value) for name, value in wanted.items())
+        and not any(row[name] in values for name, values in table.without.items())
+    ]
+
+
+def ours(table: Table, numbers: claims.Numbers, cell: dict) -> dict[int, float]:
+    """seed → our number for a cell of the paper; empty if no run has it."""
+    where = {name: claims.typed(cell[name]) for name in table.params if cell[name]}
+    where |= {
+        name: claims.typed(cell[column]) for name, column in table.row.items() if cell[column]
+    }
+    try:
+        return numbers.at(cell["metric"], **table.given, **where)
+    except claims.Missing:
+        return {}
+
+
+def lines(root: Path, table: Table) -> list[dict]:
+    """One entry per line of the page: its key, and per metric the paper's cell and our numbers."""
+    records = claims.committed(root, table.chapter)
+    there = {item["preset"] for item in records}
+    preset = next((name for name in claims.PRESETS if name in there), "")
+    params = claims.defaults(root, table.chapter, preset) if preset else {}
+    numbers = claims.Numbers(records, params, table.chapter, preset)
+    names = [*table.params, *(column for column in table.row.values() if column != "epochs")]
+    found: dict[tuple, dict] = {}
+    for cell in published(table):
+        if cell["metric"] in table.metrics:
+            key = tuple(cell[name] for name in names)
+            line = found.setdefault(key, {"key": dict(zip(names, key, strict=True)), "cells": {}})
+            line["cells"][cell["metric"]] = cell, ours(table, numbers, cell)
+    return list(found.values())
+
+
+def command(table: Table, key: dict) -> str:
+    """What runs the cells of a line."""
+    only = "".join(f" --only {name}={key[name]}" for name in table.params if key[name])
+    return f"minilib sweep {table.sweep}{only}"
+
+
+def shade(paper: float, mean: float) -> str:
+    """Class of a cell of ours: near, off or far from the paper's."""
+    gap = abs(paper - mean)
+    # Bare words would meet other style sheets: `far` is a font of icons.
+    return "gap-near" if gap <= NEAR else "gap-off" if gap <= OFF else "gap-far"
+
+
+def render(root: Path, table: Table) -> str:
+    """The table as HTML: a block of lines for each setting, a line for each kind of row."""
+    kinds = list(dict.fromkeys(name for name in table.row.values() if name != "epochs"))
+    head = "".join(f'<th rowspan="2">{_label(name)}</th>' for name in kinds)
+    head += "".join(f'<th colspan="2">{_label(name)}</th>' for name in table.metrics)
+    under = "<th>paper</th><th>ours</th>" * len(table.metrics)
+    title = html.escape(table.title)
+    text = [f'<p class="results-title" id="table-{table.id}">{title}</p>', '<div class="results">']
+    text.append(f'<table aria-label="{title}"><thead><tr>{head}</tr><tr>{under}</tr></thead>')
+    text.append("<tbody>")
+    width, before = len(kinds) + 2 * len(table.metrics), None
+    for line in lines(root, table):
+        setting = [_setting(name, line["key"][name]) for name in table.params if line["key"][name]]
+        if setting != before:
+            text.append(f'<tr><th class="block" colspan="{width}">{", ".join(setting)}</th></tr>')
+            before = setting
+        row = "".join(f"<th>{_label(line['key'][name])}</th>" for name in kinds)
+        row += "".join(_cells(table, line, metric) for metric in table.metrics)
+        text.append(f"<tr>{row}</tr>")
+    return "\n".join([*text, "</tbody></table></div>"])
+
+
+def _label(name: str) -> str:
+    return html.escape(LABELS.get(name, name))
+
+
+def _setting(name: str, value: str) -> str:
+    """A parameter's value, which mostly speaks for itself; a number does not."""
+    return _label(value) if isinstance(claims.typed(value), str) else f"{_label(name)} = {value}"
+
+
+def _cells(table: Table, line: dict, metric: str) -> str:
+    if metric not in line["cells"]:
+        return "<td>–</td><td>–</td>"
+    cell, sample = line["cells"][metric]
+    mean = float(cell["mean"])
+    left = f"<td>{mean:.2f}"
+    left += f"<br><small>± {float(cell['std']):.2f}</small></td>" if cell["std"] else "</td>"
+    if not sample:
+        hint = html.escape(command(table, line["key"]))
+        return f'{left}<td class="missing" title="{hint}">not run</td>'
+    found = stats.summary(sample.values(), level=None)
+    ours, _, spread = stats.text(found).partition(" ")
+    return f'{left}<td class="{shade(mean, found["mean"])}">{ours}<br><small>{spread}</small></td>'
+
+
+def missing(root: Path, table: Table) -> list[str]:
+    """The commands that fill what is missing, each once."""
+    return list(dict.fromkeys(
+        command(table, line["key"])
+        for line in lines(root, table)
+        if not all(sample for _, sample in line["cells"].values())
+    ))  # fmt: skip
+
+
+def tally(root: Path, table: Table) -> tuple[int, int]:
+    """How many cells there are, and how many of them a run of ours fills."""
+    samples = [sample for line in lines(root, table) for _, sample in line["cells"].values()]
+    return len(samples), sum(map(bool, samples))
