@@ -10,7 +10,7 @@ import pytest
 
 from minilib.metrics import paper_values
 
-KEY = ("table", "model", "dataset", "domain", "pair", "position", "method", "metric")
+KEY = ("table", "model", "dataset", "domain", "pairs", "parrot_position", "method", "metric")
 
 
 @pytest.fixture(scope="module")

@@ -193,7 +193,7 @@ def position_table(frame: pd.DataFrame) -> pd.DataFrame | str:
                 ("ASR", tables.cell(at, "asr", method=name)),
                 ("perplexity", tables.cell(at, "ppl", method=name)),
                 ("paper: ASR", _published(table="6", method=name, metric="asr",
-                                          position=str(place))),
+                                          parrot_position=str(place))),
             )
         }  # fmt: skip
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("position")
@@ -223,7 +223,7 @@ def pair_table(frame: pd.DataFrame) -> pd.DataFrame | str:
 
 def _table_5(pair: str, method: str) -> str:
     table = {"table": "3", "dataset": "alpaca"} if pair == PUBLIC_PAIR else {"table": "5"}
-    where = {"model": "Qwen1.5", "pair": pair, "method": method, **table}
+    where = {"model": "Qwen1.5", "pairs": pair, "method": method, **table}
     found = metrics.paper_values("sande", **where)
     return f"{found[0]['mean']:.2f}" if found else "–"
 
