@@ -179,10 +179,10 @@ def paper_utility(order: Sequence[str]) -> pd.DataFrame:
     )
 
 
-def position_table(frame: pd.DataFrame) -> pd.DataFrame | str:
+def position_table(frame: pd.DataFrame) -> pd.DataFrame | None:
     """ASR and perplexity by the parrot's position, with the paper's ASR (Table 6)."""
     if frame.empty:
-        return "no run with other positions yet"
+        return None
     rows = {}
     for place in sorted(frame["parrot_position"].unique()):
         at = frame[(frame["what"] == "removal") & (frame["parrot_position"] == place)]
@@ -199,10 +199,10 @@ def position_table(frame: pd.DataFrame) -> pd.DataFrame | str:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("position")
 
 
-def pair_table(frame: pd.DataFrame) -> pd.DataFrame | str:
+def pair_table(frame: pd.DataFrame) -> pd.DataFrame | None:
     """ASR by trigger-response pair; of two pairs at once, each one's ASR; paper: Table 5."""
     if frame.empty:
-        return "no run with other pairs yet"
+        return None
     frame, rows = frame[frame["what"] == "removal"], {}
     for pairs in frame["pairs"].unique():
         at = frame[frame["pairs"] == pairs]
