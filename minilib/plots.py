@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from html import escape
@@ -9,6 +10,7 @@ from html import escape
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+import plotly.graph_objects as graph
 import seaborn as sns
 from IPython.display import HTML, display
 
@@ -486,10 +488,19 @@ def mask_costs(frame, values: Sequence[str]):
 
 
 HOVER_ROWS = 700
+HOVER_LAYOUT = {
+    "template": "plotly_white",
+    "height": 420,
+    "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+    "legend": {"orientation": "h", "y": 1.02, "yanchor": "bottom"},
+    "xaxis": {"visible": False},
+    "yaxis": {"visible": False},
+    "hoverlabel": {"align": "left", "bgcolor": "#fff"},
+}
 
 
 def hover_map(dataset, points: np.ndarray, truth: np.ndarray, suspects: np.ndarray) -> HTML:
-    """Show a map whose points tell their text when pointed at: plain SVG, readable offline.
+    """Show a map whose points tell their text when pointed at, by Plotly.
 
     Args:
         dataset: TextDataset of N rows; texts of abusive sets are masked. points: (N, 2). truth,
@@ -498,25 +509,39 @@ def hover_map(dataset, points: np.ndarray, truth: np.ndarray, suspects: np.ndarr
     At most HOVER_ROWS rows are drawn: all poisons that fit, then clean rows in a fixed random draw.
     """
     order = np.random.default_rng(0).permutation(len(dataset))
-    order = order[np.argsort(~truth[order], kind="stable")]
-    poisons = order[: min(int(truth.sum()), HOVER_ROWS // 2)]
-    clean = [i for i in order if not truth[i]][: HOVER_ROWS - len(poisons)]
-    low, high = points.min(0), points.max(0)
-    place = 10 + (points - low) / np.maximum(high - low, 1e-9) * np.array([620, 320])
-    blues = sns.color_palette("Blues", dataset.num_classes + 2).as_hex()[1:]
-    marks = []
-    for i in [*clean, *poisons]:
-        text = " ".join(dataset.texts[i].split()[:SHOWN_WORDS])
-        text = mask(text) if dataset.name in ABUSIVE else text
-        says = f"{'poisoned' if truth[i] else 'clean'}, labelled "
-        says += f"{dataset.class_names[dataset.labels[i]]}: {text}"
-        colour = "#d55e00" if truth[i] else blues[dataset.labels[i]]
-        ring = ' stroke="#222"' if suspects[i] else ""
-        marks.append(
-            f'<circle cx="{place[i, 0]:.1f}" cy="{place[i, 1]:.1f}" r="3.5" fill="{colour}"{ring}>'
-            f"<title>{escape(says)}</title></circle>"
+    poisons = [i for i in order if truth[i]][: HOVER_ROWS // 2]
+    clean = np.array([i for i in order if not truth[i]][: HOVER_ROWS - len(poisons)])
+    figure = graph.Figure(layout=HOVER_LAYOUT)
+    kinds = {
+        f"clean, {name}": clean[dataset.labels[clean] == k]
+        for k, name in enumerate(dataset.class_names)
+    } | {"poisoned": np.array(poisons)}
+    blues = sns.color_palette("Blues", dataset.num_classes + 2).as_hex()[1:-1]
+    for (name, rows), colour in zip(kinds.items(), [*blues, "#d55e00"], strict=True):
+        figure.add_scatter(
+            name=name,
+            x=points[rows, 0].round(3).tolist(),
+            y=points[rows, 1].round(3).tolist(),
+            mode="markers",
+            marker={"color": colour, "size": 7, "line": {"color": "#222"}}
+            | {"line_width": [1.0 if suspects[i] else 0.0 for i in rows]},
+            text=[_hover_text(dataset, i) for i in rows],
+            hovertemplate="%{text}<extra></extra>",
         )
-    return HTML(
-        '<svg viewBox="0 0 640 340" role="img" aria-label="Map of hidden states with texts" '
-        f'style="background:#fff;width:100%;max-width:640px">{"".join(marks)}</svg>'
+    # The site replaces the network's copy of Plotly by one of its own; a notebook has only this.
+    shown = figure.to_html(
+        full_html=False,
+        include_plotlyjs="cdn",
+        div_id="hover-map",
+        config={"displayModeBar": False, "responsive": True},
     )
+    says = "Map of hidden states; pointing at a mark shows the text of its row"
+    return HTML(f'<div class="hover-map" role="img" aria-label="{says}">{shown}</div>')
+
+
+def _hover_text(dataset, row: int) -> str:
+    """Label and first words of a row in lines of readable length, as Plotly's bit of HTML."""
+    text = " ".join(dataset.texts[row].split()[:SHOWN_WORDS])
+    text = mask(text) if dataset.name in ABUSIVE else text
+    lines = [f"labelled {dataset.class_names[dataset.labels[row]]}:", *textwrap.wrap(text, 60)]
+    return "<br>".join(map(escape, lines))

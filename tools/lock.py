@@ -1,7 +1,9 @@
 """Regenerate the three lock files from `requirements.in` and `requirements-site.in`.
 
 Run by `make lock`, in an environment that holds `uv` (its resolver answers for every platform and
-for Python 3.11 to 3.13 at once, which `pip freeze` cannot).
+for Python 3.11 to 3.13 at once, which `pip freeze` cannot). A version already locked stays where it
+fits: a new dependency does not move the versions that published runs were made with. To move all,
+empty the lock files first.
 
 The packages that only a CUDA build of torch needs go to a file of their own, which is never
 installed from: it constrains what pip adds when it picks a CUDA build.
@@ -10,6 +12,7 @@ installed from: it constrains what pip adds when it picks a CUDA build.
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -38,14 +41,22 @@ HEADER_SITE = """\
 """
 
 
-def compile_lock(source: str, *options: str) -> list[str]:
-    """Resolve one `.in` file; return the lines of the lock. Raises if uv cannot resolve it."""
+def compile_lock(source: str, keep: tuple[str, ...], *options: str) -> list[str]:
+    """Resolve one `.in` file; return the lines of the lock. Raises if uv cannot resolve it.
+
+    `keep` names lock files whose versions are preferred.
+    """
     command = [sys.executable, "-m", "uv", "pip", "compile", source, "--quiet", "--universal"]
     command += ["--python-version", "3.11", "--fork-strategy", "fewest"]
     command += ["--no-header", "--no-annotate", "--no-emit-package", UNUSED, *options]
-    out = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True).stdout
+    with tempfile.TemporaryDirectory() as folder:
+        # uv prefers what the file it is to write already says.
+        out = Path(folder, "lock.txt")
+        out.write_text("".join((ROOT / name).read_text(encoding="utf-8") for name in keep))
+        subprocess.run([*command, "-o", str(out)], cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        text = out.read_text(encoding="utf-8")
     # uv keeps the local package and lists it by path; a lock must not carry a path.
-    return [line for line in out.splitlines() if not re.match(r"^(-e |\.|file:|#|--)", line)]
+    return [line for line in text.splitlines() if not re.match(r"^(-e |\.|file:|#|--)", line)]
 
 
 def write(name: str, header: str, lines: list[str]) -> None:
@@ -54,11 +65,12 @@ def write(name: str, header: str, lines: list[str]) -> None:
 
 
 def main() -> None:
-    lines = compile_lock("requirements.in", "--no-emit-package", "minilib")
+    kept = ("requirements.lock", "requirements-cuda.lock")
+    lines = compile_lock("requirements.in", kept, "--no-emit-package", "minilib")
     write("requirements.lock", HEADER, [x for x in lines if not CUDA.match(x)])
     write("requirements-cuda.lock", HEADER_CUDA, [x for x in lines if CUDA.match(x)])
     # The site must look the same from either environment, so its versions follow the main lock.
-    site = compile_lock("requirements-site.in", "--generate-hashes", "-c", "requirements.lock")
+    site = compile_lock("requirements-site.in", (), "--generate-hashes", "-c", "requirements.lock")
     write("requirements-site.lock", HEADER_SITE, site)
 
 
