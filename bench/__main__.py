@@ -1,13 +1,14 @@
 """``python -m bench``: run the benchmarks and write their results to ``bench/results/``."""
 
 import argparse
+import importlib
 import os
 from pathlib import Path
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", help="of rga, btu; both if none is named")
+    parser.add_argument("names", nargs="*", help="of rga, btu, sande, bi_bau; all if none is named")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--repeats", type=int, help="timed epochs of each loop (default: 3, quick 1)"
@@ -21,7 +22,7 @@ def main() -> None:
         parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; accepted: 1 or more")
-    known = ("rga", "btu")
+    known = ("rga", "btu", "sande", "bi_bau")
     if unknown := set(options.names) - set(known):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
     # A rehearsal must not overwrite figures that somebody quotes.
@@ -33,10 +34,10 @@ def main() -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
-    from bench import btu, rga
 
-    for name, module in (("rga", rga), ("btu", btu)):
+    for name in known:
         if name in (options.names or known):
+            module = importlib.import_module(f"bench.{name}")
             module.main(
                 folder,
                 options.device,

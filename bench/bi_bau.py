@@ -17,9 +17,6 @@ What is compared, and how fairly:
 
 from __future__ import annotations
 
-import argparse
-import json
-import os
 import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -31,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minilib
-from bench.rga import hardware, ratios, spread, wait
+from bench.rga import hardware, ratios, spread, wait, write
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
 from minilib.purify import BiBauSettings
@@ -320,26 +317,12 @@ def measure(case: Case, repeats: int) -> dict:
     }  # fmt: skip
 
 
-def main(folder: Path, device: str, threads: int, repeats: int | None, quick: bool) -> Path:
-    """Measure, print the ratios, write ``bi_bau-<device>.json`` and return its path."""
+def main(
+    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
+) -> Path:
+    """Measure and write ``bi_bau-<device>.json``; ``switches`` is there for rga and not used."""
+    torch.set_num_threads(threads)
     record = measure(make_case(device, threads, quick), repeats or (1 if quick else 3))
     for name, value in record["ratios"].items():
         print(f"{name}: {value['median'] if isinstance(value, dict) else value:.2f}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"bi_bau-{device}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path}")
-    return path
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.bi_bau")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--repeats", type=int)
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")
-    parser.add_argument("--out", type=Path)
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
-    main(folder, options.device, options.threads, options.repeats, options.quick)
+    return write(folder, f"bi_bau-{device}{'-quick' if quick else ''}", record)

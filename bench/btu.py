@@ -17,7 +17,6 @@ What is compared, and how fairly:
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -26,7 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.rga import Case, First, hardware, make_case, ratios, tokenised, versions, wait
+from bench.rga import Case, First, hardware, make_case, ratios, tokenised, versions, wait, write
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier
@@ -245,8 +244,4 @@ def main(
     record = measure(case, repeats or (1 if quick else 3), QUICK_STEPS if quick else STEPS)
     for part, ratio in record["ratios"].items():
         print(f"{part:12} plain / minilib = {ratio['median']:.1f}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"btu-{device}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path}")
-    return path
+    return write(folder, f"btu-{device}{'-quick' if quick else ''}", record)

