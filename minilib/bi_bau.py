@@ -199,10 +199,15 @@ def _tried(proxy: Proxy, settings: BiBauSettings) -> dict:
     return judge(proxy, purified, settings.precision)
 
 
-def chosen(rows: Sequence[Mapping], most: float = 20.0) -> str:
-    """Choose a candidate: of those that hold ASR and R-ASR below ``most``, the best accuracy.
+def chosen(rows: Sequence[Mapping], held: int, most: float = 20.0) -> str:
+    """Choose a candidate by the one-standard-error rule.
 
-    Where none does, the one with the lowest R-ASR. Ties go to the earlier.
+    Of those that hold ASR and R-ASR at ``most`` or below: among the ones whose accuracy is within
+    a standard error of the best, the one with the lowest R-ASR. Where none holds, the lowest R-ASR
+    of all. Ties go to the earlier.
+
+    Args:
+        rows: what ``try_on_proxy`` returns. held: rows that accuracy was measured on.
 
     Raises:
         ValueError: all of them diverged.
@@ -212,8 +217,15 @@ def chosen(rows: Sequence[Mapping], most: float = 20.0) -> str:
         raise ValueError("every candidate diverged; lower the learning rate or ewc")
     good = [row for row in rows if max(row["asr"], row["r_asr"]) <= most]
     if good:
-        return max(good, key=lambda row: row["acc"])["candidate"]
+        best = max(row["acc"] for row in good)
+        rows = [row for row in good if row["acc"] >= best - standard_error(best, held)]
     return min(rows, key=lambda row: row["r_asr"])["candidate"]
+
+
+def standard_error(rate: float, rows: int) -> float:
+    """Standard error of a rate in percent, measured on some rows; at least that of one row."""
+    share = min(max(rate / 100, 1 / rows), 1 - 1 / rows)
+    return 100 * (share * (1 - share) / rows) ** 0.5
 
 
 # ------------------------------------------------------------------------- what is compared

@@ -497,7 +497,7 @@ def test_a_victim_that_was_not_trained_here(case):  # noqa: F811
     # How fast a network without batch norm may learn is not known: the proxy is asked.
     rates = {f"{lr:g}": replace(SHORT, lr=lr) for lr in (0.01, 0.1)}
     proxy = bi_bau.plant_proxy(model, case.defender, 1)
-    best = rates[bi_bau.chosen(bi_bau.try_on_proxy(proxy, rates))]
+    best = rates[bi_bau.chosen(bi_bau.try_on_proxy(proxy, rates), len(proxy.held))]
     purified = purify("bi-bau", model, case.defender, best)
     after = audit_images(purified, case.test, case.triggered, 0)
     assert after["asr"] < 10 and after["acc"] > 70
@@ -526,17 +526,20 @@ def test_candidates_are_judged_and_one_is_chosen(case, victim):  # noqa: F811
     ideas = {"a": QUICK, "b": replace(QUICK, lr=1e-9), "c": replace(QUICK, epochs=3, lr=1e6)}
     rows = bi_bau.try_on_proxy(proxy, ideas, targeted=True)
     assert [row["candidate"] for row in rows] == ["a", "b", "c"]
-    assert rows[2]["acc"] is None and bi_bau.chosen([rows[2], rows[1]]) == "b"
+    assert rows[2]["acc"] is None and bi_bau.chosen([rows[2], rows[1]], 50) == "b"
     with pytest.raises(ValueError, match="every candidate diverged; lower the learning rate"):
-        bi_bau.chosen(rows[2:])
+        bi_bau.chosen(rows[2:], 50)
     assert rows[1]["asr"] == pytest.approx(proxy.asr, abs=30) and rows[1]["r_asr"] > 50
 
     def row(name, acc, asr, r_asr):
         return {"candidate": name, "acc": acc, "asr": asr, "r_asr": r_asr}
 
-    some = [row("a", 99, 50, 50), row("b", 90, 5, 15), row("c", 92, 0, 20), row("d", 92, 0, 0)]
-    assert bi_bau.chosen(some) == "c" and bi_bau.chosen(some, 15) == "d"
-    assert bi_bau.chosen([row("a", 99, 0, 90), row("b", 10, 60, 80)]) == "b"
+    some = [row("a", 99, 50, 50), row("b", 90, 5, 3), row("c", 92, 0, 20), row("d", 92, 0, 5)]
+    assert bi_bau.chosen(some, 100) == "b", "90 is within a standard error of 92 on 100 rows"
+    assert bi_bau.chosen(some, 10_000) == "d"
+    assert bi_bau.chosen([row("a", 99, 0, 90), row("b", 10, 60, 80)], 100) == "b"
+    assert bi_bau.standard_error(50, 100) == pytest.approx(5)
+    assert bi_bau.standard_error(100, 100) == pytest.approx(0.995, abs=1e-3)
 
 
 # ---------------------------------------------------------------------------------- errors

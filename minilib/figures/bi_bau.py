@@ -163,6 +163,7 @@ def sensitivity(frame: pd.DataFrame) -> plt.Figure:
         )
     axis.set(xlabel="percent, on the defender's own rows and backdoor", xlim=(-3, 103))
     axis.set_yticks(np.arange(len(frame)), frame["candidate"])
+    axis.margins(y=0.15)
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     return figure
