@@ -23,8 +23,9 @@ book: $(VENV)/installed  ## environment, every chapter at PRESET (smoke), strict
 site: $(SITE)/installed  ## HTML from the published runs; needs neither torch nor a GPU
 	$(SITE)/bin/python tools/build.py
 
+# One worker per core; tests of a file stay together, for they share trained models.
 test: $(VENV)/installed  ## environment, the whole test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/installed  ## benchmarks against a plain loop
 	$(PY) -m bench
