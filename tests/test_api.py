@@ -62,7 +62,7 @@ def test_signatures_are_those_of_the_source():
         "class Odd(ValueError): pass\n"
     )
     assert [api.signature(node) for node in tree.body] == [
-        "(name: str, size: int=3)",
+        "(name: str, size: int = 3)",
         "(self, width: int, *, deep=False)",
         "(a, b: float=1.0) → dict",
         "",
