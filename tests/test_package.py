@@ -18,8 +18,9 @@ pytest.importorskip("setuptools", minversion="77")
 BUILD = """
 import sys
 from setuptools import build_meta
+out = sys.argv[1]  # setuptools replaces the arguments
 for make in (build_meta.build_sdist, build_meta.build_wheel):
-    print(make(sys.argv[1]))
+    print(make(out))
 """
 
 
