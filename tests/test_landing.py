@@ -98,7 +98,7 @@ def test_each_chapter_has_a_card_with_a_button():
 
 @pytest.mark.parametrize("chapter", list(cards()))
 def test_a_card_gives_the_time_that_the_chapter_gives(chapter):
-    time = re.search(r"^\+\+\+\n(?:about )?(.+?) ·", cards()[chapter], re.MULTILINE)[1]
+    time = re.search(r"^\*(?:about )?(.+?)\* · \[open", cards()[chapter], re.MULTILINE)[1]
     book = json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     head = " ".join("".join(book["cells"][0]["source"]).split())
     assert time in head.split("--preset small")[1], time
