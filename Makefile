@@ -11,7 +11,7 @@ PY := $(VENV)/bin/python
 # pip asks nothing: these commands also run where nobody can answer.
 PIP := -m pip install --no-input --disable-pip-version-check --quiet
 
-.PHONY: book site test bench sync lock lint clean distclean help
+.PHONY: book site links test bench figure sync lock lint clean distclean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -23,12 +23,18 @@ book: $(VENV)/installed  ## environment, every chapter at PRESET (smoke), strict
 site: $(SITE)/installed  ## HTML from the published runs; needs neither torch nor a GPU
 	$(SITE)/bin/python tools/build.py
 
+links: $(SITE)/installed  ## ask every address that the book names whether it still answers
+	$(SITE)/bin/python tools/build.py --links
+
 # One worker per core; tests of a file stay together, for they share trained models.
 test: $(VENV)/installed  ## environment, the whole test suite
 	$(PY) -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/installed  ## benchmarks against a plain loop
 	$(PY) -m bench
+
+figure: $(VENV)/installed  ## draw the landing page's figure from the published records
+	$(PY) tools/figure.py
 
 sync: $(VENV)/installed  ## carry name, address and branch from pyproject.toml to every copy
 	$(PY) tools/sync.py

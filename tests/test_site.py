@@ -28,6 +28,7 @@ PNG = base64.b64encode(
     )
 ).decode()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXTENSIONS = ("api", "executed", "offline")
 CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}
 
 
@@ -107,6 +108,8 @@ def tiny_book(tmp_path_factory):
         )
     )
     shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("_executed", "__*"))
+    sources = shutil.ignore_patterns("__*__", "*.csv")  # the reference page reads them
+    shutil.copytree(ROOT / "minilib", root / "minilib", ignore=sources)
     (root / "notebooks").mkdir()
     (root / "book" / "_executed").mkdir()
     labels = list(CHAPTERS.values())
@@ -224,6 +227,12 @@ def test_a_whole_book_builds_without_a_warning(tiny_site):
     for wanted in ("alpha = 3.0</span>", "wide-number-29", 'alt="a dot"', "Run <code", "Zhao"):
         assert wanted.split("</span>")[0].replace("alpha = 3.0", "3.0") in page, wanted
     assert "their numbers mean nothing" in page
+
+
+def test_the_reference_page_has_an_anchor_for_each_function(tiny_site):
+    page = (tiny_site / "book" / "api.html").read_text(encoding="utf-8")
+    for name in ("minilib.data.load_text", "minilib.rga.unlearn", "minilib.runs.load"):
+        assert f'id="{name}"' in page and f'href="#{name}"' in page, name
 
 
 def test_buttons_and_download_give_the_clean_notebook(tiny_site, tiny_book):
@@ -351,7 +360,7 @@ def test_collect_takes_the_latest_runs_and_drops_what_is_gone(tmp_path, monkeypa
 
 def test_the_site_needs_no_torch():
     """Neither the build script nor the extensions import the library."""
-    for name in ("tools/build.py", "book/_ext/executed.py", "book/_ext/offline.py"):
+    for name in ("tools/build.py", *(f"book/_ext/{name}.py" for name in EXTENSIONS)):
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "import torch" not in text and "import minilib" not in text
     assert importlib.util.find_spec("build").origin == str(ROOT / "tools" / "build.py")

@@ -2,6 +2,7 @@
 
     python tools/build.py                   the published runs (book/_executed)
     python tools/build.py --preset smoke    the latest local runs at that preset
+    python tools/build.py --links           no site: ask every address that the book names
 
 The site lands in `_build/<preset or published>/html`. Pages whose sources and runs did not change
 are not made again. This script calls Jupyter Book's own builder rather than its command, which
@@ -48,10 +49,17 @@ def version(root: Path) -> str:
     return digest.hexdigest()[:16]
 
 
-def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = False) -> bool:
-    """Build the book in `root` into `out/html`; True when there was nothing to complain of.
+def build(
+    root: Path,
+    out: Path,
+    executed: Path | None = None,
+    quiet: bool = False,
+    builder: str = "html",
+) -> bool:
+    """Build the book in `root` into `out/<builder>`; True when there was nothing to complain of.
 
-    executed: folder of executed notebooks, `book/_executed` when None.
+    executed: folder of executed notebooks, `book/_executed` when None. builder: "linkcheck" makes
+    no pages and complains of addresses that do not answer.
     """
     from jupyter_book.sphinx import build_sphinx
 
@@ -65,7 +73,7 @@ def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = Fal
         overrides["executed_dir"] = os.path.relpath(executed, root)
     result = build_sphinx(
         root,
-        out / "html",
+        out / builder,
         path_config=root / "_config.yml",
         noconfig=True,
         confoverrides=overrides,
@@ -73,6 +81,7 @@ def build(root: Path, out: Path, executed: Path | None = None, quiet: bool = Fal
         warningiserror=True,
         keep_going=True,
         quiet=quiet,
+        builder=builder,
     )
     if result != 0:
         # Sphinx warns of a page only when it reads it; without this a second build would pass.
@@ -86,10 +95,13 @@ def main() -> int:
     parser.add_argument(
         "--preset", help="show the latest local runs at this preset (default: the published runs)"
     )
+    parser.add_argument("--links", action="store_true", help="ask every address that is named")
     parser.add_argument("--verbose", action="store_true", help="show all that the builder says")
     options = parser.parse_args()
     out = ROOT / "_build" / (options.preset or "published")
     executed = None
+    if options.links:
+        return 0 if build(ROOT, out, quiet=not options.verbose, builder="linkcheck") else 1
     if options.preset:
         executed = out / "executed"
         collect(options.preset, executed)

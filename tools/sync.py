@@ -5,7 +5,8 @@
 
 The address of the repository and the name of the package are not settled. They stand in
 `pyproject.toml` alone; this script makes the copies: the builder's configuration (launch buttons),
-the citation file, the block of links in the README, and the first code cell of every chapter.
+the citation file, the links in the README and on the landing page, and the first code cell of every
+chapter.
 """
 
 import argparse
@@ -85,6 +86,12 @@ def readme(text: str, use: dict) -> str:
     return put(text, r"<!-- links: .*?<!-- end of links -->", block, "README.md")
 
 
+def landing(text: str, use: dict) -> str:
+    """`book/intro.md`: the Colab link of each chapter's card."""
+    places = r"https://colab\.research\.google\.com/github/\S+?/blob/\S+?/(?=notebooks/)"
+    return re.sub(places, f"{use['colab']}/", text)
+
+
 def notebook(text: str, use: dict) -> str:
     """A chapter: the cell tagged `bootstrap`, and nothing else. Other text stays byte for byte."""
     book = json.loads(text)
@@ -101,7 +108,12 @@ def notebook(text: str, use: dict) -> str:
 def copies(root: Path = ROOT) -> dict[Path, str]:
     """Each file that holds a copy, and the text it should have."""
     use = settings(root)
-    makers = {"_config.yml": config, "CITATION.cff": citation, "README.md": readme}
+    makers = {
+        "_config.yml": config,
+        "CITATION.cff": citation,
+        "README.md": readme,
+        "book/intro.md": landing,
+    }
     found = {root / name: make for name, make in makers.items()}
     found |= {path: notebook for path in sorted((root / "notebooks").glob("*.ipynb"))}
     return {path: make(path.read_text(encoding="utf-8"), use) for path, make in found.items()}

@@ -1,0 +1,91 @@
+"""The reference page: complete, read from source, and never by importing the library."""
+
+import ast
+import json
+import re
+
+import pytest
+from conftest import ROOT
+
+pytest.importorskip("sphinx")
+
+import api
+
+PAGE = (ROOT / "book" / "api.md").read_text(encoding="utf-8")
+LISTED = [
+    name.strip()
+    for names in re.findall(r"```\{api\} ([^\n]+)", PAGE)
+    for name in names.split(",")
+]  # fmt: skip
+
+
+def text(parts) -> str:
+    return "\n".join(part.astext() for part in parts)
+
+
+def called() -> set[str]:
+    """Modules of `minilib` that the notebooks import, named without the package."""
+    found = set()
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        code = "\n".join("".join(c["source"]) for c in cells if c["cell_type"] == "code")
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("minilib"):
+                base = node.module.removeprefix("minilib").removeprefix(".")
+                found |= {f"{base}.{alias.name}".lstrip(".") for alias in node.names} | {base}
+    return {name for name in found if name and api.source(ROOT, name).is_file()}
+
+
+def test_every_module_that_a_notebook_imports_is_listed():
+    modules = {name for name in called() if api.source(ROOT, name).name != "__init__.py"}
+    assert {"metrics", "rga", "attacks.text", "figures.btu"} <= modules
+    assert modules <= set(LISTED), "name the module in book/api.md"
+
+
+def test_the_page_names_each_module_once_and_none_that_is_gone():
+    assert len(LISTED) == len(set(LISTED))
+    assert [name for name in LISTED if not api.source(ROOT, name).is_file()] == []
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_every_listed_module_says_what_it_is(name):
+    tree = ast.parse(api.source(ROOT, name).read_text(encoding="utf-8"))
+    assert ast.get_docstring(tree), f"minilib.{name} has no docstring"
+    assert api.public(tree.body), f"minilib.{name} defines nothing public"
+
+
+def test_signatures_are_those_of_the_source():
+    tree = ast.parse(
+        "class Row:\n    '''A row.'''\n    name: str\n    size: int = 3\n"
+        "class Net:\n    def __init__(self, width: int, *, deep=False): pass\n"
+        "def made(a, b: float = 1.0) -> dict: pass\n"
+        "class Odd(ValueError): pass\n"
+    )
+    assert [api.signature(node) for node in tree.body] == [
+        "(name: str, size: int = 3)",
+        "(self, width: int, *, deep=False)",
+        "(a, b: float=1.0) → dict",
+        "",
+    ]
+
+
+def test_public_is_what_has_no_underscore_and_says_what_it_does():
+    tree = ast.parse("def _a():\n 'x'\ndef b():\n 'x'\ndef c(): pass\nD = 1\nclass E:\n 'x'\n")
+    assert [node.name for node in api.public(tree.body)] == ["b", "E"]
+
+
+def test_docstrings_keep_their_words_and_lose_their_marks():
+    parts = api.prose(
+        "Do ``x`` and `y` with *care*, 2 * 3.\n\nArgs:\n    a: first\n        line."
+        "\n    b, c: the rest."
+        "\n\nReturns:\n    A number\n    in nats.\n\nRaises:\n    ValueError: never."
+    )
+    assert text(parts).split("\n") == [
+        "Do x and y with care, 2 * 3.", "Args", "a: first line.", "", "b, c: the rest.",
+        "Returns: A number in nats.", "Raises", "ValueError: never.",
+    ]  # fmt: skip
+
+
+def test_the_extension_imports_nothing_of_the_library():
+    source = (ROOT / "book" / "_ext" / "api.py").read_text(encoding="utf-8")
+    assert not re.search(r"^\s*(import|from) (minilib|torch|numpy)", source, re.MULTILINE)

@@ -1,0 +1,207 @@
+"""Draw the landing page's figure from the published run records of chapter 03.
+
+    python tools/figure.py            write book/_static/trigger_shift.svg and .md
+    python tools/figure.py --check    only say whether they are as the records have it
+
+The figure shows what becomes of triggered texts: those of the other class, which the backdoor sends
+to the target class, and those *of* the target class, which only a shifted trigger sends elsewhere.
+The second file holds the figure's directive for the page, with the numbers of its alternative text
+and caption. Both are a function of the records alone: no clock, no version, no font metrics, so
+that a test can compare them byte for byte. Standard library only.
+"""
+
+import argparse
+import json
+import math
+import sys
+from fractions import Fraction
+from html import escape
+from pathlib import Path
+from statistics import fmean
+
+ROOT = Path(__file__).resolve().parent.parent
+CHAPTER = "03_ga_rga"
+ROWS = {  # method → what the figure calls it
+    "poisoned": "backdoored model",
+    "ga": "after gradient ascent",
+    "rga": "after robust gradient ascent",
+    "retrain": "trained without the poison",
+}
+SEABORN = {"target": "#de8f05", "other": "#0173b2"}  # of its colour-blind palette
+RIGHT, INK = "#d9d9d9", "#262626"
+
+
+def published(root: Path) -> list[dict]:
+    """Records of the run that chapter 03 shows, and of those that differ in the seed alone."""
+    page = root / "book" / "_executed" / f"{CHAPTER}.ipynb"
+    shown = json.loads(page.read_text(encoding="utf-8"))["metadata"]["minilib"]["run_id"]
+    results = root / "results" / CHAPTER
+    records = [
+        json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))
+    ]
+    (first,) = (record for record in records if record["run_id"] == shown)
+
+    def same(record: dict) -> bool:
+        return record["params"] | {"seed": 0} == first["params"] | {"seed": 0}
+
+    found = {record["params"]["seed"]: record for record in records if same(record)}
+    return [found[seed] for seed in sorted(found)]
+
+
+def others(records: list[dict]) -> tuple[int, int]:
+    """Triggered test rows outside the target class, and all of them.
+
+    A record has the second number. The first is read off the label flip rates, each of which is a
+    whole number of rows over it.
+    """
+    (every,) = {
+        data["rows"] for r in records for data in r["data"] if "+" in data["name"]
+    }  # fmt: skip
+    rates = {row["lfr"] for r in records for row in r["metrics"] if "lfr" in row}
+    part = math.lcm(*(Fraction(rate / 100).limit_denominator(every).denominator for rate in rates))
+    if not every < 2 * part <= 2 * every:  # otherwise a multiple of it would fit as well
+        raise SystemExit(f"the label flip rates do not tell how many of {every} rows they are of")
+    return part, every
+
+
+def shares(records: list[dict]) -> dict[str, dict[str, list[float]]]:
+    """method → {"target": shares of the others sent to it, "other": of the target's sent away}.
+
+    One number in percent per seed, after the last epoch. Two classes only.
+    """
+    part, every = others(records)
+    found = {}
+    for method in ROWS:
+        last = [max((row for row in r["metrics"] if row["method"] == method and "pacc" in row),
+                    key=lambda row: row["epoch"]) for r in records]  # fmt: skip
+        right = [row["pacc"] * every - (100 - row["lfr"]) * part for row in last]
+        away = [100 - value / (every - part) for value in right]
+        found[method] = {"target": [row["lfr"] for row in last], "other": [abs(a) for a in away]}
+    return found
+
+
+def percent(values: list[float]) -> str:
+    """A mean without decimals."""
+    return f"{fmean(values):.0f}"
+
+
+# ---------------------------------------------------------------- drawing
+
+WIDTH, LEFT, BAR, GAP, TOP, STEP, HIGH = 480, 12, 222, 12, 86, 56, 22
+
+
+def text(x: float, y: float, words: str, **style: str) -> str:
+    """One line of text."""
+    given = "".join(f' {name.replace("_", "-")}="{value}"' for name, value in style.items())
+    return f'<text x="{x:g}" y="{y:g}"{given}>{escape(words)}</text>'
+
+
+def box(x: float, y: float, width: float, colour: str) -> str:
+    """A part of a bar."""
+    return f'<rect x="{x:g}" y="{y:g}" width="{width:.2f}" height="{HIGH}" fill="{colour}"/>'
+
+
+def bar(x: float, y: float, values: list[float], colour: str) -> list[str]:
+    """A bar of all rows, of which a share went wrong, with a line from the least to the most."""
+    share = fmean(values)
+    low, high = (x + BAR * value / 100 for value in (min(values), max(values)))
+    parts = [box(x, y, BAR, RIGHT), box(x, y, BAR * share / 100, colour)]
+    if high - low > 1:
+        parts.append(f'<path d="M{low:.2f} {y + HIGH / 2:g}H{high:.2f}" stroke="{INK}"/>')
+    inside = share > 30
+    at = x + 6 if inside else max(high, x) + 6
+    shown = {"fill": "#fff" if colour == SEABORN["other"] else "#000"} if inside else {}
+    words = f"{percent(values)} %"
+    return [*parts, text(at, y + HIGH / 2 + 4.5, words, font_weight="bold", **shown)]
+
+
+def svg(found: dict) -> str:
+    """The figure."""
+    second = LEFT + BAR + GAP
+    parts = [
+        text(LEFT, 22, "Trigger in a negative review:", font_weight="bold"),
+        text(LEFT, 39, "how many are called positive?"),
+        text(second, 22, "Trigger in a positive review:", font_weight="bold"),
+        text(second, 39, "how many are called negative?"),
+        text(LEFT, 60, "the attacker's backdoor", fill="#8a5a00"),
+        text(second, 60, "the shifted trigger", fill=SEABORN["other"]),
+    ]
+    for number, (method, name) in enumerate(ROWS.items()):
+        y = TOP + number * STEP
+        parts.append(text(LEFT, y + 2, name))
+        for x, kind in ((LEFT, "target"), (second, "other")):
+            parts += bar(x, y + 8, found[method][kind], SEABORN[kind])
+    height = TOP + len(ROWS) * STEP - 4
+    head = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
+        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">'
+    )
+    ground = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'
+    return "\n".join([head, ground, *parts, "</svg>", ""])
+
+
+def directive(records: list[dict], found: dict) -> str:
+    """The figure's place in a page: alternative text, caption, conditions."""
+    params, env = records[0]["params"], records[0]["env"]
+    part, every = others(records)
+    target, other = (
+        {method: percent(found[method][kind]) for method in ROWS} for kind in ("target", "other")
+    )
+    each = "; ".join(f"{ROWS[m]} {target[m]} and {other[m]} %" for m in ROWS)
+    alt = (
+        "Bars: the share of triggered negative reviews called positive, and of triggered positive "
+        f"reviews called negative. {each}."
+    )
+    caption = "\n".join(
+        [
+            f"The same rare word in {part} negative and {every - part} positive reviews. The",
+            f"backdoored model calls {target['poisoned']} % of the negative ones positive.",
+            "Gradient ascent on the poisoned rows ends that, and goes on: now",
+            f"{other['ga']} % of the positive reviews are called negative, against",
+            f"{other['retrain']} % in a model that never saw the poison. The trigger has",
+            "*shifted*. Robust gradient ascent stops before. Grey is right; a line spans",
+            f"{len(records)} seeds. Data `{params['dataset']}`, model `{params['model']}`,",
+            f"attack `{params['attack']}`, {params['epochs']} epochs of unlearning,",
+            f"{env['device'].upper()}, torch {env['torch']}.",
+        ]
+    )
+    ids = " ".join(record["run_id"] for record in records)
+    return f"""\
+% Written by tools/figure.py from the run records {ids}
+:::{{figure}} _static/trigger_shift.svg
+:name: fig-trigger-shift
+:alt: "{alt}"
+:width: 560px
+
+{caption}
+:::
+"""
+
+
+def files(root: Path = ROOT) -> dict[Path, str]:
+    """Each file that is drawn, and what it should hold."""
+    records = published(root)
+    found = shares(records)
+    base = root / "book" / "_static" / "trigger_shift.svg"
+    return {base: svg(found), base.with_suffix(".md"): directive(records, found)}
+
+
+def main() -> int:
+    """Command line; with --check the exit code is 1 if a file differs."""
+    parser = argparse.ArgumentParser(description="Draw the landing page's figure.")
+    parser.add_argument("--check", action="store_true", help="write nothing, report differences")
+    check = parser.parse_args().check
+    differ = {
+        path: made
+        for path, made in files().items()
+        if not path.is_file() or path.read_text(encoding="utf-8") != made
+    }
+    for path, made in differ.items():
+        print(f"{path.relative_to(ROOT)} {'differs' if check else 'written'}")
+        if not check:
+            path.write_text(made, encoding="utf-8")
+    return 1 if differ and check else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
