@@ -286,6 +286,7 @@ def measure(case: Case, repeats: int) -> dict:
     how = case.settings
     pgd, epoch = alternate(steps, repeats), alternate(epochs, repeats)
     return {
+        "what": "BI-BAU: PGD steps and an epoch, plain loops against minilib",
         "equal_losses": equal,
         "case": {
             "model": case.model, "width": case.width, "images": len(case.rows),
