@@ -26,8 +26,9 @@ site: $(SITE)/installed  ## HTML from the published runs; needs neither torch no
 links: $(SITE)/installed  ## ask every address that the book names whether it still answers
 	$(SITE)/bin/python tools/build.py --links
 
+# One worker per core; tests of a file stay together, for they share trained models.
 test: $(VENV)/installed  ## environment, the whole test suite
-	$(PY) -m pytest
+	$(PY) -m pytest -n auto --dist loadfile
 
 bench: $(VENV)/installed  ## benchmarks against a plain loop
 	$(PY) -m bench

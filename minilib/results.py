@@ -21,7 +21,9 @@ LABELS = {
     "badnets": "BadNets", "addsent": "AddSent", "hiddenkiller": "HiddenKiller",
     "alpha": "α", "btu": "BTU", "pr-1": "PR-1", "pr-2": "PR-2", "pn": "PN", "onion": "ONION",
     "strip": "STRIP", "rap": "RAP", "bki": "BKI", "cube": "CUBE", "moderate": "MF",
-    "stylebkd": "Stylebkd",
+    "stylebkd": "Stylebkd", "sft": "SFT", "dpo": "DPO", "nad": "NAD", "fine-mixing": "fine-mixing",
+    "sande": "SANDE", "sande-p": "SANDE-P", "osft": "OSFT", "mmlu": "MMLU", "arc_easy": "ARC-Easy",
+    "arc_challenge": "ARC-Challenge", "parrot_position": "position",
 }  # fmt: skip
 
 

@@ -31,6 +31,7 @@ OUT_OF_MEMORY = r"out of memory|can't allocate memory|[Uu]nable to allocate"
 FULL = "No space left on device"
 # What a machine does to a run, as opposed to what the run does: another try may mend it.
 OUTSIDE = rf"{FULL}|[Kk]ernel (did not answer|didn't respond|died)"
+CPU_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
 START_TIMEOUT = 600  # seconds for a kernel to answer; a busy machine may need minutes
 
 
@@ -384,7 +385,11 @@ def _execute(job: Plan, work: Path, warm: bool) -> None:
     # A checkout's own minilib comes first, then this one.
     own = str(job.root) if (job.root / "minilib").is_dir() else None
     path = os.pathsep.join(filter(None, [own, str(PACKAGE.parent), os.environ.get("PYTHONPATH")]))
-    with _environ(MINILIB_RUN_DIR=str(work), MINILIB_RUN=json.dumps(told), PYTHONPATH=path):
+    # A CPU kernel is compiled for each shape of batch, and a thousand of them are kept: gigabytes
+    # after an hour of batches that differ in length. Few of them come again soon.
+    cache = os.environ.get(CPU_KERNELS, "64")
+    given = {"MINILIB_RUN_DIR": str(work), "MINILIB_RUN": json.dumps(told), "PYTHONPATH": path}
+    with _environ(**given, **{CPU_KERNELS: cache}):
         papermill.execute_notebook(
             str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
             str(work / "notebook.ipynb"),

@@ -181,11 +181,63 @@ class DetectionStudy:
     seed: int = Field(0, ge=0)
 
 
+CHAT_SETS = Literal["alpaca", "dolly", "openorca", "toy-chat", "toy-tasks"]
+PAIR_NAMES = ("year", "do-it", "fool", "bob", "who")
+REMOVALS = ("sft", "dpo", "nad", "fine-mixing", "sande-p", "sande", "osft")
+ASCENTS = ("ga", "ga-r", "npo-r", "rga-r")
+QUESTIONS = ("arc_easy", "arc_challenge", "mmlu", "toy-choices")
+
+
+@frozen
+class Sande:
+    """Parameters of chapter 05_sande."""
+
+    dataset: CHAT_SETS = "alpaca"
+    other: CHAT_SETS = "dolly"
+    questions: names(QUESTIONS) = "arc_easy,arc_challenge,mmlu"
+    model: str = "small"
+    template: Literal["turns", "plain", "alpaca"] = "turns"
+    max_length: int = Field(96, ge=16, le=1024)
+    pairs: names(PAIR_NAMES) = "year"
+    rate: float = Field(0.05, gt=0, lt=1)
+    base_epochs: int = Field(4, ge=1, le=100)
+    base_lr: float = Field(2e-3, gt=0, le=1)
+    victim_epochs: int = Field(2, ge=1, le=100)
+    victim_lr: float = Field(1e-3, gt=0, le=1)
+    rows: int = Field(2000, ge=2, le=1_000_000)
+    domains: names(("in", "out")) = "in,out"
+    methods: names(REMOVALS) = "sft,dpo,nad,fine-mixing,sande-p,sande,osft"
+    epochs: int = Field(2, ge=1, le=100)
+    lr: float = Field(5e-4, gt=0, le=1)
+    batch_size: int = Field(16, ge=1, le=4096)
+    parrot_tokens: int = Field(6, ge=0, le=1000)
+    parrot_position: int = Field(2, ge=0, le=1024)
+    parrot_epochs: int = Field(2, ge=1, le=1000)
+    parrot_lr: float = Field(1e-2, gt=0, le=1)
+    answer_tokens: int = Field(0, ge=0, le=1024)
+    dpo_beta: float = Field(0.1, gt=0, le=100)
+    dpo_lr: float = Field(1e-4, gt=0, le=1)
+    nad_beta: float = Field(10.0, ge=0, le=1e6)
+    keep: float = Field(0.5, ge=0, le=1)
+    ascents: names(ASCENTS) = "ga,ga-r,npo-r,rga-r"
+    alpha: float = Field(2.0, ge=0, le=1000)
+    npo_beta: float = Field(1.0, gt=0, le=1000)
+    drift: float = Field(0.05, ge=0, le=1000)
+    retune_rows: int = Field(100, ge=2, le=100_000)
+    retune_poisons: int = Field(20, ge=1, le=100_000)
+    retune_epochs: int = Field(5, ge=1, le=100)
+    retune_lr: float = Field(2e-4, gt=0, le=1)
+    test_rows: int = Field(300, ge=1, le=100_000)
+    question_rows: int = Field(200, ge=1, le=100_000)
+    seed: int = Field(0, ge=0)
+
+
 CHAPTERS: dict[str, type] = {
     "01_attacks": Attacks,
     "02_detection": DetectionStudy,
     "03_ga_rga": GaRga,
     "04_btu": Btu,
+    "05_sande": Sande,
 }
 
 

@@ -50,8 +50,12 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
 
 
 def text(row: Mapping, digits: int = 2, count: bool = True) -> str:
-    """`mean ± std (n)`; without a spread where there is one value, a dash where there is none."""
+    """`mean ± std (n)`; without a spread where there is one value, a dash where there is none.
+
+    From a million on, as a loss that diverged may have it, in powers of ten.
+    """
     if not row["n"]:
         return "–"
-    spread = f" ± {row['std']:.{digits}f}" if row["n"] > 1 else ""
-    return f"{row['mean']:.{digits}f}{spread}" + (f" ({row['n']:.0f})" if count else "")
+    form = f".{digits}f" if abs(row["mean"]) < 1e6 else ".1e"
+    spread = f" ± {row['std']:{form}}" if row["n"] > 1 else ""
+    return f"{row['mean']:{form}}{spread}" + (f" ({row['n']:.0f})" if count else "")

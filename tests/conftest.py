@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import filelock
 import pytest
 from core_fixtures import own_cache, reviews, tiny, tiny_weights  # noqa: F401
 
@@ -47,7 +48,10 @@ def smoke_runs() -> dict[str, Path]:
     They are the very runs that `make book` makes, in `runs/`; one that exists is not made again,
     for its id says that neither code nor parameters have changed.
     """
-    done = minilib("run", "--all", "--preset", "smoke")
+    # Workers of one test run come here at the same time: one makes the runs, the others wait.
+    (ROOT / "runs").mkdir(exist_ok=True)
+    with filelock.FileLock(ROOT / "runs" / ".smoke.lock"):
+        done = minilib("run", "--all", "--preset", "smoke")
     assert done.returncode == 0, done.stdout + done.stderr
     latest = minilib("latest", "--preset", "smoke")
     return {

@@ -164,7 +164,7 @@ class Rows:
         items = [json.loads(file.read_text(encoding="utf-8")) for file in files]
         rows = [
             {**settings.CHAPTERS[chapter]().__dict__, **item["params"], **row,
-             "run": item["run_id"], "rows": len(item["metrics"])}
+             "_run": item["run_id"], "_rows": len(item["metrics"])}
             for item in items if item["preset"] == preset
             for row in item["metrics"]
         ]  # fmt: skip
@@ -178,7 +178,7 @@ class Rows:
         part = self.frame[self.frame["seed"] == self.seed]
         for name, value in {**self.fixed, **where}.items():
             part = part[part[name] == value]
-        order = [name for name in ("rows", "run", "epoch") if name in part]
+        order = [name for name in ("_rows", "_run", "epoch") if name in part]
         part = part.dropna(subset=[metric]).sort_values(order)
         return part[metric].iloc[-1]  # IndexError: not there for this seed
 

@@ -11,12 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minilib import detection, victims
+from minilib import cache, detection, victims
+from minilib.causal import causal_lm
+from minilib.chat import load_chat
+from minilib.data import load_text
 from minilib.detection import (
     Knowledge,
     degrade,
     evidence,
     geometry,
+    language,
     perturb,
     quality,
     ranking,
@@ -481,6 +485,27 @@ def test_cube_is_asked_about_other_data_and_models(own_cache):
     assert all(row["lfr"] > 90 and row["detector"] == "cube-pca" for row in rows)
     assert all("rate" not in row for row in rows), "or the chapter's first table would count them"
     assert study.elsewhere(replace(cfg, elsewhere="none")) == []
+
+
+def test_a_language_model_becomes_a_classifier(own_cache, monkeypatch):
+    corpus = (load_chat("toy-chat"),)
+    base, _ = causal_lm("tiny", corpus, TrainSettings(epochs=1, batch_size=16), max_length=64)
+    before = cache.weights_digest(base)
+    monkeypatch.setattr(language, "chat_base", lambda: base)
+    cfg = DetectionStudy(detectors="cube-pca", elsewhere=f"toy-topics/{study.SMALL_CAUSAL}")
+    (row,) = study.elsewhere(cfg)
+    assert row["victim"] == study.SMALL_CAUSAL and row["detector"] == "cube-pca"
+    assert cache.weights_digest(base) == before, "the language model itself stays as it was"
+
+    data = load_text("toy-topics", "train")
+    settings = TrainSettings(epochs=1, lr=1e-9)
+    network, history = language.causal_classifier(base, data, settings)
+    assert len(history) == 1 and network.num_labels == data.num_classes
+    encoded = base.tokenizer(["a few words", "and more of them"], padding=True, return_tensors="pt")
+    ids, mask = encoded["input_ids"], encoded["attention_mask"]
+    with torch.no_grad():
+        states = base.eval()(ids)[torch.arange(2), mask.sum(1) - 1]
+        assert torch.allclose(network.features(ids, mask), states, atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", ["hsol", "hsol/", "nowhere/minilm", ",", "none,hsol"])

@@ -2,7 +2,10 @@
 
 import base64
 import copy
+import html
 import importlib.util
+import json
+import re
 import shutil
 
 import nbformat
@@ -14,6 +17,7 @@ from site_checks import CHROMIUM, complaints, dead_links, from_elsewhere, look
 
 pytest.importorskip("jupyter_book")
 
+import benchmarks
 import build
 import executed
 
@@ -360,3 +364,16 @@ def test_the_site_needs_no_torch():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "import torch" not in text and "import minilib" not in text
     assert importlib.util.find_spec("build").origin == str(ROOT / "tools" / "build.py")
+
+
+def test_every_committed_benchmark_is_shown():
+    page = (ROOT / "book" / "performance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^```\{benchmarks\} (\w+)$", page, re.M))
+    files = [f for f in (ROOT / benchmarks.RESULTS).glob("*.json") if f.stem != "sweep"]
+    assert files and {file.stem.rpartition("-")[0] for file in files} <= shown
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for record in found if isinstance(found, list) else [found]:
+            text = benchmarks.table(record)
+            assert all(html.escape(name) in text for name in record["ratios"])
+            assert record["versions"]["torch"] in text

@@ -38,6 +38,9 @@ MODULES = (
 
 # Training of models that start from random weights.
 FROM_SCRATCH = {"epochs": 10, "lr": 1e-3}
+# Chapter 05's language model as a classifier: as many epochs as others, a rate for its size.
+SMALL_CAUSAL = "small-causal"
+FROM_WORDS = {"lr": 5e-4}
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,16 @@ class Suspects:
 def victim_training(cfg: DetectionStudy) -> TrainSettings:
     """Return how the chapter's victims are trained."""
     return TrainSettings(epochs=cfg.epochs, lr=cfg.lr, batch_size=cfg.batch_size, seed=cfg.seed)
+
+
+def chapter_victim(cfg: DetectionStudy, dataset: TextDataset) -> TextClassifier:
+    """Train the chapter's victim on a poisoned data set."""
+    settings = victim_training(cfg)
+    if cfg.model == SMALL_CAUSAL:
+        from . import language  # only this victim needs what chapter 05 needs
+
+        return language.causal_classifier(language.chat_base(), dataset, settings)[0]
+    return victims.victim(dataset, cfg.model, settings)[0]
 
 
 def lineup(cfg: DetectionStudy, wanted: str) -> dict:
@@ -250,7 +263,7 @@ def cube_on(cfg: DetectionStudy, cases: Mapping[str, Poisoned]) -> list[dict]:
     cube = {name: one for name, one in lines.items() if name.startswith("cube")}
     rows = []
     for name, (dataset, mask, _) in cases.items():
-        victim, _ = victims.victim(dataset, cfg.model, victim_training(cfg))
+        victim = chapter_victim(cfg, dataset)
         known = Knowledge(states=hidden_states(victim, dataset), seed=cfg.seed)
         _, judged = ask(cube, victim, dataset, known, mask)
         poisons = int(mask.sum())
@@ -273,9 +286,11 @@ def elsewhere(cfg: DetectionStudy) -> list[dict]:
         there = replace(cfg, dataset=dataset, model=model)
         if model.startswith("tiny"):
             there = replace(there, **FROM_SCRATCH)
+        if model == SMALL_CAUSAL:
+            there = replace(there, **FROM_WORDS)
         attack = split(cfg.attacks)[0]
         case = victims.scenario(dataset, attack, cfg.rate, cfg.seed)
-        victim, _ = victims.victim(case.poisoned.dataset, model, victim_training(there))
+        victim = chapter_victim(there, case.poisoned.dataset)
         found = victims.measured(case, victim)
         here = {"attack": attack, "data": dataset, "victim": model}
         here |= {name: found[name] for name in ("cacc", "lfr")}
