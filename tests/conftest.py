@@ -30,11 +30,16 @@ def _own_cache(tmp_path_factory):
         os.environ["MINILIB_CACHE"] = before
 
 
+# Two threads add up in an order of their own, and a language model's greedy answers can show it.
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+
+
 def minilib(*words: str) -> subprocess.CompletedProcess:
-    """The command line, from the repository root, as a person would call it."""
+    """The command line, from the repository root, as a person would call it; on one thread."""
     return subprocess.run(
         [sys.executable, "-m", "minilib.cli", *words],
         cwd=ROOT,
+        env=os.environ | ONE_THREAD,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -26,14 +26,15 @@ class Benchmarks(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The directive's tables as HTML."""
         name, root = self.arguments[0], Path(self.env.srcdir)
+        self.env.metadata[self.env.docname]["benchmarks"] = files(root)
         text = []
         for device in DEVICES:
             path = root / RESULTS / f"{name}-{device}.json"
-            self.env.note_dependency(str(path))
             if not path.is_file():
                 command = f"python -m bench {name}" + (" --device cuda" if device == "cuda" else "")
                 text.append(f"<p><em>Not measured on {device}:</em> <code>{command}</code></p>")
                 continue
+            self.env.note_dependency(str(path))
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
                 text += [table(part) for part in (found if isinstance(found, list) else [found])]
@@ -41,6 +42,20 @@ class Benchmarks(SphinxDirective):
                 where = self.get_location()
                 logger.warning("%s: %r", path.name, error, location=where, type="benchmarks")
         return [nodes.raw("", "\n".join(text), format="html")]
+
+
+def files(root: Path) -> list[str]:
+    """The results that there are."""
+    return sorted(path.name for path in (root / RESULTS).glob("*.json"))
+
+
+def with_new_results(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """`env-get-outdated`: pages to be read again because there are more results, or fewer.
+
+    To depend on a file that does not exist would make a page be read again every time.
+    """
+    now = files(Path(env.srcdir))
+    return [page for page, about in env.metadata.items() if about.get("benchmarks", now) != now]
 
 
 def table(record: dict) -> str:
@@ -83,4 +98,5 @@ def conditions(record: dict) -> str:
 def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_directive("benchmarks", Benchmarks)
+    app.connect("env-get-outdated", with_new_results)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
