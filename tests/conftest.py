@@ -14,6 +14,9 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 
 
+# Set before torch is imported, and inherited by what tests start: two threads add up in an order
+# of their own, and what a small model has learnt, or says, can show it.
+os.environ["OMP_NUM_THREADS"] = "1"
 # Sweeps of toy chapters fork their kernels from a server that need not import PyTorch first.
 os.environ.setdefault("MINILIB_PRELOAD", "ipykernel.kernelapp ipykernel.ipkernel papermill")
 
@@ -30,16 +33,11 @@ def _own_cache(tmp_path_factory):
         os.environ["MINILIB_CACHE"] = before
 
 
-# Two threads add up in an order of their own, and a language model's greedy answers can show it.
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-
-
 def minilib(*words: str) -> subprocess.CompletedProcess:
-    """The command line, from the repository root, as a person would call it; on one thread."""
+    """The command line, from the repository root, as a person would call it."""
     return subprocess.run(
         [sys.executable, "-m", "minilib.cli", *words],
         cwd=ROOT,
-        env=os.environ | ONE_THREAD,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,

@@ -358,7 +358,7 @@ def test_the_e_step_asks_no_gradient_of_the_current_model(case, victim):  # noqa
     assert (shown - x).abs().max() <= 25 / 255 + 1e-6 and same(model, state)
     with torch.no_grad():
         fooled = (original(shown).argmax(1) != part.labels).float().mean()
-    assert fooled > 0.7
+    assert fooled > 0.9
 
 
 def test_however_heavy_ewc_holds_the_weights_and_does_not_diverge(case, victim):  # noqa: F811
@@ -465,7 +465,7 @@ def test_it_unlearns_badnets_and_the_backdoor_stays_gone(target, case, victim): 
     assert same(victim, state) and not purified.training
     found = audit_images(purified, case.test, case.triggered, case.target)
     assert found["asr"] < 10 and found["acc"] > 85
-    assert r_asr(case, purified) < r_asr(case, tuned)
+    assert r_asr(case, purified) < r_asr(case, tuned) - 20
 
 
 class Foreign(nn.Module):

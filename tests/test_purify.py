@@ -81,11 +81,9 @@ LEAVES = {
     "ft": (100, 95),
     "nc": (20, 95),
     "bti-dbf": (70, 85),
-    "anp": (30, 75),
+    "anp": (20, 80),
     "ep": (100, 95),
-    # Which channels of so small a network RNP takes hangs on rounding, and so on threads: all of
-    # the backdoor goes, and with another victim two thirds of the accuracy.
-    "rnp": (20, 30),
+    "rnp": (20, 90),
     "clp": (100, 95),
     "i-bau": (90, 85),
     "sau": (10, 75),

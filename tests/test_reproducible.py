@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ONE_THREAD, ROOT
+from conftest import ROOT
 
 pytestmark = pytest.mark.slow
 
@@ -31,9 +31,7 @@ def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path
         + ["--nbval-sanitize-with", "sanitize.cfg", f"{chapter}.ipynb"],
         cwd=tmp_path,
         # Bars would show: nbval's kernel looks like a notebook that somebody watches.
-        env=os.environ
-        | ONE_THREAD
-        | {"MINILIB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"},
+        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
