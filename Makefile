@@ -9,7 +9,8 @@ VENV := .venv
 SITE := .venv-site
 PY := $(VENV)/bin/python
 # pip asks nothing: these commands also run where nobody can answer.
-PIP := -m pip install --no-input --disable-pip-version-check --quiet
+# Python compiles what it imports; compiling all that is installed takes a minute longer.
+PIP := -m pip install --no-input --disable-pip-version-check --quiet --no-compile
 
 .PHONY: book site links test bench figure sync lock lint clean distclean help
 
@@ -26,9 +27,9 @@ site: $(SITE)/installed  ## HTML from the published runs; needs neither torch no
 links: $(SITE)/installed  ## ask every address that the book names whether it still answers
 	$(SITE)/bin/python tools/build.py --links
 
-# One worker per core; tests of a file stay together, for they share trained models.
+# One worker per core; tests/conftest.py says which tests stay together, and which begin.
 test: $(VENV)/installed  ## environment, the whole test suite
-	$(PY) -m pytest -n auto --dist loadfile
+	$(PY) -m pytest -n auto --no-loadscope-reorder
 
 bench: $(VENV)/installed  ## benchmarks against a plain loop
 	$(PY) -m bench

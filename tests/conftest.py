@@ -21,6 +21,27 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MINILIB_PRELOAD", "ipykernel.kernelapp ipykernel.ipkernel papermill")
 
 
+# These need the smoke runs: on two workers, one would wait minutes for the other to make them.
+SMOKE = ("tests/test_book.py", "tests/test_reproducible.py")
+
+
+def pytest_collection_modifyitems(items):
+    """What takes longest begins."""
+    items.sort(key=lambda item: not item.nodeid.startswith(SMOKE))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """A worker takes a file at a time, for its tests share trained models; `SMOKE` as one."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid):
+            return "smoke" if nodeid.startswith(SMOKE) else super()._split_scope(nodeid)
+
+    return Scheduling(config, log)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
     """Models trained by tests go to a temporary folder, not to the user's cache."""
@@ -51,7 +72,7 @@ def smoke_runs() -> dict[str, Path]:
     They are the very runs that `make book` makes, in `runs/`; one that exists is not made again,
     for its id says that neither code nor parameters have changed.
     """
-    # Workers of one test run come here at the same time: one makes the runs, the others wait.
+    # Two test runs may come here at the same time: one makes the runs, the other waits.
     (ROOT / "runs").mkdir(exist_ok=True)
     with filelock.FileLock(ROOT / "runs" / ".smoke.lock"):
         done = minilib("run", "--all", "--preset", "smoke")
