@@ -1,56 +1,75 @@
 """What must hold of every built site: links that lead somewhere, pages that a browser can show."""
 
 import functools
-import html
 import http.server
-import json
+import importlib.util
 import re
 import shutil
-import subprocess
-import tempfile
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None
+)
+BROWSER = CHROMIUM and importlib.util.find_spec("axe_playwright_python")
+THEMES, WIDTHS = ("light", "dark"), (390, 1280)
+LARGEST = 1_500_000  # bytes of a page and the pictures in it
+# WCAG 2.2, levels A and AA.
+AXE = """() => axe.run(document, {preload: false, resultTypes: ['violations'],
+  runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}).then(
+  found => found.violations.flatMap(rule => rule.nodes.map(node =>
+    `${rule.id}: ${node.target} (${[...node.any, ...node.all, ...node.none][0].message})`)))"""
 
-# Loads each page in a frame of a phone's width and tells what it sees, as JSON in the page itself.
-PROBE = """<!doctype html><title>probe</title><body><script>
-const pages = %s, seen = {}, wait = ms => new Promise(go => setTimeout(go, ms));
-async function look(page) {
-  const frame = document.createElement('iframe');
-  frame.style = 'width:390px;height:800px;border:0';
-  document.body.append(frame);
-  await new Promise(go => { frame.onload = go; frame.src = page; });
-  const doc = frame.contentDocument, win = frame.contentWindow;
-  if (win.MathJax && win.MathJax.startup) await win.MathJax.startup.promise;
-  doc.querySelectorAll('img').forEach(img => img.loading = 'eager');
-  for (let i = 0; i < 40 && [...doc.images].some(img => !img.complete); i++) await wait(50);
-  await wait(50);
-  const raw = [...doc.querySelectorAll('.math')].filter(
-    node => /\\\\[(\\[]/.test(node.textContent) && !node.querySelector('mjx-container'));
-  seen[page] = {
-    title: doc.title,
-    h1: [...doc.querySelectorAll('.bd-article h1')]
-      .map(node => node.textContent.replace(/#$/, '').trim()),
-    broken: [...doc.images].filter(img => !img.naturalWidth).map(img => img.getAttribute('src')),
-    images: doc.querySelectorAll('.bd-article img').length,
-    unset: raw.length,
-    errors: [...doc.querySelectorAll('mjx-merror, .system-message, div.cell_output .traceback')]
+# Waits until a page stands still: formulas set, pictures there.
+SETTLE = """async () => {
+  const wait = ms => new Promise(go => setTimeout(go, ms));
+  if (window.MathJax && MathJax.startup) await MathJax.startup.promise;
+  document.querySelectorAll('img').forEach(img => img.loading = 'eager');
+  for (let i = 0; i < 40 && [...document.images].some(img => !img.complete); i++) await wait(50);
+}"""
+
+# What is on the page.
+PROBE = """() => {
+  const all = what => [...document.querySelectorAll(what)];
+  return {
+    title: document.title,
+    h1: all('.bd-article h1').map(node => node.textContent.replace(/#$/, '').trim()),
+    broken: [...document.images].filter(img => !img.naturalWidth)
+      .map(img => img.getAttribute('src')),
+    images: all('.bd-article img').length,
+    unset: all('.math').filter(node => /\\\\[(\\[]/.test(node.textContent)
+      && !node.querySelector('mjx-container')).length,
+    errors: all('mjx-merror, .system-message, div.cell_output .traceback')
       .map(node => node.textContent.slice(0, 80)),
-    overflow: doc.documentElement.scrollWidth - doc.documentElement.clientWidth,
+    overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
+    theme: document.documentElement.dataset.theme,
   };
-  frame.remove();
-}
-(async () => {
-  for (const page of pages) await look(page);
-  const out = document.createElement('pre');
-  out.id = 'seen';
-  out.textContent = JSON.stringify(seen);
-  document.body.append(out);
-})();
-</script>"""
+}"""
+
+# What can be pressed, and of it what the keyboard does not reach or what does not show that it did.
+KEYBOARD = """() => {
+  const name = el => (el.getAttribute('aria-label') || el.textContent.trim()
+    || el.getAttribute('href') || el.className).slice(0, 40);
+  const outlined = style => style.boxShadow != 'none'
+    || style.outlineStyle != 'none' && parseFloat(style.outlineWidth) > 0;
+  const shows = el => getComputedStyle(el).opacity > 0
+    && (outlined(getComputedStyle(el)) || outlined(getComputedStyle(el, '::after')));
+  const found = [...document.querySelectorAll('a[href], button, summary, input, [onclick]')].filter(
+    el => !el.disabled && el.checkVisibility({visibilityProperty: true}));
+  const lost = [];
+  for (const el of found) {
+    el.focus({preventScroll: true});
+    if (document.activeElement != el || el.tabIndex < 0) lost.push(`not reached: ${name(el)}`);
+    else if (el.closest('.bd-article') && !shows(el)) lost.push(`focus unseen: ${name(el)}`);
+  }
+  document.activeElement.blur();
+  return lost;
+}"""
 
 
 def pages(site: Path) -> list[Path]:
@@ -107,71 +126,102 @@ def from_elsewhere(site: Path) -> list[str]:
     ]
 
 
-def look(site: Path) -> dict[str, dict]:
-    """Open every page in headless Chromium, 390 px wide and without a network; say what is seen.
+def too_large(site: Path) -> list[str]:
+    """Pages that, with the pictures in them, weigh more than LARGEST."""
+    found = []
+    for path in pages(site):
+        own = [path.parent / unquote(urlsplit(link).path) for link in Page(path).resources]
+        pictures = {p.resolve() for p in own if p.suffix in (".png", ".svg", ".jpg", ".gif")}
+        size = path.stat().st_size + sum(p.stat().st_size for p in pictures if p.is_file())
+        if size > LARGEST:
+            found.append(f"{path.relative_to(site)}: {size / 1e6:.2f} MB")
+    return found
 
-    Needs CHROMIUM. Returns page → title, h1, images, broken, unset (formulas left as TeX), errors,
-    overflow (pixels by which the page is wider than the screen).
-    """
+
+def not_in_repository(site: Path, root: Path, repository: str, branch: str) -> list[str]:
+    """Addresses of files in the repository, launch buttons among them, that it does not hold."""
+    start = re.compile(rf"/(?:github/)?{re.escape(repository)}/(?:blob|tree|edit)/")
+    hosts = ("github.com", "colab.research.google.com")
+    missing = []
+    for path in pages(site):
+        for link in Page(path).links:
+            parts = urlsplit(link)
+            if parts.netloc not in hosts or not start.match(parts.path):
+                continue
+            on, _, file = unquote(start.sub("", parts.path)).partition("/")
+            if on != branch or not (root / file).is_file():
+                missing.append(f"{path.relative_to(site)}: {link}")
+    return missing
+
+
+@contextmanager
+def browser(site: Path) -> Iterator[tuple]:
+    """Headless Chromium that sees `site` and no other host; gives (browser, the site's address)."""
+    from playwright.sync_api import sync_playwright
 
     class Quiet(http.server.SimpleHTTPRequestHandler):
         def log_message(self, *_):
             pass
 
-        def do_GET(self):
-            if self.path != "/probe":
-                return super().do_GET()
-            names = [f"/{path.relative_to(site)}" for path in pages(site)]
-            body = (PROBE % json.dumps(names)).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "text/html; charset=utf-8")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
-
-    with (
-        http.server.ThreadingHTTPServer(
-            ("127.0.0.1", 0), functools.partial(Quiet, directory=str(site))
-        ) as server,
-        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
-    ):
+    handler = functools.partial(Quiet, directory=str(site))
+    options = ["--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"]
+    options += ["--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"]
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        command = [
-            CHROMIUM,
-            "--headless",
-            "--no-sandbox",
-            "--disable-gpu",
-            "--disable-quic",
-            "--no-first-run",
-            "--disable-background-networking",
-            "--disable-component-update",
-            "--disable-sync",
-            "--disable-dev-shm-usage",
-            f"--user-data-dir={profile}",
-            "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-            "--virtual-time-budget=120000",
-            "--dump-dom",
-            f"http://127.0.0.1:{server.server_port}/probe",
-        ]
-        dom = subprocess.run(
-            command, capture_output=True, text=True, timeout=300, stdin=subprocess.DEVNULL
-        ).stdout
+        with sync_playwright() as playwright:
+            opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+            yield opened, f"http://127.0.0.1:{server.server_port}"
+            opened.close()
         server.shutdown()
-    seen = re.search(r'<pre id="seen">(.*?)</pre>', dom, re.DOTALL)
-    assert seen, f"the browser told nothing: {dom[-300:]}"
-    return json.loads(html.unescape(seen[1]))
 
 
-def complaints(seen: dict[str, dict]) -> list[str]:
+def look(
+    site: Path, themes: tuple = THEMES, widths: tuple = WIDTHS, axe: bool = True
+) -> dict[tuple[str, str, int], dict]:
+    """Open every page in a browser without a network, in each theme and width; say what is seen.
+
+    Needs BROWSER. Returns (page, theme, width) → title, h1, images, broken, unset (formulas left as
+    TeX), errors, overflow (pixels by which the page is wider than the screen), console (errors),
+    lost (what the keyboard does not reach) and axe (violations of WCAG).
+    """
+    from axe_playwright_python.base import AXE_FILE_PATH
+
+    script, seen = AXE_FILE_PATH.read_text(encoding="utf-8"), {}
+    with browser(site) as (opened, address):
+        for theme, width in product(themes, widths):
+            window = opened.new_context(
+                color_scheme=theme, viewport={"width": width, "height": 900}
+            )
+            for path in pages(site):
+                name, said = f"/{path.relative_to(site)}", []
+                tab = window.new_page()
+                tab.on("pageerror", lambda error, said=said: said.append(str(error)))
+                tab.on("console", lambda m, said=said: m.type == "error" and said.append(m.text))
+                tab.goto(address + name)
+                tab.evaluate(SETTLE)
+                what = seen[name, theme, width] = tab.evaluate(PROBE) | {"console": said}
+                if axe:
+                    tab.evaluate(script)
+                    what["axe"] = tab.evaluate(AXE)
+                what["lost"] = tab.evaluate(KEYBOARD)
+                tab.close()
+            window.close()
+    return seen
+
+
+def complaints(seen: dict[tuple[str, str, int], dict]) -> list[str]:
     """What is wrong with pages as `look` saw them, one line each."""
     found = []
-    for page, what in seen.items():
+    for (name, theme, width), what in seen.items():
+        page = f"{name} ({theme}, {width} px)"
         if not what["title"] or len(what["h1"]) != 1:
             found.append(f"{page}: title {what['title']!r}, headings {what['h1']}")
-        for kind in ("broken", "errors"):
-            found += [f"{page}: {kind}: {item}" for item in what[kind]]
+        for kind in ("broken", "errors", "console", "lost", "axe"):
+            found += [f"{page}: {kind}: {item}" for item in what.get(kind, ())]
+        if what["theme"] != theme:
+            found.append(f"{page}: shown in the theme {what['theme']}")
         if what["unset"]:
             found.append(f"{page}: {what['unset']} formulas are left as TeX")
         if what["overflow"] > 1:
-            found.append(f"{page}: {what['overflow']} px wider than a phone's screen")
+            found.append(f"{page}: {what['overflow']} px wider than the screen")
     return found

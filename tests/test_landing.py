@@ -93,12 +93,12 @@ def test_each_chapter_has_a_card_with_a_button():
     use = sync.settings()
     assert list(cards()) == use["chapters"]
     for chapter, card in cards().items():
-        assert f"[open {chapter[10:12]} in Colab]({use['colab']}/{chapter}.ipynb)" in card
+        assert f"[Open {chapter[10:12]} in Colab]({use['colab']}/{chapter}.ipynb)" in card
 
 
 @pytest.mark.parametrize("chapter", list(cards()))
 def test_a_card_gives_the_time_that_the_chapter_gives(chapter):
-    time = re.search(r"^\*(?:about )?(.+?)\* · \[open", cards()[chapter], re.MULTILINE)[1]
+    time = re.search(r"^\*(?:about )?(.+?)\* · \[Open", cards()[chapter], re.MULTILINE)[1]
     book = json.loads((ROOT / f"{chapter}.ipynb").read_text(encoding="utf-8"))
     head = " ".join("".join(book["cells"][0]["source"]).split())
     assert time in head.split("--preset small")[1], time

@@ -28,7 +28,7 @@ PNG = base64.b64encode(
     )
 ).decode()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXTENSIONS = ("api", "executed", "offline")
+EXTENSIONS = ("api", "executed", "offline", "reader")
 CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}
 
 
