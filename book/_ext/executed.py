@@ -16,6 +16,7 @@ in an output, a cell that never ran, other code cells, an image without alternat
 """
 
 import json
+from html import escape
 from pathlib import Path
 
 import nbformat
@@ -107,6 +108,30 @@ def first_line(cell) -> str:
     return (cell.source.strip().splitlines() or ["(empty)"])[0][:60]
 
 
+def caption_interactive(page: nbformat.NotebookNode) -> list[str]:
+    """Put interactive figures, which the builder leaves bare, into a labelled and captioned frame.
+
+    Caption and label stand where a picture's caption and alternative text do, in the cell's
+    metadata. Changes the outputs of `page`; returns what is missing, one line each.
+    """
+    problems = []
+    for cell in page.cells:
+        about = cell.metadata.get("mystnb", {})
+        label = about.get("image", {}).get("alt", "").strip()
+        caption = about.get("figure", {}).get("caption", "").strip()
+        for output in cell.get("outputs", []):
+            html = output.get("data", {}).get("text/html", "")
+            if "plotly-graph-div" not in html:
+                continue
+            if not label or not caption:
+                problems.append(f"the interactive figure of {first_line(cell)!r} has no caption")
+            output.data["text/html"] = (
+                f'<figure class="interactive" aria-label="{escape(label)}">{html}'
+                f"<figcaption>{escape(caption)}</figcaption></figure>"
+            )
+    return problems
+
+
 def run_note(notebook) -> nbformat.NotebookNode | None:
     """A Markdown cell that says which run the page shows; None when the notebook does not tell."""
     run = notebook.metadata.get("minilib")
@@ -148,7 +173,7 @@ def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
         warn(f"the notebook or its executed copy cannot be read: {str(error).splitlines()[0]}")
         return
     page, problems = merge(source, executed)
-    for problem in problems:
+    for problem in problems + caption_interactive(page):
         warn(problem)
     note = run_note(page)
     if note and page.cells and page.cells[0].cell_type == "markdown":
