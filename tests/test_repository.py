@@ -12,6 +12,7 @@ import sync
 import yaml
 from conftest import ROOT
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.utils import canonicalize_name
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -165,8 +166,14 @@ def test_the_site_lock_is_hashed_equal_and_without_torch():
 
 
 def test_conda_installs_the_same_versions():
-    pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"][-1]["pip"]
-    assert "-r requirements.lock" in pip
+    asked = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    assert asked[-1] == {"pip": ["-c requirements-cuda.lock", "-r requirements.lock", "-e ."]}
+    named = {Requirement(item).name: Requirement(item).specifier for item in asked[:-1]}
+    assert set(named) == {"python", "pip", "make"}, "anything else would compete with the lock"
+    versions = [f"3.{minor}.1" for minor in range(8, 20)]
+    has_lock = [v for v in versions if v.split(".")[1] in ("11", "12", "13")]
+    assert [v for v in versions if named["python"].contains(v)] == has_lock
+    assert all(SpecifierSet(PROJECT["requires-python"]).contains(v) for v in has_lock)
 
 
 def test_ci_asks_nothing_and_calls_the_suite():

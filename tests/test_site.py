@@ -13,7 +13,7 @@ import plotly.graph_objects as graph
 import pytest
 from conftest import ROOT
 from nbformat import v4
-from site_checks import CHROMIUM, complaints, dead_links, from_elsewhere, look
+from site_checks import BROWSER, complaints, dead_links, from_elsewhere, look
 
 pytest.importorskip("jupyter_book")
 
@@ -21,7 +21,7 @@ import benchmarks
 import build
 import executed
 
-needs_chromium = pytest.mark.skipif(not CHROMIUM, reason="Chromium is not installed")
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
 PNG = base64.b64encode(
     base64.b64decode(
         "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -264,13 +264,14 @@ def test_links_and_anchors_lead_somewhere(tiny_site):
     assert dead_links(tiny_site) == []
 
 
-@needs_chromium
+@needs_browser
 def test_pages_in_a_browser(tiny_site):
-    seen = look(tiny_site)
+    """On a phone only: tests/test_pages.py looks at the published site in every way."""
+    seen = look(tiny_site, ("dark",), (390,), axe=False)
     assert complaints(seen) == []
     assert len(seen) == len(CHAPTERS) + len(list((ROOT / "book").glob("*.md")))
-    assert seen["/notebooks/01_attacks.html"]["images"] == 1
-    assert seen["/notebooks/01_attacks.html"]["h1"] == ["Chapter 01"]
+    assert seen["/notebooks/01_attacks.html", "dark", 390]["images"] == 1
+    assert seen["/notebooks/01_attacks.html", "dark", 390]["h1"] == ["Chapter 01"]
 
 
 @pytest.fixture
