@@ -211,7 +211,6 @@ def figures(path) -> list[dict]:
             about = cell["metadata"].get("mystnb", {})
             found.append(
                 {"source": source[:60], "alt": about.get("image", {}).get("alt")}
-                | {"interactive": "plotly-graph-div" in out}
                 | {key: about.get("figure", {}).get(key) for key in ("caption", "name")}
             )
     return found
@@ -240,7 +239,7 @@ def lacking(path) -> list[str]:
     for figure in shown:
         if not figure["caption"] or not figure["alt"]:
             wrong.append(f"caption and alternative text of {figure['source']!r}")
-        elif not figure["interactive"] and f"{{numref}}`{figure['name']}`" not in everywhere:
+        elif f"{{numref}}`{figure['name']}`" not in everywhere:
             wrong.append(f"a reference to {figure['name']}")
     takeaways = re.search(r"^## Takeaways$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
     if not takeaways or takeaways[1].count("{glue") < 5:

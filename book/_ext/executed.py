@@ -108,26 +108,23 @@ def first_line(cell) -> str:
     return (cell.source.strip().splitlines() or ["(empty)"])[0][:60]
 
 
-def caption_interactive(page: nbformat.NotebookNode) -> list[str]:
-    """Put interactive figures, which the builder leaves bare, into a labelled and captioned frame.
+def label_interactive(page: nbformat.NotebookNode) -> list[str]:
+    """Give interactive figures, whose drawing says nothing by itself, their alternative text.
 
-    Caption and label stand where a picture's caption and alternative text do, in the cell's
-    metadata. Changes the outputs of `page`; returns what is missing, one line each.
+    It stands where a picture's does, in the cell's metadata. Changes the outputs of `page`;
+    returns what is missing, one line each.
     """
     problems = []
     for cell in page.cells:
-        about = cell.metadata.get("mystnb", {})
-        label = about.get("image", {}).get("alt", "").strip()
-        caption = about.get("figure", {}).get("caption", "").strip()
+        label = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
         for output in cell.get("outputs", []):
             html = output.get("data", {}).get("text/html", "")
             if "plotly-graph-div" not in html:
                 continue
-            if not label or not caption:
-                problems.append(f"the interactive figure of {first_line(cell)!r} has no caption")
+            if not label:
+                problems.append(f"image without alternative text: {first_line(cell)!r}")
             output.data["text/html"] = (
-                f'<figure class="interactive" aria-label="{escape(label)}">{html}'
-                f"<figcaption>{escape(caption)}</figcaption></figure>"
+                f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>'
             )
     return problems
 
@@ -173,7 +170,7 @@ def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
         warn(f"the notebook or its executed copy cannot be read: {str(error).splitlines()[0]}")
         return
     page, problems = merge(source, executed)
-    for problem in problems + caption_interactive(page):
+    for problem in problems + label_interactive(page):
         warn(problem)
     note = run_note(page)
     if note and page.cells and page.cells[0].cell_type == "markdown":
