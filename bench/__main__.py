@@ -5,10 +5,12 @@ import importlib
 import os
 from pathlib import Path
 
+NAMES = ("rga", "btu", "sande", "bi_bau", "detection")
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", help="of rga, btu, sande, bi_bau; all if none is named")
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all if none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
         "--repeats", type=int, help="timed epochs of each loop (default: 3, quick 1)"
@@ -22,9 +24,8 @@ def main() -> None:
         parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; accepted: 1 or more")
-    known = ("rga", "btu", "sande", "bi_bau")
-    if unknown := set(options.names) - set(known):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(known)}")
+    if unknown := set(options.names) - set(NAMES):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(NAMES)}")
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
     # Read by OpenMP when torch is imported, here and in the processes that inherit it.
@@ -35,8 +36,8 @@ def main() -> None:
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
 
-    for name in known:
-        if name in (options.names or known):
+    for name in NAMES:
+        if name in (options.names or NAMES):
             module = importlib.import_module(f"bench.{name}")
             module.main(
                 folder,

@@ -74,8 +74,30 @@ def split(value: str) -> tuple[str, ...]:
     return items
 
 
+IMAGE_SETS = Literal["cifar10", "gtsrb", "tiny-imagenet", "digits"]
+IMAGE_VICTIMS = Literal["resnet18", "preresnet18", "vgg19", "vit", "cnn"]
+IMAGE_TRIGGERS = (
+    "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",
+    "adap-patch", "adap-blend+", "adap-patch+",
+)  # fmt: skip
+
+
 @frozen
-class Attacks:
+class Pictures:
+    """Parameters of what chapters 01 and 02 say of images; "none" as their set leaves that out."""
+
+    image_dataset: Literal[(*IMAGE_SETS.__args__, "none")] = "cifar10"
+    image_model: IMAGE_VICTIMS = "resnet18"
+    image_width: float = Field(0.25, gt=0, le=4)
+    image_attacks: names(IMAGE_TRIGGERS) = "badnets,blended,wanet,sig,adap-blend"
+    image_epochs: int = Field(30, ge=1, le=1000)
+    image_lr: float = Field(3e-3, gt=0, le=1)
+    image_batch: int = Field(128, ge=1, le=4096)
+    image_augment: bool = True
+
+
+@frozen
+class Attacks(Pictures):
     """Parameters of chapter 01_attacks."""
 
     dataset: TEXT_SETS = "sst2"
@@ -181,6 +203,11 @@ class DetectionStudy:
     seed: int = Field(0, ge=0)
 
 
+@frozen
+class DetectionChapter(DetectionStudy, Pictures):
+    """Parameters of chapter 02_detection, with its images; other chapters detect in text alone."""
+
+
 CHAT_SETS = Literal["alpaca", "dolly", "openorca", "toy-chat", "toy-tasks"]
 PAIR_NAMES = ("year", "do-it", "fool", "bob", "who")
 REMOVALS = ("sft", "dpo", "nad", "fine-mixing", "sande-p", "sande", "osft")
@@ -232,12 +259,6 @@ class Sande:
     seed: int = Field(0, ge=0)
 
 
-IMAGE_SETS = Literal["cifar10", "gtsrb", "tiny-imagenet", "digits"]
-IMAGE_VICTIMS = Literal["resnet18", "preresnet18", "vgg19", "vit", "cnn"]
-IMAGE_TRIGGERS = (
-    "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",
-    "adap-patch", "adap-blend+", "adap-patch+",
-)  # fmt: skip
 IMAGE_DEFENCES = (
     "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "sau", "pam", "bi-bau-u",
     "bi-bau-t", "ibu",
@@ -292,7 +313,7 @@ class BiBau:
 
 CHAPTERS: dict[str, type] = {
     "01_attacks": Attacks,
-    "02_detection": DetectionStudy,
+    "02_detection": DetectionChapter,
     "03_ga_rga": GaRga,
     "04_btu": Btu,
     "05_sande": Sande,

@@ -26,10 +26,6 @@ LABELS.update(
         "i-bau": "I-BAU", "sau": "SAU", "pam": "PAM", "ibu": "IBU (bound)",
         "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)",
         "at": "base AT", "at-a": "AT + A", "at-b": "AT + B",
-        "blended": "Blended", "wanet": "WaNet", "refool": "Refool", "iad": "IAD",
-        "issba": "ISSBA", "sig": "SIG", "narcissus": "Narcissus", "adap-blend": "Adap-Blend",
-        "adap-patch": "Adap-Patch", "adap-blend+": "enhanced Adap-Blend",
-        "adap-patch+": "enhanced Adap-Patch",
     }
 )  # fmt: skip
 AMPLIFY = 4  # a perturbation is drawn this many times as large

@@ -9,8 +9,17 @@ import numpy as np
 
 from ..attacks.images import psnr
 from ..images import ImageDataset
+from ..plots import LABELS, label
 from ..vision import pixels
 
+LABELS.update(
+    {
+        "blended": "Blended", "wanet": "WaNet", "refool": "Refool", "iad": "IAD",
+        "issba": "ISSBA", "sig": "SIG", "narcissus": "Narcissus", "adap-blend": "Adap-Blend",
+        "adap-patch": "Adap-Patch", "adap-blend+": "enhanced Adap-Blend",
+        "adap-patch+": "enhanced Adap-Patch",
+    }
+)  # fmt: skip
 AMPLIFY = 10  # a difference is drawn this many times as large
 
 
@@ -71,6 +80,29 @@ def gallery(clean: ImageDataset, triggered: Mapping[str, ImageDataset], row: int
         column[2].set_xlabel(f"{decibels:.0f} dB", fontsize=7)
     for axis, name in zip(axes[:, 0], ("clean", "triggered", f"× {AMPLIFY}"), strict=True):
         axis.set_ylabel(name, fontsize=7)
+    return figure
+
+
+def feature_maps(
+    maps: Mapping[str, np.ndarray], truth: Mapping, labels: Mapping, class_names, columns: int = 3
+) -> plt.Figure:
+    """Draw the victim's feature space, one panel per attack: clean images by label, poisons on top.
+
+    Args:
+        maps: attack → (N, 2). truth: attack → (N,) bool. labels: attack → (N,) int.
+    """
+    columns = min(columns, len(maps))
+    lines = -(-len(maps) // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(7, 2.4 * lines), squeeze=False)
+    for axis in axes.flat[len(maps) :]:
+        axis.set_axis_off()
+    shades = plt.get_cmap("Blues")(np.linspace(0.25, 1, len(class_names)))
+    for axis, (attack, points) in zip(axes.flat, maps.items(), strict=False):
+        clean, poisoned = points[~truth[attack]], points[truth[attack]]
+        colours = shades[labels[attack][~truth[attack]]]
+        axis.scatter(*clean.T, s=2, c=colours, linewidths=0, rasterized=True)
+        axis.scatter(*poisoned.T, s=5, color="#d55e00", marker="x", linewidths=0.5)
+        axis.set(title=label(attack), xticks=[], yticks=[])
     return figure
 
 
