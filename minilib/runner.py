@@ -376,10 +376,10 @@ def _execute(job: Plan, work: Path, warm: bool) -> None:
     import papermill
 
     more = {}
-    if warm:
-        from minilib.warm import Manager
+    if sys.platform == "linux":
+        from minilib.warm import Manager, Named
 
-        more["kernel_manager_class"] = Manager
+        more["kernel_manager_class"] = Manager if warm else Named
 
     told = {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "code")}
     # A checkout's own minilib comes first, then this one.
