@@ -445,7 +445,8 @@ def _recorded(part: Path, job: Plan) -> dict:
             raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
     if not found["metrics"]:
         raise ValueError("the notebook recorded no metrics")
-    return {key: found[key] for key in ("params", "metrics", "data", "env", "seconds", "peak_mib")}
+    kept = ("params", "metrics", "data", "env", "seconds", "peak_mib", "computed")
+    return {key: found[key] for key in kept if key in found}
 
 
 @contextlib.contextmanager

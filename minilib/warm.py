@@ -86,11 +86,6 @@ PRELOAD = (
 )
 
 
-def available() -> bool:
-    """Whether this system can fork a process that has threads' libraries loaded: Linux only."""
-    return sys.platform == "linux"
-
-
 def start(threads: str | None = None) -> multiprocessing.context.BaseContext:
     """Start the server if there is none yet, without waiting for its imports; return its context.
 
@@ -151,6 +146,11 @@ class Named(AsyncKernelManager):
     def __init__(self, **kwargs):
         super().__init__(**kwargs)
         self.transport, self.ip = "ipc", f"@minilib-{uuid.uuid4().hex}"
+
+
+def running() -> bool:
+    """Whether this process has a server already."""
+    return forkserver._forkserver._forkserver_address is not None
 
 
 class Client(AsyncKernelClient):

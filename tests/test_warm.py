@@ -43,6 +43,7 @@ print("SEEN " + json.dumps({
     "filters": warnings.filters[0][0], "builtin": hasattr(builtins, "leaked"),
     "minilib": [hasattr(minilib, "leaked"), minilib.hello is None, minilib.__file__],
     "variable": "leaked" in globals(), "main": sys.modules["__main__"].__name__,
+    "transport": get_ipython().kernel.parent.transport,
     "session": os.getpid() == os.getsid(0) or "cold",
 }))
 print("DRAWN", random.random(), numpy.random.random())
@@ -80,6 +81,7 @@ def test_nothing_leaks_from_run_to_run_and_a_warm_kernel_looks_like_a_cold_one(b
     write_chapter(book, "01_fine", LOOK)
     after = output(4, warm=True)
     assert seen(before) == seen(after) == seen(cold)
+    assert seen(cold)["transport"] == "ipc", "a port may be taken before it is bound"
     drawn = [text[text.index("DRAWN") :].split()[1:3] for text in (before, after, cold)]
     assert len({number for pair in drawn for number in pair}) == 6, "every run draws its own"
 
@@ -139,18 +141,17 @@ def test_torch_in_a_forked_kernel_computes_what_it_computes_elsewhere(
 
     write_chapter(book, "01_fine", TORCH)
     program = (
-        "import json, sys; sys.path.insert(0, 'TESTS')\n"
+        # Without a guard: a forked process must not execute this file again.
+        "import json, os, sys; sys.path.insert(0, 'TESTS')\n"
+        "from minilib import warm; warm.start('1')\n"
+        f"os.environ['OMP_NUM_THREADS'] = '{threads}'\n"
         "from test_warm import output\n"
-        "if __name__ == '__main__':\n"
-        "    texts = [output(n, warm) for n, warm in ((1, True), (2, True), (3, False))]\n"
-        "    print(json.dumps(texts))\n"
+        "texts = [output(n, warm) for n, warm in ((1, True), (2, True), (3, False))]\n"
+        "print(json.dumps(texts))\n"
     )
     here = Path(__file__).resolve().parent
     (tmp_path / "program.py").write_text(program.replace("TESTS", str(here)))
-    told = {
-        "MINILIB_PRELOAD": "ipykernel.kernelapp torch threadpoolctl",
-        "OMP_NUM_THREADS": threads,
-    }
+    told = {"MINILIB_PRELOAD": "ipykernel.kernelapp torch threadpoolctl"}
     path = os.pathsep.join(filter(None, [str(here.parent), os.environ.get("PYTHONPATH")]))
     done = subprocess.run(
         [sys.executable, str(tmp_path / "program.py")],
