@@ -104,9 +104,11 @@ def start(threads: str | None = None) -> multiprocessing.context.BaseContext:
     names = PRELOAD if wanted is None else (*wanted.split(), *PRELOAD[-1:])
     context.set_forkserver_preload(list(names))
     # Asking the driver, not the CUDA runtime, whether there is a GPU: a process that has asked the
-    # runtime can no longer be forked. matplotlib reads its backend when it is imported.
+    # runtime can no longer be forked. matplotlib reads its backend when it is imported, and the
+    # debugger says then, on the user's terminal, what it may not see.
     told = {
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
     if threads:

@@ -163,8 +163,8 @@ def test_planning_many_runs_keeps_a_hash_of_each_and_no_more(book):
             tracemalloc.stop()
 
     peak(100)  # imports
-    few, many = peak(1_000), peak(11_000)
-    assert (many - few) / 10_000 < 400, "bytes a planned run"
+    few, many = peak(500), peak(4_500)
+    assert (many - few) / 4_000 < 400, "bytes a planned run"
 
 
 @pytest.mark.parametrize(
@@ -489,9 +489,11 @@ def test_runs_that_need_the_same_victim_train_it_once(book, capsys, monkeypatch,
     """The second waits, also when the first is killed while it trains."""
     monkeypatch.setenv("MINILIB_CACHE", str(tmp_path / "victims"))
     write_chapter(book, "01_fine", VICTIM)
+    monkeypatch.setenv("MINILIB_PRELOAD", os.environ["MINILIB_PRELOAD"] + " torch")
     write("seeds: [0, 1, 2]")
-    code, out, _ = call(capsys, "sweep s.yml --workers 3")
-    assert code == 1 and "2 ok, 1 failed" in out
+    driver = start("s.yml", "--workers", "3")  # with a server of its own: the cache needs PyTorch
+    out, err = driver.communicate()
+    assert driver.returncode == 1 and "2 ok, 1 failed" in out, err
     assert len((book / "trained").read_text().split()) == 2
     assert out.count(", 1 result new in the cache") == 1
     assert sorted(item.get("computed", -1) for item in records(book).values()) == [-1, 0, 1]
