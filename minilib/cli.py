@@ -82,6 +82,7 @@ def sweep_options(command) -> None:
         help="runs with this value (repeatable; the same name twice: either value)",
     )  # fmt: skip
     command.add_argument("--retry-failed", action="store_true", help="run again what failed")
+    command.add_argument("--here", action="store_true", help="also make runs that are published")
     command.add_argument("--max-hours", type=float, metavar="H", help="start no run after that")
     command.add_argument("--engine", choices=("local", "ray"), default="local")
     command.add_argument("--workers", type=int, metavar="N", help="runs at a time")
@@ -189,6 +190,7 @@ def do_sweep(options) -> int:
         **chosen,
         dry_run=options.dry_run,
         retry_failed=options.retry_failed,
+        here=options.here,
         max_hours=options.max_hours,
         engine=options.engine,
         options=engines.Options(
@@ -201,6 +203,7 @@ def do_sweep(options) -> int:
 def repeated(options) -> str:
     """The options that the command which goes on with a sweep has to repeat."""
     words = [f"--only {text}" for text in options.only]
+    words += ["--here"] if options.here else []
     words += [f"--out {options.out}"] if options.out else []
     words += [f"--engine {options.engine}"] if options.engine != "local" else []
     words += [f"--workers {options.workers}"] if options.workers else []

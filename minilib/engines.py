@@ -87,7 +87,8 @@ def local(jobs: Iterable[runner.Plan], options: Options) -> Iterator[Event]:
     A worker that dies takes only its own run with it: that run is recorded as lost, and another
     worker takes the place.
     """
-    context, places = _context(options.warm), desks(options)
+    places = desks(options)
+    context = _context(options.warm, places[0])
     jobs, staff = iter(jobs), {}  # number → (process, pipe, its job or None)
     more = True
     try:
@@ -130,11 +131,11 @@ def lost(job: runner.Plan, why: str) -> dict:
     return runner.keep(job, runner.blank(job) | {"error": why, "cause": "outside"})
 
 
-def _context(warm: bool):
+def _context(warm: bool, extra: dict[str, str]):
     if warm:
         from minilib import warm as server
 
-        return server.start()
+        return server.start(extra.get("OMP_NUM_THREADS"))
     if sys.platform == "win32":
         return multiprocessing.get_context("spawn")
     context = multiprocessing.get_context("forkserver")
@@ -144,9 +145,11 @@ def _context(warm: bool):
 
 def _hire(context, extra: dict, warm: bool):
     """Start a worker: its process, this end of its pipe, no job yet."""
+    from minilib.warm import launch
+
     here, there = context.Pipe()
     process = context.Process(target=_worker, args=(there, {**os.environ, **extra}, warm))
-    process.start()
+    launch(process) if warm else process.start()
     there.close()
     return process, here, None
 

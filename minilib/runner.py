@@ -376,10 +376,10 @@ def _execute(job: Plan, work: Path, warm: bool) -> None:
     import papermill
 
     more = {}
-    if warm:
-        from minilib.warm import Manager
+    if sys.platform == "linux":
+        from minilib.warm import Manager, Named
 
-        more["kernel_manager_class"] = Manager
+        more["kernel_manager_class"] = Manager if warm else Named
 
     told = {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "code")}
     # A checkout's own minilib comes first, then this one.
@@ -445,7 +445,8 @@ def _recorded(part: Path, job: Plan) -> dict:
             raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
     if not found["metrics"]:
         raise ValueError("the notebook recorded no metrics")
-    return {key: found[key] for key in ("params", "metrics", "data", "env", "seconds", "peak_mib")}
+    kept = ("params", "metrics", "data", "env", "seconds", "peak_mib", "computed")
+    return {key: found[key] for key in kept if key in found}
 
 
 @contextlib.contextmanager

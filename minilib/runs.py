@@ -27,6 +27,7 @@ from minilib import stats
 from minilib.fingerprint import PACKAGE, fingerprint
 
 _IMPORTED = time.perf_counter()
+_written: list[Path] = []  # by this process, as JSON: whatever it computed for the cache among it
 
 
 class UsageError(ValueError):
@@ -52,6 +53,7 @@ def write_json(path: Path, value) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(part, path)
+        _written.append(path)
     except BaseException:  # a full disk: what was written of it would only fill it more
         part.unlink(missing_ok=True)
         raise
@@ -108,6 +110,7 @@ def record(chapter: str, settings, metrics: list[dict], data: list[dict]) -> dic
         "data": plain(data),
         "env": environment(),
         "seconds": round(time.perf_counter() - (minilib.started or _IMPORTED), 1),
+        "computed": computed(),
         "peak_mib": peak_mib(),
         "code": told.get("code"),
     }
@@ -157,6 +160,12 @@ def environment() -> dict:
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "numpy", "minilib")},
     }
+
+
+def computed() -> int:
+    """How many results this process put in the cache; a run that has them finds them there."""
+    cache = sys.modules.get("minilib.cache")
+    return sum(cache.cache_dir() in path.parents for path in _written) if cache else 0
 
 
 def version(name: str) -> str | None:

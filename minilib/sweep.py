@@ -11,11 +11,10 @@ import math
 import os
 import re
 import shutil
-import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from minilib import engines, places, runner, runs
@@ -181,16 +180,26 @@ def _only(chapter: runner.Chapter, texts: list[str]) -> dict[str, list]:
     return found
 
 
-def state(job: runner.Plan, there: set[str] | None = None) -> str:
-    """What is to be had of a run: "ok", "failed" (of itself), or "missing".
+def state(job: runner.Plan, there: set[str] | None = None, elsewhere: Collection = ()) -> str:
+    """What is to be had of a run: "ok", "failed" (of itself), "published" or "missing".
 
     there: names of the folders that exist, where that is known, so as not to look for others.
+    elsewhere: ids of runs of which the repository has the record (`published`).
     A run that was interrupted, or lost through no fault of its own, is missing.
     """
     record = job.record() if there is None or job.run_id in there else None
     if record and record["status"] == "failed" and record.get("cause") != "outside":
         return "failed"
-    return "ok" if record and job.done() else "missing"
+    if record and job.done():
+        return "ok"
+    return "published" if job.run_id in elsewhere else "missing"
+
+
+def published(planned: Sweep) -> dict[str, dict]:
+    """run id → record, of the runs of this chapter and preset in `results/`."""
+    files = (planned.chapter.root / "results" / planned.chapter.name).glob("*.json")
+    found = [item for item in map(runs.read_record, files) if item and item["status"] == "ok"]
+    return {item["run_id"]: item for item in found if item["preset"] == planned.chapter.preset}
 
 
 def existing(planned: Sweep) -> set[str]:
@@ -201,26 +210,46 @@ def existing(planned: Sweep) -> set[str]:
         return set()
 
 
-def estimate(planned: Sweep) -> tuple[float, int] | None:
-    """Median seconds of earlier runs of this chapter and preset, and how many; None without any.
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """Seconds of the earlier runs that are most like those of a sweep.
+
+    Attributes:
+        low, high: of the quickest and the slowest.
+        runs: how many there are. computed: how many of them put results in the cache. The others
+            may have found all they needed there, and say little of runs that do not.
+    """
+
+    low: float
+    high: float
+    runs: int
+    computed: int
+
+
+def estimate(planned: Sweep) -> Estimate | None:
+    """What earlier runs of this chapter and preset took; None without any.
 
     Runs that share most of their parameters with this sweep speak for it.
     """
-    files = [*(planned.chapter.root / "results" / planned.chapter.name).glob("*.json")]
+    found = [*published(planned).values()]
     with contextlib.suppress(OSError):
         folders = itertools.islice(os.scandir(planned.folder), 500)
-        files += [Path(folder.path, "run.json") for folder in folders]
+        files = [Path(folder.path, "run.json") for folder in folders]
+        found += filter(None, map(runs.read_record, files))
     target = next(iter(planned)).params
     fixed = {name: value for name, value in target.items() if name not in planned.varied}
-    near: dict[int, list[float]] = {}
-    for record in map(runs.read_record, files):
-        if record and record["status"] == "ok" and record["preset"] == planned.chapter.preset:
+    near: dict[int, dict[str, dict]] = {}
+    for record in found:
+        if record["status"] == "ok" and record["preset"] == planned.chapter.preset:
             alike = sum(record["params"].get(name) == value for name, value in fixed.items())
-            near.setdefault(alike, []).append(record["seconds"])
+            near.setdefault(alike, {})[record["run_id"]] = record
     if not near:
         return None
-    best = near[max(near)]
-    return statistics.median(best), len(best)
+    best = near[max(near)].values()
+    seconds = [record["seconds"] for record in best]
+    return Estimate(
+        min(seconds), max(seconds), len(best), sum(bool(one.get("computed")) for one in best)
+    )
 
 
 def counted(number: int, what: str = "run") -> str:
@@ -244,6 +273,7 @@ def sweep(
     dry_run: bool = False,
     only: list[str] | None = None,
     retry_failed: bool = False,
+    here: bool = False,
     max_hours: float | None = None,
     engine: str = "local",
     options: engines.Options | None = None,
@@ -253,6 +283,7 @@ def sweep(
 
     Args:
         retry_failed: also runs that failed by themselves; those lost otherwise are always run.
+        here: also runs of which the repository has the published record, and nothing is here.
         max_hours: start no run after that many hours.
         again: options to repeat in the command that goes on.
 
@@ -260,19 +291,20 @@ def sweep(
     """
     options = options or engines.Options()
     planned = plan(file, out, only)
-    there = existing(planned)
-    count = Counter(state(job, there) for job in planned)
+    there, elsewhere = existing(planned), () if here else published(planned)
+    count = Counter(state(job, there, elsewhere) for job in planned)
     todo = count["missing"] + (count["failed"] if retry_failed else 0)
+    had = count["ok"] + count["published"]
     workers = len(engines.desks(options)) if engine == "local" else options.workers or 1
     print(_headline(planned, count, todo, workers), flush=True)
     if dry_run:
-        return _show(planned, there, retry_failed)
+        return _show(planned, there, elsewhere, retry_failed)
     wanted = ("missing", "failed") if retry_failed else ("missing",)
     flags = {"stop": "", "until": time.monotonic() + 3600 * (max_hours or math.inf)}
 
     def jobs():
         for number, job in enumerate(planned, 1):
-            if flags["stop"] or state(job, there) not in wanted:
+            if flags["stop"] or state(job, there, elsewhere) not in wanted:
                 continue
             if time.monotonic() > flags["until"]:
                 flags["stop"] = "time"
@@ -283,18 +315,19 @@ def sweep(
     numbers: dict[str, int] = {}  # of runs that are under way
     made: Counter = Counter()
     if todo:
-        options = dataclasses.replace(options, warm=options.warm and todo > 1)
+        warm = options.warm and sys.platform == "linux" and _worth_a_server(todo)
+        options = dataclasses.replace(options, warm=warm)
         if not _execute(
             planned, engines.ENGINES[engine], jobs(), options, numbers, made, flags, todo
         ):
             print(
-                f"stopped after {count['ok'] + made['ok']} of {planned.size}; "
+                f"stopped after {had + made['ok']} of {planned.size}; "
                 f"go on with: minilib sweep {file}{again}",
                 file=sys.stderr,
             )
             return 130
     failed = made["failed"] + (0 if retry_failed else count["failed"])
-    print(f"{made['ok']} ok, {failed} failed, {count['ok']} skipped (existed)")
+    print(f"{made['ok']} ok, {failed} failed, {had} skipped (existed)")
     try:
         show_table(planned)
     except OSError as error:  # where the disk is full, the table has no room either
@@ -309,31 +342,42 @@ def sweep(
     return 1 if failed else TIME_IS_UP if flags["stop"] == "time" else 1 if flags["stop"] else 0
 
 
+def _worth_a_server(todo: int) -> bool:
+    """Whether to fork kernels: not for a single run, which would wait for the server's imports."""
+    from minilib import warm
+
+    return todo > 1 or warm.running()
+
+
 def _headline(planned: Sweep, count: Counter, todo: int, workers: int) -> str:
-    text = f"{counted(planned.size)}, {count['ok']} exist, {count['failed']} failed, "
-    text += f"{count['missing']} missing"
+    text = f"{counted(planned.size)}, {count['ok']} exist, "
+    if count["published"]:
+        text += f"{count['published']} published (--here makes them too), "
+    text += f"{count['failed']} failed, {count['missing']} missing"
     if not todo:
         return text
     found = estimate(planned)
     if found is None:
         return f"{text}; no earlier run tells how long that takes"
-    each, number = found
-    total = span(each * math.ceil(todo / workers))
-    on, said = counted(workers, "worker"), counted(number, "earlier run")
-    # Their seconds hold no training that they found in the cache; a new victim takes longer.
-    return f"{text}; about {total} on {on} by the median of {said}, more where less is cached"
+    rounds, on = math.ceil(todo / workers), counted(workers, "worker")
+    low, high = span(found.low * rounds), span(found.high * rounds)
+    said = f"{on} by {counted(found.runs, 'earlier run')}"
+    if not found.computed:  # their seconds may hold no training at all
+        return f"{text}; at least {low} on {said}, plus what they found in the cache"
+    about = low if low == high else f"{low} to {high}"
+    return f"{text}; about {about} on {said}, {found.computed} of which trained something"
 
 
-def _show(planned: Sweep, there: set[str], retry_failed: bool) -> int:
+def _show(planned: Sweep, there: set[str], elsewhere: Collection, retry_failed: bool) -> int:
     """The list of a dry run."""
-    words = {"ok": "exists", "missing": "to run", "failed": "failed"}
+    words = {"ok": "exists", "published": "published", "missing": "to run", "failed": "failed"}
     if retry_failed:
         words["failed"] = "to run (failed before)"
     for number, job in enumerate(planned, 1):
         if number > SHOWN:
             print(f"… and {planned.size - SHOWN} more")
             break
-        print(f"{planned.label(number, job)}: {words[state(job, there)]}")
+        print(f"{planned.label(number, job)}: {words[state(job, there, elsewhere)]}")
     return 0
 
 
@@ -372,7 +416,7 @@ def _total(made: Counter, todo: int, started: float) -> str:
     if not 0 < done < todo:
         return text
     left = (time.monotonic() - started) / done * (todo - done)
-    return f"{text}, about {span(left)} left"
+    return f"{text}, {span(left)} left at this pace"
 
 
 def _report(label: str, job: runner.Plan, record: dict, total: str) -> None:
@@ -380,6 +424,8 @@ def _report(label: str, job: runner.Plan, record: dict, total: str) -> None:
     _wipe()
     if record["status"] == "ok":
         note = "".join(f", {key}={value}" for key, value in record.get("retried", {}).items())
+        if record.get("computed"):
+            note += f", {counted(record['computed'], 'result')} new in the cache"
         print(f"{label}: ok in {record['seconds']:.0f} s{note} | {total}", flush=True)
         return
     where = f" (cell {record['cell']})" if "cell" in record else ""
@@ -418,10 +464,10 @@ def _draw(at_work: dict[int, str], made: Counter, todo: int, started: float) -> 
 def status(file: Path, out=None, only: list[str] | None = None) -> int:
     """`minilib sweep status`: what is there, what failed and why."""
     planned = plan(file, out, only)
-    there = existing(planned)
+    there, elsewhere = existing(planned), published(planned)
     count, shown = Counter(), 0
     for number, job in enumerate(planned, 1):
-        what = state(job, there)
+        what = state(job, there, elsewhere)
         count[what] += 1
         record = job.record() if job.run_id in there else None
         if record and record["status"] != "ok" and shown < SHOWN:
@@ -486,11 +532,14 @@ def show_table(planned: Sweep) -> None:
 
 
 def gather(planned: Sweep) -> Path | None:
-    """Write the metric rows of a sweep's finished runs to one parquet file; None without any."""
+    """Write the metric rows of a sweep's finished runs to one parquet file; None without any.
+
+    A run that is published and not here counts with its published record.
+    """
     import pyarrow as pa
     import pyarrow.parquet
 
-    parts, rows, there = [], [], existing(planned)
+    parts, rows, there, elsewhere = [], [], existing(planned), published(planned)
 
     def flush():
         if rows:
@@ -499,6 +548,7 @@ def gather(planned: Sweep) -> Path | None:
 
     for job in planned:
         record = job.done() if job.run_id in there else None
+        record = record or elsewhere.get(job.run_id)
         if record:
             rows += runs.rows(record)
         if len(rows) > 20_000:

@@ -23,21 +23,39 @@ import subprocess
 import sys
 import threading
 import time
+import types
+import uuid
+import weakref
 from importlib.metadata import EntryPoint
 from multiprocessing import forkserver
 
+import zmq
 from jupyter_client.asynchronous import AsyncKernelClient
 from jupyter_client.manager import AsyncKernelManager
 from jupyter_client.provisioning import KernelProvisionerFactory, LocalProvisioner
 
 NAME = "minilib-warm"
-# What chapters import, down to the parts that are otherwise loaded at first use. A name that is not
-# installed is passed over.
-PRELOAD = (
+# What a kernel imports by the time it is idle, and what chapters import, down to the parts that are
+# otherwise loaded at first use. A name that is not installed is passed over.
+KERNEL = (
     "ipykernel.kernelapp",
     "ipykernel.ipkernel",
+    "ipykernel.debugger",
     "IPython.core.completer",
+    "IPython.core.completerlib",
+    "IPython.core.oinspect",
     "IPython.core.pylabtools",
+    "IPython.extensions.storemagic",
+    "encodings.latin_1",
+    "psutil",
+    "sqlite3",
+    "tabulate",
+    "tornado.platform.asyncio",
+    "tornado.queues",
+    "xmlrpc.server",
+)
+PRELOAD = (
+    *KERNEL,
     "numpy",
     "pandas",
     "scipy.stats",
@@ -47,7 +65,9 @@ PRELOAD = (
     "matplotlib.pyplot",
     "matplotlib_inline.config",
     "seaborn",
-    "pydantic",
+    "plotly.graph_objects",
+    "pydantic.dataclasses",
+    "pydantic.plugin._loader",
     "yaml",
     "filelock",
     "papermill",
@@ -60,21 +80,19 @@ PRELOAD = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
     "transformers.models.bert.modeling_bert",
+    "transformers.models.llama.modeling_llama",
+    "minilib.settings",  # not kept, but with it pydantic has looked for its plugins
     "minilib.warm",  # last: what a forked process runs first
 )
 
 
-def available() -> bool:
-    """Whether this system can fork a process that has threads' libraries loaded: Linux only."""
-    return sys.platform == "linux"
-
-
-def start() -> multiprocessing.context.BaseContext:
+def start(threads: str | None = None) -> multiprocessing.context.BaseContext:
     """Start the server if there is none yet, without waiting for its imports; return its context.
 
+    threads: OMP_NUM_THREADS that most kernels will have; libraries read it when they are imported.
+
     MINILIB_PRELOAD names other modules to import than `PRELOAD`. Processes of the context are
-    forked from the server. Their descendants share it, and it ends
-    when the last of them has.
+    forked from the server. Their descendants share it, and it ends when the last of them has.
     """
     context = multiprocessing.get_context("forkserver")
     server = forkserver._forkserver
@@ -86,11 +104,15 @@ def start() -> multiprocessing.context.BaseContext:
     names = PRELOAD if wanted is None else (*wanted.split(), *PRELOAD[-1:])
     context.set_forkserver_preload(list(names))
     # Asking the driver, not the CUDA runtime, whether there is a GPU: a process that has asked the
-    # runtime can no longer be forked. matplotlib reads its backend when it is imported.
+    # runtime can no longer be forked. matplotlib reads its backend when it is imported, and the
+    # debugger says then, on the user's terminal, what it may not see.
     told = {
         "PYTORCH_NVML_BASED_CUDA_CHECK": "1",
+        "PYDEVD_DISABLE_FILE_VALIDATION": "1",
         "MPLBACKEND": "module://matplotlib_inline.backend_inline",
     }
+    if threads:
+        told["OMP_NUM_THREADS"] = threads
     before = {name: os.environ.get(name) for name in told}
     os.environ.update(told)
     try:
@@ -101,8 +123,45 @@ def start() -> multiprocessing.context.BaseContext:
     return context
 
 
+def launch(job: multiprocessing.process.BaseProcess) -> None:
+    """Start a process that is not told what this one's main module is.
+
+    Python would have it execute that file again: a kernel has no use for the script that asks for
+    it, and a script without a guard would start all over.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        job.start()
+    finally:
+        sys.modules["__main__"] = main
+
+
+class Named(AsyncKernelManager):
+    """A kernel manager whose kernels are reached by name.
+
+    By default five ports are looked up that are free, and bound a second later by the kernel. On a
+    machine where much is starting, another process may have one of them by then. A name in Linux's
+    abstract namespace cannot be taken, and leaves no file behind.
+    """
+
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
+        self.transport, self.ip = "ipc", f"@minilib-{uuid.uuid4().hex}"
+
+
+def running() -> bool:
+    """Whether this process has a server already."""
+    return forkserver._forkserver._forkserver_address is not None
+
+
 class Client(AsyncKernelClient):
     """Waits for a new kernel no longer than it takes."""
+
+    def _create_connected_socket(self, *args, **kwargs):
+        """Knock every few milliseconds; ZeroMQ lets more than a tenth of a second pass."""
+        self.context.setsockopt(zmq.RECONNECT_IVL, 5)
+        return super()._create_connected_socket(*args, **kwargs)
 
     async def wait_for_ready(self, timeout: float | None = None) -> None:
         """Ask for the kernel's description until it answers and its output channel works.
@@ -131,7 +190,7 @@ def _is_idle(message: dict, asked: str) -> bool:
     return message["parent_header"].get("msg_id") == asked and state == "idle"
 
 
-class Manager(AsyncKernelManager):
+class Manager(Named):
     """A kernel manager whose kernels are forked from the server."""
 
     def __init__(self, **kwargs):
@@ -165,7 +224,7 @@ class Provisioner(LocalProvisioner):
         job = start().Process(
             target=_kernel, args=(arguments, environ, place, search_path(environ)), daemon=False
         )
-        job.start()
+        launch(job)
         self.process = _Popen(job)
         self.pid = self.pgid = job.pid  # it makes a group of its own
         return self.connection_info
@@ -218,6 +277,7 @@ def _kernel(arguments: list[str], environ: dict, place: str, path: list[str]) ->
     gc.freeze()  # what was imported stays: do not walk, and so copy, all of it again and again
     with contextlib.suppress(OSError):
         os.setsid()
+    before = os.environ.get("OMP_NUM_THREADS", "")
     environ.pop("JPY_PARENT_PID", None)  # its parent is the server; see end_with_parent
     os.environ.clear()
     os.environ.update(environ)
@@ -227,15 +287,20 @@ def _kernel(arguments: list[str], environ: dict, place: str, path: list[str]) ->
     sys.argv = [launcher.origin, *arguments]
     signal.signal(signal.SIGINT, signal.default_int_handler)
     end_with_parent()
-    _fresh_state()
+    _fresh_state(before)
     from ipykernel.kernelapp import IPKernelApp
 
     IPKernelApp.launch_instance(argv=arguments)
     atexit._run_exitfuncs()  # multiprocessing would leave without them
 
 
-def _fresh_state() -> None:
-    """Undo what a copy shares with its siblings and a fresh process would not."""
+def _fresh_state(before: str) -> None:
+    """Undo what a copy shares with its siblings and a fresh process would not.
+
+    before: OMP_NUM_THREADS of the server.
+    """
+    for one in list(getattr(weakref.finalize, "_registry", ())):
+        one.atexit = False  # of what was imported: nothing that the end of a process has to undo
     for name in [name for name in sys.modules if name.split(".")[0] in ("minilib", "__mp_main__")]:
         del sys.modules[name]
     if "numpy" in sys.modules:  # Python's own generator is seeded anew by every fork
@@ -243,7 +308,7 @@ def _fresh_state() -> None:
     if "torch" in sys.modules:
         sys.modules["torch"].default_generator.seed()
     threads = os.environ.get("OMP_NUM_THREADS", "")
-    if threads.isdigit() and "torch" in sys.modules:
+    if threads.isdigit() and threads != before and "torch" in sys.modules:
         # OpenMP read its variables when the server loaded it.
         sys.modules["torch"].set_num_threads(int(threads))
         import threadpoolctl

@@ -96,32 +96,44 @@ class Overhead(FromRecords):
         if not path.is_file():
             return "<p><em>Not measured yet:</em> <code>python -m bench.sweep</code></p>"
         found = json.loads(path.read_text(encoding="utf-8"))
-        return (
-            '<div class="results"><table>' + "".join(map(_part, found.items())) + "</table></div>"
-        )
+        single = [_part(PARTS[name], {"": found[name]}) for name in PARTS if name in found]
+        both = {said: found[name] for name, said in ENGINES.items() if name in found}
+        parts = [*single, *([_part("runs that do nothing", both)] if both else [])]
+        return "\n".join(f'<div class="results"><table>{part}</table></div>' for part in parts)
 
 
 PARTS = {
     "plan": "planning runs of a chapter with two parameters",
     "start": "one run of a chapter that imports what chapters import",
-    "local": "runs that do nothing, local engine",
-    "ray": "runs that do nothing, Ray on one machine",
 }
+ENGINES = {"local": "local engine", "ray": "Ray, on one machine"}
 
 
-def _part(item: tuple[str, dict]) -> str:
-    """Rows of one measurement, headed by what it is and its conditions."""
-    name, found = item
-    env = found["env"]
-    load = " / ".join(map(str, found["load average"]))
-    under = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}, load average {load}"
-    rows = [f'<tr><th class="block" colspan="2">{html.escape(PARTS[name])}'
+def _part(title: str, columns: dict[str, dict]) -> str:
+    """Measurements side by side, under what they are; each with its conditions."""
+    first = next(iter(columns.values()))
+    env = first["env"]
+    under = f"{env['cpus']} cores of {env['cpu']}, Python {env['python']}"
+    width = len(columns) + 1
+    rows = [f'<tr><th class="block" colspan="{width}">{html.escape(title)}'
             f"<br><small>{html.escape(under)}</small></th></tr>"]  # fmt: skip
-    for label, value in found.items():
-        if label not in ("env", "load average"):
-            said = " to ".join(map(str, value)) if isinstance(value, list) else f"{value:,}"
-            rows.append(f"<tr><td>{html.escape(label)}</td><td>{said}</td></tr>")
+    if width > 2:
+        rows.append(_row("", map(html.escape, columns), "th"))
+    for label in first:
+        if label != "env":
+            rows.append(_row(label, (_said(found.get(label)) for found in columns.values())))
     return "".join(rows)
+
+
+def _row(label: str, values, cell: str = "td") -> str:
+    inner = "".join(f"<{cell}>{value}</{cell}>" for value in values)
+    return f"<tr><{cell}>{html.escape(label)}</{cell}>{inner}</tr>"
+
+
+def _said(value) -> str:
+    if isinstance(value, list):
+        return (" / " if len(value) == 3 else " to ").join(map(str, value))
+    return "–" if value is None else f"{value:,}"
 
 
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
