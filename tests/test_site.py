@@ -150,6 +150,20 @@ def test_prose_and_metadata_of_one_outputs_of_the_other():
     assert picture.outputs and picture.execution_count == 4
 
 
+def test_a_figure_that_was_not_drawn_is_not_referred_to():
+    clean = chapter("ch:01", "ch:03")
+    picture = next(c for c in clean.cells if c.source == "plot()")
+    picture.metadata["mystnb"] = {"figure": {"name": "fig-here"}, "image": {"alt": "a line"}}
+    clean.cells[0].source += "\n{numref}`fig-here` and {numref}`fig-elsewhere`"
+    page, _ = executed.merge(clean, ran(clean))
+    assert "{numref}`fig-here`" in page.cells[0].source
+    bare = ran(clean)
+    next(c for c in bare.cells if c.source == "plot()").outputs = []
+    page, problems = executed.merge(clean, bare)
+    assert problems == []
+    assert page.cells[0].source.endswith("a figure of other runs and {numref}`fig-elsewhere`")
+
+
 def test_merging_leaves_the_clean_notebook_alone():
     clean = chapter("ch:01", "ch:03")
     before = nbformat.writes(clean)

@@ -67,6 +67,7 @@ def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
             cells.append(copy)
             copy = next(queue)
     page.cells = cells
+    name_missing_figures(page)
     if "widgets" in executed.metadata:
         page.metadata["widgets"] = executed.metadata["widgets"]
     if "minilib" in executed.metadata:
@@ -127,6 +128,18 @@ def label_interactive(page: nbformat.NotebookNode) -> list[str]:
                 f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>'
             )
     return problems
+
+
+def name_missing_figures(page: nbformat.NotebookNode) -> None:
+    """Put words in place of references to figures that a run had no records to draw."""
+    for cell in page.cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        kinds = [kind for output in cell.get("outputs", []) for kind in output.get("data", {})]
+        drawn = any(kind.startswith("image/") or kind == "text/html" for kind in kinds)
+        if name is None or drawn:
+            continue
+        for prose in (c for c in page.cells if c.cell_type == "markdown"):
+            prose.source = prose.source.replace(f"{{numref}}`{name}`", "a figure of other runs")
 
 
 def run_note(notebook) -> nbformat.NotebookNode | None:
