@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minilib
-from bench.rga import hardware, ratios, spread, wait, write
+from bench.rga import hardware, in_turns, ratios, spread, wait, write
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
 from minilib.purify import BiBauSettings
@@ -261,13 +261,7 @@ def check_equal(case: Case) -> dict:
 
 def alternate(runs: dict[str, Callable], repeats: int) -> dict[str, dict]:
     """Time the loops in turns, after a warm-up of each."""
-    seconds = {name: [] for name in runs}
-    for turn in range(repeats + 1):
-        for name, run in runs.items():
-            found = run()[0]
-            if turn:
-                seconds[name].append(found)
-    return {name: spread(values) for name, values in seconds.items()}
+    return {name: spread(values) for name, values in in_turns(runs, repeats).items()}
 
 
 def measure(case: Case, repeats: int) -> dict:

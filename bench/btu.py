@@ -25,7 +25,18 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.rga import Case, First, hardware, make_case, ratios, tokenised, versions, wait, write
+from bench.rga import (
+    Case,
+    First,
+    hardware,
+    in_turns,
+    make_case,
+    ratios,
+    tokenised,
+    versions,
+    wait,
+    write,
+)
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier
@@ -202,10 +213,8 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
     seconds = {}
     for part in PARTS:
         loops = pair(case, part, steps, precision)
-        turns = [{name: loop()[0] for name, loop in loops.items()} for _ in range(repeats + 1)]
-        seconds[part] = {
-            name: {"values": [turn[name] for turn in turns[1:]]} for name in loops
-        }  # the first turn warms up
+        timed = in_turns(loops, repeats)
+        seconds[part] = {name: {"values": values} for name, values in timed.items()}
     return {
         "what": "BTU: plain loops against minilib; training in seconds per step",
         "case": {

@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from bench.btu import rows_of, start
-from bench.rga import Case, hardware, make_case, ratios, tokenised, versions, wait, write
+from bench.rga import Case, hardware, in_turns, make_case, ratios, tokenised, versions, wait, write
 from minilib import detection, train
 from minilib.detection import DETECTORS, Knowledge
 
@@ -120,8 +120,8 @@ def measure(case: Case, repeats: int, some: int) -> dict:
     }
     seconds = {}
     for part, loops in parts.items():
-        turns = [{name: loop()[0] for name, loop in loops.items()} for _ in range(repeats + 1)]
-        seconds[part] = {name: {"values": [t[name] for t in turns[1:]]} for name in loops}
+        timed = in_turns(loops, repeats)
+        seconds[part] = {name: {"values": values} for name, values in timed.items()}
     alone = {
         name: {"values": values[1:]}
         for name, values in detector_seconds(case, few, repeats + 1).items()

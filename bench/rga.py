@@ -355,6 +355,12 @@ def spread(values: list[float]) -> dict:
     }
 
 
+def in_turns(loops: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each loop, timed one after the other in every turn; the first turn warms up."""
+    turns = [{name: loop()[0] for name, loop in loops.items()} for _ in range(repeats + 1)]
+    return {name: [turn[name] for turn in turns[1:]] for name in loops}
+
+
 def ratios(slow: dict, fast: dict) -> dict:
     """Ratios of the epochs that were timed in the same turn."""
     return spread([a / b for a, b in zip(slow["values"], fast["values"], strict=True)])

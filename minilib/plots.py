@@ -421,6 +421,20 @@ LABELS.update(DETECTOR_LABELS)
 LABELS.update({"f1": "F1", "fpr": "false positives", "auroc": "AUROC", "ap": "average precision"})
 
 
+def panels(count: int, columns: int, height: float):
+    """Return a figure of the book's width and its axes (lines, columns), those not used hidden.
+
+    Args:
+        count: axes to draw on. columns: at most so many side by side. height: of a line, in inches.
+    """
+    columns = min(columns, count)
+    lines = -(-count // columns)
+    figure, axes = plt.subplots(lines, columns, figsize=(7, height * lines), squeeze=False)
+    for axis in axes.flat[count:]:
+        axis.set_axis_off()
+    return figure, axes
+
+
 def hidden_maps(
     maps: Mapping[str, np.ndarray], truth: Mapping, labels: Mapping, class_names, columns: int = 2
 ):
@@ -429,11 +443,7 @@ def hidden_maps(
     Args:
         maps: attack → (N, 2). truth: attack → (N,) bool. labels: attack → (N,) int.
     """
-    columns = min(columns, len(maps))
-    lines = -(-len(maps) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(7, 2.9 * lines), squeeze=False)
-    for axis in axes.flat[len(maps) :]:
-        axis.set_axis_off()
+    figure, axes = panels(len(maps), columns, 2.9)
     greys = sns.color_palette("Blues", len(class_names) + 2)[1:]
     for axis, (attack, points) in zip(axes.flat, maps.items(), strict=False):
         for k, name in enumerate(class_names):

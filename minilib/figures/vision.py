@@ -9,7 +9,7 @@ import numpy as np
 
 from ..attacks.images import psnr
 from ..images import ImageDataset
-from ..plots import LABELS, label
+from ..plots import LABELS, label, panels
 from ..vision import pixels
 
 LABELS.update(
@@ -91,11 +91,7 @@ def feature_maps(
     Args:
         maps: attack → (N, 2). truth: attack → (N,) bool. labels: attack → (N,) int.
     """
-    columns = min(columns, len(maps))
-    lines = -(-len(maps) // columns)
-    figure, axes = plt.subplots(lines, columns, figsize=(7, 2.4 * lines), squeeze=False)
-    for axis in axes.flat[len(maps) :]:
-        axis.set_axis_off()
+    figure, axes = panels(len(maps), columns, 2.4)
     shades = plt.get_cmap("Blues")(np.linspace(0.25, 1, len(class_names)))
     for axis, (attack, points) in zip(axes.flat, maps.items(), strict=False):
         clean, poisoned = points[~truth[attack]], points[truth[attack]]
