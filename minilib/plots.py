@@ -63,7 +63,7 @@ LABELS = {
     "st": "ST",
     "tg": "TG",
     "dpoe": "DPOE",
-}
+} | {f"layer-{number}": f"layer {number}" for number in range(1, 25)}
 
 
 def label(name: str) -> str:

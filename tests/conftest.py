@@ -21,23 +21,23 @@ os.environ["OMP_NUM_THREADS"] = "1"
 os.environ.setdefault("MINILIB_PRELOAD", "ipykernel.kernelapp ipykernel.ipkernel papermill")
 
 
-# These need the smoke runs: on two workers, one would wait minutes for the other to make them.
-SMOKE = ("tests/test_book.py", "tests/test_reproducible.py")
+# The first makes the smoke runs, which takes minutes; the second needs them, so it comes last.
+FIRST, LAST = "tests/test_book.py", "tests/test_reproducible.py"
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest begins."""
-    items.sort(key=lambda item: not item.nodeid.startswith(SMOKE))
+    """What others wait for begins, and what waits for it ends."""
+    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
-    """A worker takes a file at a time, for its tests share trained models; `SMOKE` as one."""
+    """A worker takes a file at a time, for its tests share trained models; of `LAST` a test."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
-            return "smoke" if nodeid.startswith(SMOKE) else super()._split_scope(nodeid)
+            return nodeid if nodeid.startswith(LAST) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
 

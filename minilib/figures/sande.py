@@ -301,5 +301,5 @@ def retuned(frame: pd.DataFrame, order: Sequence[str]):
                  errorbar="sd", marker="o", ax=axis)  # fmt: skip
     axis.set(xlabel="epochs of retuning", ylabel="ASR (%)", ylim=(-3, 103))
     axis.set_xticks(sorted(frame["epoch"].unique()))
-    axis.legend(fontsize=7, title=None, ncols=2)
+    axis.legend(fontsize=8, title=None, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
