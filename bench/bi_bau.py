@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 import minilib
-from bench.rga import hardware, in_turns, ratios, spread, wait, write
+from bench.timing import hardware, in_turns, ratios, spread, wait, write
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
 from minilib.purify import BiBauSettings

@@ -25,18 +25,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.rga import (
-    Case,
-    First,
-    hardware,
-    in_turns,
-    make_case,
-    ratios,
-    tokenised,
-    versions,
-    wait,
-    write,
-)
+from bench.rga import Case, First, make_case, tokenised
+from bench.timing import hardware, in_turns, ratios, versions, wait, write
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier

@@ -27,7 +27,8 @@ import numpy as np
 import torch
 
 from bench.btu import rows_of, start
-from bench.rga import Case, hardware, in_turns, make_case, ratios, tokenised, versions, wait, write
+from bench.rga import Case, make_case, tokenised
+from bench.timing import hardware, in_turns, ratios, versions, wait, write
 from minilib import detection, train
 from minilib.detection import DETECTORS, Knowledge
 
