@@ -5,7 +5,7 @@ import importlib
 import os
 from pathlib import Path
 
-NAMES = ("rga", "btu", "sande", "bi_bau", "detection")
+NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune")
 
 
 def main() -> None:
