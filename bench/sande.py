@@ -307,7 +307,11 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
              for fast in names if fast.startswith("minilib")]  # fmt: skip
     return {
         "what": title(case),
-        "case": {**vars(case), "data": material(replace(case, rows=1))[3]},
+        "case": {
+            **vars(case),
+            "stage": case.stage or "answers",
+            "data": material(replace(case, rows=1))[3],
+        },
         "hardware": hardware(case),
         "versions": versions(),
         "largest_relative_difference": worst,

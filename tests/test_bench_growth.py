@@ -70,7 +70,8 @@ def test_an_axis_has_two_to_five_marks(low, high):
 
 
 @pytest.mark.parametrize(
-    ("value", "words"), [(4096, "4.1k"), (1_500_000, "1.5M"), (0.05, "0.05"), (512, "512")]
+    ("value", "words"),
+    [(4096, "4.1k"), (131_072, "131k"), (1_500_000, "1.5M"), (0.05, "0.05"), (512, "512")],
 )
 def test_numbers_on_axes_are_short(value, words):
     assert figure.short(value) == words

@@ -112,7 +112,9 @@ def table(record: dict, name: str = "") -> str:
 
 
 def boxed(heads: tuple[str, ...], rows: list[str]) -> str:
-    """A table that scrolls inside itself."""
+    """A table that scrolls inside itself; a column of targets only where there is one."""
+    if heads[-1] == "target" and all(row.endswith("<td></td></tr>") for row in rows):
+        heads, rows = heads[:-1], [row.removesuffix("<td></td></tr>") + "</tr>" for row in rows]
     top = "".join(f"<th>{head}</th>" for head in heads)
     return f'<div class="results"><table><tr>{top}</tr>{"".join(rows)}</table></div>'
 

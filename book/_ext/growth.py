@@ -11,8 +11,8 @@ from html import escape
 
 COLOURS = ("#0173b2", "#b25d00")  # of lines and of the words beside them: 4.5 to 1 on white
 INK, GRID = "#262626", "#d9d9d9"
-WIDTH, LEFT, PANEL, GAP, TOP, HIGH, STEP = 400, 44, 146, 60, 62, 96, 158
-KINDS = {"seconds": ("time", "s"), "mib": ("peak memory", "MiB")}
+WIDTH, LEFT, PANEL, GAP, TOP, HIGH, STEP = 404, 44, 146, 60, 62, 96, 158
+KINDS = {"seconds": ("time", "s"), "mib": ("memory", "MiB")}
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -27,11 +27,12 @@ def ticks(low: float, high: float) -> list[float]:
 
 
 def short(value: float) -> str:
-    """A number on an axis: 4,096 is 4k."""
-    for unit, size in (("M", 1e6), ("k", 1e3)):
+    """A number on an axis, to two places or whole: 4,096 is 4.1k, and 131,072 is 131k."""
+    for unit, size in (("M", 1e6), ("k", 1e3), ("", 1)):
         if value >= size:
-            return f"{value / size:.2g}{unit}"
-    return f"{value:.3g}"
+            part = value / size
+            return f"{part:.0f}{unit}" if part >= 100 else f"{part:.2g}{unit}"
+    return f"{value:.2g}"
 
 
 def scale(low: float, high: float, start: float, size: float):
@@ -63,8 +64,8 @@ def panel(x: float, y: float, loops: dict[str, dict], kind: str) -> list[str]:
         parts.append(f'<path d="M{x:g} {at:.1f}h{PANEL}" stroke="{GRID}"/>')
         parts.append(text(x - 4, at + 4, short(value), text_anchor="end"))
     first = next(iter(loops.values()))["x"]
-    for value in (first[0], first[-1]):
-        parts.append(text(across(value), y + HIGH + 15, short(value), text_anchor="middle"))
+    for value, at, anchor in ((first[0], x, "start"), (first[-1], x + PANEL, "end")):
+        parts.append(text(at, y + HIGH + 15, short(value), text_anchor=anchor))
     parts.append(f'<path d="M{x:g} {y:g}v{HIGH}h{PANEL}" fill="none" stroke="{INK}"/>')
     for number, (found, colour) in enumerate(zip(loops.values(), COLOURS, strict=False)):
         where = [(across(a), up(b)) for a, b in zip(found["x"], found[kind], strict=True)]
