@@ -64,7 +64,7 @@ class Case:
 def make_case(device: str, threads: int, quick: bool) -> Case:
     """Random 32 × 32 colour images; a quarter-width ResNet-18 on a CPU, full width on a GPU."""
     rng = np.random.default_rng(0)
-    count, side = (24, 8) if quick else (2500 if device == "cuda" else 128, 32)
+    count, side = (24, 8) if quick else (2500 if device == "cuda" else 64, 32)
     rows = ImageDataset(
         "random", "train", rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
         rng.integers(0, 10, count), tuple("0123456789"), "built-in",

@@ -35,7 +35,7 @@ from minilib.train import Batches
 
 ALPHA = 0.05
 TOLERANCE = 1e-4  # relative, of the loss at each step
-STEPS, QUICK_STEPS = 8, 3
+STEPS, QUICK_STEPS = {"cpu": 4, "cuda": 50}, 3
 PARTS = ("train", "train star", "rank", "unlearn")
 
 Timed = Callable[[], tuple[float, object]]  # → seconds, result
@@ -272,7 +272,7 @@ def main(
     """Measure and write ``btu-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
     case = make_case(device, threads, quick)
-    record = measure(case, repeats or (1 if quick else 3), QUICK_STEPS if quick else STEPS)
+    record = measure(case, repeats or (1 if quick else 3), QUICK_STEPS if quick else STEPS[device])
     for part, ratio in record["ratios"].items():
         print(f"{part:12} plain / minilib = {ratio['median']:.1f}")
     return write(folder, f"btu-{device}{'-quick' if quick else ''}", record)

@@ -34,8 +34,8 @@ from bench.timing import hardware, ratios, versions, wait, write
 from minilib import detection, train
 from minilib.detection import DETECTORS, Knowledge
 
-ROWS = {"cpu": 1000}  # whose states are collected; elsewhere all
-SOME = {"cpu": 300, "cuda": 1000}  # rows that every detector judges
+ROWS = {"cpu": 500}  # whose states are collected; elsewhere all
+SOME = {"cpu": 100, "cuda": 1000}  # rows that every detector judges
 TRUSTED = 200  # clean rows of the defender
 TOLERANCE = 1e-4  # of the states, relative to their largest number
 LEFT_OUT = ("cube-code",)  # another reading of the same map

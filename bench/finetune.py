@@ -80,7 +80,7 @@ def cases(device: str, threads: int, quick: bool) -> list[Case]:
     """Chapter 03's victim; on a GPU also an encoder of BERT-base's size."""
     taken = make_case(device, threads, quick)
     rows = rows_of(taken)
-    steps = 3 if quick else (200 if device == "cuda" else 12)
+    steps = 3 if quick else (200 if device == "cuda" else 8)
     labels = tuple(int(label) for label in rows.labels)
     where = (taken.batch_size, steps, device, threads)
     first = Case(taken.model, taken.source, tuple(rows.texts), labels, *where)
@@ -204,6 +204,7 @@ def arguments(case: Case, folder: str, steps: int, best: bool, precision: str) -
 
 def trainer(case: Case, best: bool, precision: str, keep: bool = False) -> Run:
     """The Trainer's loop; ``keep`` has it return the loss of each step."""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # loading on a GPU forks after tokenising
     model = start(case)
     tokens = model.tokenizer(list(case.texts), truncation=True, max_length=MAX_LENGTH)
     rows = [
@@ -338,7 +339,6 @@ def main(
     folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
 ) -> Path:
     """Measure and write ``finetune-<device>.json``; ``switches`` is there for rga and not used."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # the Trainer's workers are forks
     torch.set_num_threads(threads)
     repeats = repeats or (1 if quick else 3)
     records = [measure(case, repeats, isolated=not quick) for case in cases(device, threads, quick)]

