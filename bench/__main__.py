@@ -25,7 +25,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("names", nargs="*", help=f"of {', '.join(every)}; all but book if none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--repeats", type=int, help="timed turns of each loop (default: 3, rga on a CPU 2, quick 1)"
+        "--repeats", type=int, help="timed turns of each loop (default: 2, on a GPU 5, quick 1)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")

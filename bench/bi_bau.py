@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench import limits
-from bench.timing import hardware, in_turns, ratios, spread, versions, wait, write
+from bench.timing import hardware, in_turns, ratios, spread, turns, versions, wait, write
 from minilib import train
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
@@ -340,7 +340,7 @@ def main(
 ) -> Path:
     """Measure and write ``bi_bau-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
-    record = measure(make_case(device, threads, quick), repeats or (1 if quick else 3))
+    record = measure(make_case(device, threads, quick), turns(repeats, quick, device))
     for name, value in record["ratios"].items():
         print(f"{name}: {value['median'] if isinstance(value, dict) else value:.2f}")
     return write(folder, f"bi_bau-{device}{'-quick' if quick else ''}", record)

@@ -27,7 +27,7 @@ import torch.nn.functional as F
 
 from bench import limits
 from bench.rga import Case, First, make_case, tokenised
-from bench.timing import hardware, in_turns, ratios, versions, wait, write
+from bench.timing import hardware, in_turns, ratios, turns, versions, wait, write
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier
@@ -272,7 +272,7 @@ def main(
     """Measure and write ``btu-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
     case = make_case(device, threads, quick)
-    record = measure(case, repeats or (1 if quick else 3), QUICK_STEPS if quick else STEPS[device])
+    record = measure(case, turns(repeats, quick, device), QUICK_STEPS if quick else STEPS[device])
     for part, ratio in record["ratios"].items():
         print(f"{part:12} plain / minilib = {ratio['median']:.1f}")
     return write(folder, f"btu-{device}{'-quick' if quick else ''}", record)

@@ -30,7 +30,7 @@ import torch
 from bench import limits
 from bench.btu import rows_of, start
 from bench.rga import Case, make_case, tokenised
-from bench.timing import hardware, ratios, versions, wait, write
+from bench.timing import hardware, ratios, turns, versions, wait, write
 from minilib import detection, train
 from minilib.detection import DETECTORS, Knowledge
 
@@ -184,7 +184,7 @@ def main(
     """Measure and write ``detection-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
     case = make_case(device, threads, quick)
-    record = measure(case, repeats or (1 if quick else 3), SOME[device])
+    record = measure(case, turns(repeats, quick, device), SOME[device])
     for part, ratio in record["ratios"].items():
         print(f"{part:40} {ratio['median']:.2f}")
     return write(folder, f"detection-{device}{'-quick' if quick else ''}", record)

@@ -50,7 +50,7 @@ from minilib.train import Batches, TrainSettings
 from . import limits, workers
 from .btu import rows_of
 from .rga import First, make_case
-from .timing import hardware, in_turns, ratios, spread, versions, wait, write
+from .timing import hardware, in_turns, ratios, spread, turns, versions, wait, write
 from .workers import Run
 
 LR, MAX_LENGTH = 5e-5, 128
@@ -340,7 +340,7 @@ def main(
 ) -> Path:
     """Measure and write ``finetune-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
-    repeats = repeats or (1 if quick else 3)
+    repeats = turns(repeats, quick, device)
     records = [measure(case, repeats, isolated=not quick) for case in cases(device, threads, quick)]
     for record in records:
         for name, ratio in record["ratios"].items():

@@ -24,7 +24,7 @@ from minilib.models import TextClassifier
 from minilib.train import Batches, Encoded, TrainSettings
 
 from .rga import First
-from .timing import hardware, versions, wait, write
+from .timing import hardware, turns, versions, wait, write
 from .workers import forget_peak, once, peak
 
 LOOPS = ("fine-tuning", "BTU")
@@ -148,7 +148,7 @@ def main(
 ) -> Path:
     """Measure and write ``growth-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
-    case = Case(device, threads, repeats=repeats or (1 if quick else 3))
+    case = Case(device, threads, repeats=turns(repeats, quick, device))
     axes = {
         AXES[axis]: {loop: curve(axis, cases, loop, isolated=not quick) for loop in LOOPS}
         for axis, cases in points(case, quick).items()

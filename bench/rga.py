@@ -35,7 +35,7 @@ from minilib.models import TextClassifier, text_classifier
 from minilib.train import Batches, TrainSettings
 
 from . import limits, workers
-from .timing import hardware, ratios, versions, wait, write
+from .timing import hardware, ratios, turns, versions, wait, write
 
 ALPHA, BETA, LR, MAX_LENGTH = 2.0, 0.05, 5e-5, 128
 SWITCHES = ("tokenise_once", "bucketed", "cached_reference", "sdpa", "bf16", "fused", "heap")
@@ -408,7 +408,6 @@ def main(
     """Measure, print a table, write ``rga-<device>.json`` and return its path."""
     case = make_case(device, threads, quick)
     names = SWITCHES if switches else ()
-    default = 2 if device == "cpu" else 3  # a plain epoch takes most of a minute on two cores
-    record = measure(case, repeats or (1 if quick else default), names, isolated=not quick)
+    record = measure(case, turns(repeats, quick, device), names, isolated=not quick)
     print(table(record))
     return write(folder, f"rga-{device}{'-quick' if quick else ''}", record)

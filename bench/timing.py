@@ -23,6 +23,14 @@ def wait(device: str) -> float:
     return time.perf_counter()
 
 
+def turns(repeats: int | None, quick: bool, device: str) -> int:
+    """Timed turns: so many as were asked for, or what a device has time for."""
+    if repeats is not None:
+        return repeats
+    # Two keep all benchmarks of two cores below ten minutes; a GPU has the plain loops done sooner.
+    return 1 if quick else {"cpu": 2, "cuda": 5}[device]
+
+
 def spread(values: list[float], digits: int = 3) -> dict:
     """Number, median, lowest, highest and the values themselves."""
     return {
