@@ -1,6 +1,7 @@
 # The commands of this book. `make book` and `make test` need only Python 3.11+, make and pip's index.
 
 PRESET ?= smoke
+DEVICE ?= cpu
 # The first interpreter that is new enough; name another with `make PYTHON=python3.12 book`.
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
   $$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$p; break; }; done)
@@ -31,8 +32,8 @@ links: $(SITE)/installed  ## ask every address that the book names whether it st
 test: $(VENV)/installed  ## environment, the whole test suite
 	$(PY) -m pytest -n auto --no-loadscope-reorder
 
-bench: $(VENV)/installed  ## benchmarks against a plain loop
-	$(PY) -m bench
+bench: $(VENV)/installed  ## benchmarks against plain loops, on DEVICE (cpu)
+	$(PY) -m bench --device $(DEVICE)
 
 figure: $(VENV)/installed  ## draw the landing page's figure from the published records
 	$(PY) tools/figure.py

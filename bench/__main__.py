@@ -1,33 +1,45 @@
-"""``python -m bench``: run the benchmarks and write their results to ``bench/results/``."""
+"""``python -m bench``: run the benchmarks, write their results to ``bench/results/``, sum them up.
+
+All but ``book`` run if none is named: ``book`` makes every chapter anew, and takes longer than the
+others together.
+"""
 
 import argparse
 import importlib
 import os
+import time
 from pathlib import Path
 
-NAMES = ("rga", "btu", "sande", "bi_bau", "detection")
+from . import targets
+
+NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "growth")
+LONG = ("book",)  # run when they are named
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(NAMES)}; all if none")
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; refuse what no benchmark can do."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    every = NAMES + LONG
+    parser.add_argument("names", nargs="*", help=f"of {', '.join(every)}; all but book if none")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument(
-        "--repeats", type=int, help="timed epochs of each loop (default: 3, quick 1)"
+        "--repeats", type=int, help="timed turns of each loop (default: 2, on a GPU 5, quick 1)"
     )
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")
-    parser.add_argument("--no-switches", action="store_true", help="leave out the single switches")
+    parser.add_argument(
+        "--switches", action="store_true", help="rga: also take out each optimisation in turn"
+    )
     parser.add_argument("--out", type=Path, help="folder for the result (default: bench/results)")
-    options = parser.parse_args()
+    options = parser.parse_args(words)
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
     if options.threads < 1:
         parser.error(f"--threads is {options.threads}; accepted: 1 or more")
-    if unknown := set(options.names) - set(NAMES):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(NAMES)}")
-    # A rehearsal must not overwrite figures that somebody quotes.
-    folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
+    if unknown := set(options.names) - set(every):
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(every)}")
     # Read by OpenMP when torch is imported, here and in the processes that inherit it.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
 
@@ -35,18 +47,32 @@ def main() -> None:
 
     if options.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
+    return options
 
-    for name in NAMES:
+
+def main() -> None:
+    """Command line."""
+    options = parse()
+    # A rehearsal must not overwrite figures that somebody quotes.
+    folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
+    files, seconds = [], {}
+    for name in NAMES + LONG:
         if name in (options.names or NAMES):
-            module = importlib.import_module(f"bench.{name}")
-            module.main(
-                folder,
-                options.device,
-                options.threads,
-                options.repeats,
-                options.quick,
-                not options.no_switches,
+            started = time.monotonic()
+            files.append(
+                importlib.import_module(f"bench.{name}").main(
+                    folder,
+                    options.device,
+                    options.threads,
+                    options.repeats,
+                    options.quick,
+                    options.switches,
+                )
             )
+            seconds[name] = time.monotonic() - started
+    print("\n" + targets.summary(files))
+    took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
+    print(f"\n{sum(seconds.values()) / 60:.1f} minutes: {took}")
 
 
 if __name__ == "__main__":

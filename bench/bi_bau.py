@@ -17,7 +17,6 @@ What is compared, and how fairly:
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,8 +26,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-import minilib
-from bench.rga import hardware, in_turns, ratios, spread, wait, write
+from bench import limits
+from bench.timing import hardware, in_turns, ratios, spread, turns, versions, wait, write
+from minilib import train
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
 from minilib.purify import BiBauSettings
@@ -46,6 +46,7 @@ from minilib.vision import (
 TOLERANCE = 1e-3  # relative, of the objective at each step and of the losses of a batch
 SAME_PIXELS = 0.99  # share of pixels that must agree: a sign may tip where a slope is nearly 0
 PAPER = 418 / 308
+FEW = 5  # PGD steps, beside the paper's 20
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Case:
 def make_case(device: str, threads: int, quick: bool) -> Case:
     """Random 32 × 32 colour images; a quarter-width ResNet-18 on a CPU, full width on a GPU."""
     rng = np.random.default_rng(0)
-    count, side = (24, 8) if quick else (2500 if device == "cuda" else 128, 32)
+    count, side = (24, 8) if quick else (2500 if device == "cuda" else 64, 32)
     rows = ImageDataset(
         "random", "train", rng.integers(0, 256, (count, side, side, 3), dtype=np.uint8),
         rng.integers(0, 10, count), tuple("0123456789"), "built-in",
@@ -235,8 +236,8 @@ def plain_epoch(case: Case) -> Epoch:
 
 def check_equal(case: Case) -> dict:
     """Compare what the loops compute, in fp32; raises RuntimeError where they differ."""
-    _, shown, _ = our_steps(case, "fp32")()
-    _, others, values = plain_steps(case)()
+    (_, shown, _), our_flops = limits.count(our_steps(case, "fp32"))
+    (_, others, values), plain_flops = limits.count(plain_steps(case))
     same = (shown - others).abs().lt(1e-6).float().mean().item()
     original, model = (frozen_copy(m) for m in models_of(case))
     part = image_data(case.rows, case.device).batch(np.arange(case.settings.batch_size))
@@ -256,6 +257,7 @@ def check_equal(case: Case) -> dict:
     return {
         "steps": len(values), "pixels_that_agree": same,
         "largest_relative_difference": max(apart), "tolerance": TOLERANCE,
+        "flops": {"plain": plain_flops, "minilib": our_flops, "minilib fp32": our_flops},
     }  # fmt: skip
 
 
@@ -264,13 +266,17 @@ def alternate(runs: dict[str, Callable], repeats: int) -> dict[str, dict]:
     return {name: spread(values) for name, values in in_turns(runs, repeats).items()}
 
 
-def measure(case: Case, repeats: int) -> dict:
-    equal = check_equal(case)
-    steps = {
+def pgd_loops(case: Case) -> dict[str, Steps]:
+    return {
         "plain": plain_steps(case),
         "minilib": our_steps(case, "auto"),
         "minilib fp32": our_steps(case, "fp32"),
     }
+
+
+def measure(case: Case, repeats: int) -> dict:
+    equal = check_equal(case)
+    short = replace(case, settings=replace(case.settings, steps=min(FEW, case.settings.steps)))
     ours, setup = our_epoch(case, "AB", "auto")
     epochs = {
         "bi-bau": ours,
@@ -278,7 +284,10 @@ def measure(case: Case, repeats: int) -> dict:
         "adversarial training, minilib": our_epoch(case, "", "auto")[0],
     }
     how = case.settings
-    pgd, epoch = alternate(steps, repeats), alternate(epochs, repeats)
+    pgd, epoch = alternate(pgd_loops(case), repeats), alternate(epochs, repeats)
+    few = alternate(pgd_loops(short), repeats)
+    rates = limits.machine(case.device, quick=case.model == "cnn")
+    precision = train.resolve_precision("auto", torch.device(case.device))
     return {
         "what": "BI-BAU: PGD steps and an epoch, plain loops against minilib",
         "equal_losses": equal,
@@ -288,18 +297,20 @@ def measure(case: Case, repeats: int) -> dict:
             "device": case.device,
         },
         "hardware": hardware(case),
-        "versions": {
-            "python": platform.python_version(), "torch": torch.__version__,
-            "minilib": minilib.__version__,
-        },
+        "versions": versions(),
         "pgd_seconds": pgd,
         "images_per_second": {
-            name: how.batch_size * how.steps / part["median"] for name, part in pgd.items()
+            f"{settings.steps} steps, {name}": settings.batch_size * settings.steps / part["median"]
+            for settings, found in ((short.settings, few), (how, pgd))
+            for name, part in found.items()
         },
         "epoch_seconds": epoch,
         "setup_seconds": setup,
         "ratios": {
             "pgd, minilib to plain": ratios(pgd["plain"], pgd["minilib"]),
+            f"pgd of {short.settings.steps} steps, minilib to plain": ratios(
+                few["plain"], few["minilib"]
+            ),
             "pgd, minilib fp32 to plain": ratios(pgd["plain"], pgd["minilib fp32"]),
             "epoch, bi-bau to plain adversarial training": ratios(
                 epoch["bi-bau"], epoch["adversarial training, plain"]
@@ -309,6 +320,18 @@ def measure(case: Case, repeats: int) -> dict:
             ),
             "epoch, the paper's": PAPER,
         },
+        "limits": {
+            "machine": rates,
+            "parts": {
+                f"{how.steps} PGD steps, {name}": limits.part(
+                    rates,
+                    one["median"],
+                    flops=equal["flops"][name],
+                    precision=precision if name == "minilib" else "fp32",
+                )
+                for name, one in pgd.items()
+            },
+        },
     }  # fmt: skip
 
 
@@ -317,7 +340,7 @@ def main(
 ) -> Path:
     """Measure and write ``bi_bau-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
-    record = measure(make_case(device, threads, quick), repeats or (1 if quick else 3))
+    record = measure(make_case(device, threads, quick), turns(repeats, quick, device))
     for name, value in record["ratios"].items():
         print(f"{name}: {value['median'] if isinstance(value, dict) else value:.2f}")
     return write(folder, f"bi_bau-{device}{'-quick' if quick else ''}", record)

@@ -25,18 +25,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bench.rga import (
-    Case,
-    First,
-    hardware,
-    in_turns,
-    make_case,
-    ratios,
-    tokenised,
-    versions,
-    wait,
-    write,
-)
+from bench import limits
+from bench.rga import Case, First, make_case, tokenised
+from bench.timing import hardware, in_turns, ratios, turns, versions, wait, write
 from minilib import btu, train
 from minilib.data import TextDataset
 from minilib.models import TextClassifier, text_classifier
@@ -44,7 +35,7 @@ from minilib.train import Batches
 
 ALPHA = 0.05
 TOLERANCE = 1e-4  # relative, of the loss at each step
-STEPS, QUICK_STEPS = 8, 3
+STEPS, QUICK_STEPS = {"cpu": 4, "cuda": 50}, 3
 PARTS = ("train", "train star", "rank", "unlearn")
 
 Timed = Callable[[], tuple[float, object]]  # → seconds, result
@@ -186,11 +177,19 @@ def pair(case: Case, part: str, steps: int, precision: str) -> dict[str, Timed]:
     }
 
 
-def check(case: Case, steps: int) -> dict:
-    """Run both loops of every part on the same, and refuse to go on unless they agree."""
+def check(case: Case, steps: int, flops: dict | None = None) -> dict:
+    """Run both loops of every part on the same, and refuse to go on unless they agree.
+
+    Args:
+        flops: filled with (part, loop) → FLOPs of the run, if given.
+    """
     still, found = replace(case, dropout=False), {}
+    flops = {} if flops is None else flops
     for part in PARTS:
-        (_, theirs), (_, ours) = (loop() for loop in pair(still, part, steps, "fp32").values())
+        results = {}
+        for name, loop in pair(still, part, steps, "fp32").items():
+            (_, results[name]), flops[part, name] = limits.count(loop)
+        theirs, ours = results.values()
         if part.startswith("train"):
             apart = [abs(a - b) / abs(a) for a, b in zip(theirs, ours, strict=True)]
             found[part] = max(apart)
@@ -207,7 +206,8 @@ def check(case: Case, steps: int) -> dict:
 
 def measure(case: Case, repeats: int, steps: int) -> dict:
     """Check, then time every part in turns; return the record."""
-    equal = check(case, steps)
+    flops: dict = {}
+    equal = check(case, steps, flops)
     print(f"the loops agree: {equal}")
     precision = train.resolve_precision("auto", torch.device(case.device))
     seconds = {}
@@ -215,6 +215,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
         loops = pair(case, part, steps, precision)
         timed = in_turns(loops, repeats)
         seconds[part] = {name: {"values": values} for name, values in timed.items()}
+    rates = limits.machine(case.device, quick=case.model == "tiny")
     return {
         "what": "BTU: plain loops against minilib; training in seconds per step",
         "case": {
@@ -241,7 +242,28 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
             for part, both in seconds.items()
         },
         "ratios": {part: ratios(both["plain"], both["minilib"]) for part, both in seconds.items()},
+        "limits": {
+            "machine": rates,
+            "parts": beside(case, rates, seconds, flops, steps, precision),
+        },
     }
+
+
+def beside(case: Case, rates: dict, seconds: dict, flops: dict, steps: int, precision: str) -> dict:
+    """Each part of minilib's, and the plain training, beside what bounds it."""
+    matrix = btu.word_embeddings(start(case)).numel() * 4  # bytes
+    moved = {"rank": 2 * matrix, "unlearn": 3 * matrix}  # two read; and one written
+    found = {}
+    for (part, name), value in flops.items():
+        work = {"moved": moved.get(part, 0)}
+        if part not in moved:
+            exact = precision if name == "minilib" else "fp32"
+            work = {"flops": value / steps, "precision": exact}
+        # The mean of an embedding's rows and a head of two classes: next to no products.
+        if part != "train star" and not (part in moved and name == "plain"):
+            median = float(np.median(seconds[part][name]["values"]))
+            found[f"{part}, {name}"] = limits.part(rates, median, **work)
+    return found
 
 
 def main(
@@ -250,7 +272,7 @@ def main(
     """Measure and write ``btu-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
     case = make_case(device, threads, quick)
-    record = measure(case, repeats or (1 if quick else 3), QUICK_STEPS if quick else STEPS)
+    record = measure(case, turns(repeats, quick, device), QUICK_STEPS if quick else STEPS[device])
     for part, ratio in record["ratios"].items():
         print(f"{part:12} plain / minilib = {ratio['median']:.1f}")
     return write(folder, f"btu-{device}{'-quick' if quick else ''}", record)

@@ -8,7 +8,8 @@ the states stands by itself too.
 What is compared, and how fairly:
 
 * First the states of both agree in fp32.
-* Then ``states`` and ``cube`` are timed in turns (plain, minilib, plain …) after a warm-up.
+* Then ``states`` and ``cube`` are timed in turns (plain, minilib, plain …) after a warm-up. On a
+  CPU both are given a part of the rows.
 * Last, every detector of chapter 02 judges the same few rows, each turn in the same order; its time
   is given in passes: multiples of the time that collecting these rows' states takes. A detector
   of the first family is given the states; STRIP, BKI and ONION grow with the rows times their
@@ -26,12 +27,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from bench import limits
 from bench.btu import rows_of, start
-from bench.rga import Case, hardware, in_turns, make_case, ratios, tokenised, versions, wait, write
+from bench.rga import Case, make_case, tokenised
+from bench.timing import hardware, ratios, turns, versions, wait, write
 from minilib import detection, train
 from minilib.detection import DETECTORS, Knowledge
 
-SOME, QUICK_SOME = 1000, 80  # rows that every detector judges
+ROWS = {"cpu": 500}  # whose states are collected; elsewhere all
+SOME = {"cpu": 100, "cuda": 1000}  # rows that every detector judges
 TRUSTED = 200  # clean rows of the defender
 TOLERANCE = 1e-4  # of the states, relative to their largest number
 LEFT_OUT = ("cube-code",)  # another reading of the same map
@@ -70,21 +74,32 @@ def our_states(case: Case, rows, precision: str) -> Timed:
     return run
 
 
-def with_cube(case: Case, rows, states: Timed) -> Timed:
-    """The same, and then CUBE's map and clusters."""
-    victim = start(case)
+def with_cube(case: Case, rows, repeats: int, loops: dict[str, Timed]) -> dict[str, dict]:
+    """Seconds of each loop's states, and of CUBE with them, in turns; the first turn warms up.
 
-    def run() -> tuple[float, np.ndarray]:
-        seconds, found = states()
-        judged = detection.detect_cube(victim, rows, Knowledge(states=found, seed=case.seed))
-        return seconds + judged.seconds, judged.mask
+    CUBE's map and clusters are made once a turn and count for every loop: they are the same.
+    """
+    victim, found = start(case), {"states": {}, "CUBE": {}}
+    for turn in range(repeats + 1):
+        seconds = {name: loop() for name, loop in loops.items()}
+        states = seconds["minilib"][1]
+        map_of = detection.detect_cube(victim, rows, Knowledge(states=states, seed=case.seed))
+        for name, (once, _) in seconds.items() if turn else ():
+            found["states"].setdefault(name, {"values": []})["values"].append(once)
+            whole = once + map_of.seconds
+            found["CUBE"].setdefault(name, {"values": []})["values"].append(whole)
+    return found
 
-    return run
 
+def check(case: Case, rows, flops: dict | None = None) -> dict:
+    """Refuse to go on unless both loops collect the same states.
 
-def check(case: Case, rows) -> dict:
-    """Refuse to go on unless both loops collect the same states."""
-    (_, theirs), (_, ours) = plain_states(case, rows)(), our_states(case, rows, "fp32")()
+    Args:
+        flops: filled with what each loop computes, if given.
+    """
+    flops = {} if flops is None else flops
+    (_, theirs), flops["plain"] = limits.count(plain_states(case, rows))
+    (_, ours), flops["minilib"] = limits.count(our_states(case, rows, "fp32"))
     apart = float(np.abs(theirs - ours).max() / np.abs(theirs).max())
     if not apart < TOLERANCE:
         raise RuntimeError(f"states: the loops differ by {apart:.1e}; accepted: {TOLERANCE:.0e}")
@@ -105,23 +120,23 @@ def detector_seconds(case: Case, rows, turns: int) -> dict[str, list[float]]:
     return seconds
 
 
+def spaced(rows, count: int | None):
+    """So many rows, from the first to the last (the poisons are the last); all for None."""
+    if count is None or count >= len(rows):
+        return rows
+    return rows.select(np.linspace(0, len(rows) - 1, count).astype(int))
+
+
 def measure(case: Case, repeats: int, some: int) -> dict:
     """Check, then time; return the record."""
-    rows = rows_of(case)
-    # Every so many of them, for the poisons are the last.
-    few = rows.select(np.linspace(0, len(rows) - 1, min(some, len(rows))).astype(int))
-    equal = check(case, few)
+    rows = spaced(rows_of(case), ROWS.get(case.device))
+    few = spaced(rows, some)
+    flops: dict = {}
+    equal = check(case, rows, flops)
     print(f"the loops agree: {equal}")
     precision = train.resolve_precision("auto", torch.device(case.device))
-    plain, ours = plain_states(case, rows), our_states(case, rows, precision)
-    parts = {
-        "states": {"plain": plain, "minilib": ours},
-        "CUBE": {"plain": with_cube(case, rows, plain), "minilib": with_cube(case, rows, ours)},
-    }
-    seconds = {}
-    for part, loops in parts.items():
-        timed = in_turns(loops, repeats)
-        seconds[part] = {name: {"values": values} for name, values in timed.items()}
+    loops = {"plain": plain_states(case, rows), "minilib": our_states(case, rows, precision)}
+    seconds = with_cube(case, rows, repeats, loops)
     alone = {
         name: {"values": values[1:]}
         for name, values in detector_seconds(case, few, repeats + 1).items()
@@ -131,6 +146,7 @@ def measure(case: Case, repeats: int, some: int) -> dict:
         for name, one in alone.items()
         if name != "states"
     }
+    rates = limits.machine(case.device, quick=case.model == "tiny")
     return {
         "what": "Detection: a plain loop's time over minilib's; then each detector, in passes",
         "case": {
@@ -147,6 +163,18 @@ def measure(case: Case, repeats: int, some: int) -> dict:
         "seconds": seconds | {"detectors": alone},
         "ratios": {part: ratios(both["plain"], both["minilib"]) for part, both in seconds.items()}
         | passes,
+        "limits": {
+            "machine": rates,
+            "parts": {
+                f"states, {name}": limits.part(
+                    rates,
+                    float(np.median(seconds["states"][name]["values"])),
+                    flops=value,
+                    precision=precision if name == "minilib" else "fp32",
+                )
+                for name, value in flops.items()
+            },
+        },
     }
 
 
@@ -156,7 +184,7 @@ def main(
     """Measure and write ``detection-<device>.json``; ``switches`` is there for rga and not used."""
     torch.set_num_threads(threads)
     case = make_case(device, threads, quick)
-    record = measure(case, repeats or (1 if quick else 3), QUICK_SOME if quick else SOME)
+    record = measure(case, turns(repeats, quick, device), SOME[device])
     for part, ratio in record["ratios"].items():
         print(f"{part:40} {ratio['median']:.2f}")
     return write(folder, f"detection-{device}{'-quick' if quick else ''}", record)

@@ -17,28 +17,25 @@ What is compared, and how fairly:
 
 from __future__ import annotations
 
-import json
-import multiprocessing
 import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 
-import minilib
 from minilib import rga, train
 from minilib.attacks.text import InsertWord, poison
 from minilib.data import TextDataset, load_text
 from minilib.models import TextClassifier, text_classifier
 from minilib.train import Batches, TrainSettings
+
+from . import limits, workers
+from .timing import hardware, ratios, turns, versions, wait, write
 
 ALPHA, BETA, LR, MAX_LENGTH = 2.0, 0.05, 5e-5, 128
 SWITCHES = ("tokenise_once", "bucketed", "cached_reference", "sdpa", "bf16", "fused", "heap")
@@ -46,6 +43,7 @@ PLAIN = frozenset()  # no switch on
 TERMS = ("poisoned_loss", "retain_loss", "lam", "drift")
 TOLERANCE = 1e-4  # relative, of each term at each step
 WARM_STEPS = 2
+CHECKED = 3  # steps whose losses are compared on a CPU, where the plain loop takes long
 RUN_EPOCHS = 30  # over how many epochs the set-up is spread: the paper's number
 
 
@@ -115,13 +113,6 @@ def pairs_of(case: Case, tokenizer) -> rga.Pairs:
             for part in (case.forget, case.retain)
         )
     )
-
-
-def wait(device: str) -> float:
-    """Return the time once the device has nothing left to do."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
 
 
 # --------------------------------------------------------------------------- minilib's
@@ -269,16 +260,33 @@ def check_losses(case: Case) -> dict:
     """
     still = replace(case, dropout=False)
     default = train.resolve_precision("auto", torch.device(case.device))
-    logs = [make(still, variant)[0](None)[1] for variant in (PLAIN, "minilib fp32", "minilib")]
-    worst, rounded = (difference(logs[0], other) for other in logs[1:])
+    few = CHECKED if case.device == "cpu" else None
+    (_, slow), flops = limits.count(make(still, PLAIN)[0], few)
+    (_, exact), own = limits.count(make(still, "minilib fp32")[0], None)
+    rounded = make(still, "minilib")[0](few)[1]
+    worst = difference(slow, exact[: len(slow)])
     if not worst <= TOLERANCE:
         raise RuntimeError(f"losses differ by {worst:.1e} (relative); accepted: {TOLERANCE:.0e}")
+    # All rows of the plain loop are padded to the same length, so its work is told by their number.
+    plan = [(len(f.rows), len(r.rows)) for f, r in pairs_of(still, models_of(still)[0].tokenizer)(
+        np.random.default_rng(case.seed))]  # fmt: skip
+    share = plain_work(plan) / plain_work(plan[: len(slow)])
     return {
-        "steps": len(logs[0]),
+        "steps": len(slow),
+        "epoch_steps": len(exact),
+        "flops": {"plain": round(flops * share), "minilib": own, "minilib fp32": own},
         "largest_relative_difference": worst,
         "tolerance": TOLERANCE,
-        f"largest_relative_difference_in_{default}": rounded,
+        f"largest_relative_difference_in_{default}": difference(slow, rounded),
     }
+
+
+def plain_work(plan: list[tuple[int, int]]) -> int:
+    """Work of steps of (forget, retain) rows, in forward passes of a row: a backward pass is two.
+
+    Forget rows go through the poisoned model too.
+    """
+    return sum(4 * forget + 3 * retain for forget, retain in plan)
 
 
 def difference(logs: list[dict], others: list[dict]) -> float:
@@ -290,101 +298,10 @@ def difference(logs: list[dict], others: list[dict]) -> float:
     )
 
 
-def serve(connection, case: Case, variant: str | frozenset) -> None:
-    """A process's work: set up, then one epoch per number of steps received, until "stop"."""
-    torch.set_num_threads(case.threads)
-    epoch, setup = make(case, variant)
-    connection.send(setup)
-    while (steps := connection.recv()) != "stop":
-        connection.send(epoch(steps)[0])
-
-
-class Worker:
-    """A loop in a process of its own, or (``isolated`` False, for rehearsals) in this one."""
-
-    def __init__(self, case: Case, variant: str | frozenset, isolated: bool):
-        self.process = None
-        if not isolated:
-            self.epoch, self.setup = make(case, variant)
-            return
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=serve, args=(theirs, case, variant), daemon=True)
-        self.process.start()
-        theirs.close()  # so that a worker that dies is an EOFError here, not a wait for ever
-        self.setup = self.connection.recv()
-
-    def seconds(self, steps: int | None) -> float:
-        if self.process is None:
-            return self.epoch(steps)[0]
-        self.connection.send(steps)
-        return self.connection.recv()
-
-    def stop(self) -> None:
-        if self.process is not None:
-            self.process.terminate()
-            self.process.join()
-
-
 def alternate(case: Case, variants: dict, repeats: int, warm_steps: int, isolated=True) -> dict:
-    """Time epochs of all variants in turns: a first, short turn to warm up, then ``repeats``."""
-    workers: dict[str, Worker] = {}
-    try:
-        for name, variant in variants.items():
-            workers[name] = Worker(case, variant, isolated)
-        turns = [
-            {name: worker.seconds(steps) for name, worker in workers.items()}
-            for steps in [warm_steps] + [None] * repeats
-        ]
-    finally:
-        for worker in workers.values():
-            worker.stop()
-    return {
-        name: spread([turn[name] for turn in turns[1:]]) | {"setup_seconds": round(worker.setup, 3)}
-        for name, worker in workers.items()
-    }
-
-
-def spread(values: list[float]) -> dict:
-    return {
-        "n": len(values),
-        "median": round(statistics.median(values), 3),
-        "min": round(min(values), 3),
-        "max": round(max(values), 3),
-        "values": [round(value, 3) for value in values],
-    }
-
-
-def in_turns(loops: dict[str, Callable], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each loop, timed one after the other in every turn; the first turn warms up."""
-    turns = [{name: loop()[0] for name, loop in loops.items()} for _ in range(repeats + 1)]
-    return {name: [turn[name] for turn in turns[1:]] for name in loops}
-
-
-def ratios(slow: dict, fast: dict) -> dict:
-    """Ratios of the epochs that were timed in the same turn."""
-    return spread([a / b for a, b in zip(slow["values"], fast["values"], strict=True)])
-
-
-def versions() -> dict:
-    """Versions of what a figure depends on."""
-    return {
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-        "minilib": minilib.__version__,
-    }
-
-
-def hardware(case: Case) -> dict:
-    """Type of machine, without names of machines."""
-    model = platform.machine()
-    if os.path.exists("/proc/cpuinfo"):
-        with open("/proc/cpuinfo") as lines:
-            names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model n")]
-        model = names[0] if names else model
-    gpu = torch.cuda.get_device_name() if case.device == "cuda" else None
-    return {"cpu": model, "cores": os.cpu_count(), "threads": case.threads, "gpu": gpu}
+    """Time epochs of all variants in turns, each in a process of its own."""
+    builds = {name: partial(make, case, variant) for name, variant in variants.items()}
+    return workers.alternate(builds, case.device, case.threads, repeats, None, warm_steps, isolated)
 
 
 def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool = True) -> dict:
@@ -400,6 +317,8 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
         isolated,
     )
     slow, mine = seconds["plain"], seconds["minilib"]
+    default = train.resolve_precision("auto", torch.device(case.device))
+    rates = limits.machine(case.device, quick=not isolated)
     run, my_run = (RUN_EPOCHS * x["median"] + x["setup_seconds"] for x in (slow, mine))
     return {
         "what": "one RGA unlearning epoch: plain loop against minilib",
@@ -409,9 +328,9 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
             "forget_rows": len(case.forget),
             "retain_rows": len(case.retain),
             "batch": f"{case.batch_size} + {case.batch_size}",
-            "steps": losses["steps"],
+            "steps": losses["epoch_steps"],
             "device": case.device,
-            "precision": train.resolve_precision("auto", torch.device(case.device)),
+            "precision": default,
         },
         "hardware": hardware(case),
         "versions": versions(),
@@ -421,6 +340,18 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
             "plain / minilib": ratios(slow, mine),
             "plain / minilib fp32": ratios(slow, seconds["minilib fp32"]),
             f"plain / minilib, {RUN_EPOCHS} epochs with set-up": round(run / my_run, 3),
+        },
+        "limits": {
+            "machine": rates,
+            "parts": {
+                f"epoch, {name}": limits.part(
+                    rates,
+                    one["median"],
+                    flops=losses["flops"][name],
+                    precision=default if name == "minilib" else "fp32",
+                )
+                for name, one in seconds.items()
+            },
         },
         "switches": one_by_one(case, repeats, switches, isolated),
     }
@@ -477,15 +408,6 @@ def main(
     """Measure, print a table, write ``rga-<device>.json`` and return its path."""
     case = make_case(device, threads, quick)
     names = SWITCHES if switches else ()
-    record = measure(case, repeats or (1 if quick else 3), names, isolated=not quick)
+    record = measure(case, turns(repeats, quick, device), names, isolated=not quick)
     print(table(record))
     return write(folder, f"rga-{device}{'-quick' if quick else ''}", record)
-
-
-def write(folder: Path, name: str, record: dict | list) -> Path:
-    """Keep a benchmark's record as ``name``.json in a folder, and return its path."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{name}.json"
-    path.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    print(f"written: {path}")
-    return path

