@@ -1,6 +1,6 @@
 """Run chapters as a hosted notebook does: its own versions, the notebook alone, our wheel on top.
 
-    python tools/hosted.py --python python3.11 torch==2.4.1 numpy==1.26.4 transformers==4.46.3
+    python tools/hosted.py --python python3.11 torch==2.4.1 numpy==1.26.4 transformers==4.56.2
     python tools/hosted.py --environment FOLDER --chapters 03_ga_rga 01_attacks
 
 Makes an environment with the versions named, lays each notebook into an empty folder of its own,
