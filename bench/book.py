@@ -83,7 +83,7 @@ def timed(words: tuple[str, ...], root: Path, cache: Path, device: str) -> dict[
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stdout[-800:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return {"seconds": round(wall, 1), "cpu_seconds": round(cpu, 1)}
+    return {"seconds": round(wall, 3), "cpu_seconds": round(cpu, 3)}
 
 
 def warm_starts() -> dict:

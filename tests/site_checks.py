@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
+from itertools import product
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -187,8 +188,10 @@ def look(
 
     script, seen = AXE_FILE_PATH.read_text(encoding="utf-8"), {}
     with browser(site) as (opened, address):
-        for width in widths:
-            window = opened.new_context(viewport={"width": width, "height": 900})
+        for theme, width in product(themes, widths):
+            window = opened.new_context(
+                color_scheme=theme, viewport={"width": width, "height": 900}
+            )
             for path in pages(site):
                 name, said = f"/{path.relative_to(site)}", []
                 tab = window.new_page()
@@ -196,15 +199,11 @@ def look(
                 tab.on("console", lambda m, said=said: m.type == "error" and said.append(m.text))
                 tab.goto(address + name)
                 tab.evaluate(SETTLE)
+                what = seen[name, theme, width] = tab.evaluate(PROBE) | {"console": said}
                 if axe:
                     tab.evaluate(script)
-                # A page follows the reader's preference while it is open: it is loaded once.
-                for theme in themes:
-                    tab.emulate_media(color_scheme=theme)
-                    what = seen[name, theme, width] = tab.evaluate(PROBE) | {"console": said}
-                    if axe:
-                        what["axe"] = tab.evaluate(AXE)
-                    what["lost"] = tab.evaluate(KEYBOARD)
+                    what["axe"] = tab.evaluate(AXE)
+                what["lost"] = tab.evaluate(KEYBOARD)
                 tab.close()
             window.close()
     return seen
