@@ -1,6 +1,5 @@
 """Executing a chapter a second time, with nothing cached, gives the same outputs."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -26,17 +25,13 @@ replace: TIME
 def test_a_second_execution_gives_the_same_outputs(smoke_runs, chapter, tmp_path):
     shutil.copy(smoke_runs[chapter], tmp_path / f"{chapter}.ipynb")
     (tmp_path / "sanitize.cfg").write_text(SANITIZE)
-    # The first run may be `make book`'s, with as many threads as the machine has cores: sums of
-    # another number of threads are other sums.
-    run = json.loads((smoke_runs[chapter].parent / "run.json").read_text(encoding="utf-8"))
-    threads = {"OMP_NUM_THREADS": str(run["env"]["threads"])}
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--nbval"]
         + ["--nbval-current-env", "--nbval-cell-timeout", "600"]
         + ["--nbval-sanitize-with", "sanitize.cfg", f"{chapter}.ipynb"],
         cwd=tmp_path,
         # Bars would show: nbval's kernel looks like a notebook that somebody watches.
-        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"} | threads,
+        env=os.environ | {"MINILIB_CACHE": str(tmp_path / "cache"), "TQDM_DISABLE": "1"},
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
