@@ -40,19 +40,18 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--threads is {options.threads}; accepted: 1 or more")
     if unknown := set(options.names) - set(every):
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(every)}")
-    # Read by OpenMP when torch is imported, here and in the processes that inherit it.
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
-
-    import torch
-
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
     return options
 
 
 def main() -> None:
     """Command line."""
     options = parse()
+    # Read by OpenMP when torch is imported, here and in the processes that inherit it.
+    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    import torch
+
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
     files, seconds = [], {}

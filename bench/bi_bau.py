@@ -28,7 +28,6 @@ from torch import Tensor
 
 from bench import limits
 from bench.timing import hardware, in_turns, ratios, spread, turns, versions, wait, write
-from minilib import train
 from minilib.descent import descend, mixed
 from minilib.images import ImageDataset
 from minilib.purify import BiBauSettings
@@ -287,7 +286,6 @@ def measure(case: Case, repeats: int) -> dict:
     pgd, epoch = alternate(pgd_loops(case), repeats), alternate(epochs, repeats)
     few = alternate(pgd_loops(short), repeats)
     rates = limits.machine(case.device, quick=case.model == "cnn")
-    precision = train.resolve_precision("auto", torch.device(case.device))
     return {
         "what": "BI-BAU: PGD steps and an epoch, plain loops against minilib",
         "equal_losses": equal,
@@ -322,15 +320,9 @@ def measure(case: Case, repeats: int) -> dict:
         },
         "limits": {
             "machine": rates,
-            "parts": {
-                f"{how.steps} PGD steps, {name}": limits.part(
-                    rates,
-                    one["median"],
-                    flops=equal["flops"][name],
-                    precision=precision if name == "minilib" else "fp32",
-                )
-                for name, one in pgd.items()
-            },
+            "parts": limits.loops(
+                rates, case.device, pgd, equal["flops"], f"{how.steps} PGD steps, {{}}"
+            ),
         },
     }  # fmt: skip
 

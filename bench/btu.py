@@ -244,12 +244,12 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
         "ratios": {part: ratios(both["plain"], both["minilib"]) for part, both in seconds.items()},
         "limits": {
             "machine": rates,
-            "parts": beside(case, rates, seconds, flops, steps, precision),
+            "parts": beside(case, rates, seconds, flops, steps),
         },
     }
 
 
-def beside(case: Case, rates: dict, seconds: dict, flops: dict, steps: int, precision: str) -> dict:
+def beside(case: Case, rates: dict, seconds: dict, flops: dict, steps: int) -> dict:
     """Each part of minilib's, and the plain training, beside what bounds it."""
     matrix = btu.word_embeddings(start(case)).numel() * 4  # bytes
     moved = {"rank": 2 * matrix, "unlearn": 3 * matrix}  # two read; and one written
@@ -257,7 +257,7 @@ def beside(case: Case, rates: dict, seconds: dict, flops: dict, steps: int, prec
     for (part, name), value in flops.items():
         work = {"moved": moved.get(part, 0)}
         if part not in moved:
-            exact = precision if name == "minilib" else "fp32"
+            exact = limits.precision_of(name, case.device)
             work = {"flops": value / steps, "precision": exact}
         # The mean of an embedding's rows and a head of two classes: next to no products.
         if part != "train star" and not (part in moved and name == "plain"):

@@ -166,15 +166,7 @@ def measure(case: Case, repeats: int, some: int) -> dict:
         | passes,
         "limits": {
             "machine": rates,
-            "parts": {
-                f"states, {name}": limits.part(
-                    rates,
-                    float(np.median(seconds["states"][name]["values"])),
-                    flops=value,
-                    precision=precision if name == "minilib" else "fp32",
-                )
-                for name, value in flops.items()
-            },
+            "parts": limits.loops(rates, case.device, seconds["states"], flops, "states, {}"),
         },
     }
 

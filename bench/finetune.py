@@ -116,7 +116,7 @@ class Started(First):
     clock: list[float] = field(default_factory=list)
 
     def __call__(self, rng):
-        self.clock.append(wait("cuda" if self.pairs.data.ids.is_cuda else "cpu"))
+        self.clock.append(wait("cuda" if self.batches.data.ids.is_cuda else "cpu"))
         return super().__call__(rng)
 
 
@@ -239,15 +239,9 @@ def trainer(case: Case, best: bool, precision: str, keep: bool = False) -> Run:
     return run
 
 
-def precision_of(case: Case, variant: str) -> str:
-    """What a loop computes in."""
-    plainly = variant == "trainer default" or "fp32" in variant
-    return train.resolve_precision("fp32" if plainly else "auto", torch.device(case.device))
-
-
 def make(case: Case, variant: str) -> tuple[Run, float]:
     """A loop by its name in VARIANTS, and no seconds of set-up."""
-    precision = precision_of(case, variant)
+    precision = limits.precision_of(variant, case.device)
     if "heap" in variant:
         train.keep_heap(torch.device(case.device))
     if variant.startswith("trainer"):
@@ -304,15 +298,8 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
         builds, case.device, case.threads, repeats, case.steps, WARM_STEPS, isolated
     )
     rates = limits.machine(case.device, quick=not isolated)
-    parts = {
-        f"{case.steps} steps, {name}": limits.part(
-            rates,
-            found[name]["median"],
-            flops=flops.get(name.removesuffix(", heap"), flops["minilib"]),
-            precision=precision_of(case, name),
-        )
-        for name in names
-    }
+    counted = {name: flops.get(name.removesuffix(", heap"), flops["minilib"]) for name in names}
+    parts = limits.loops(rates, case.device, found, counted, f"{case.steps} steps, {{}}")
     seconds, moved = optimiser_step(case, repeats)
     parts["a step of the optimiser, minilib"] = limits.part(rates, seconds, moved=moved)
     return {
@@ -320,7 +307,7 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
         "case": {
             "model": case.model, "data": case.source, "rows": len(case.texts),
             "batch": case.batch_size, "steps timed": case.steps, "device": case.device,
-            "precision": precision_of(case, "minilib"),
+            "precision": limits.precision_of("minilib", case.device),
         },
         "hardware": hardware(case),
         "versions": versions(),

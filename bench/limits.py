@@ -13,6 +13,7 @@ counted as if it were full.
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Callable
 from math import prod
@@ -27,6 +28,7 @@ from .timing import wait
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIDES = {"cpu": 1536, "cuda": 8192}  # of the square matrices: larger is no faster
 COPIED = {"cpu": 2**27, "cuda": 2**31}  # bytes: far more than any cache holds
+PLAINLY = ("plain", "default", "fp32")  # in the name of a loop that computes in fp32
 SECONDS = 0.4  # a rate is looked at for so long, and the best taken: a limit is what can be had
 
 
@@ -111,3 +113,27 @@ def part(limits: dict, seconds: float, *, flops=0.0, precision="fp32", moved=0.0
     return kind | {
         "limit": limit, "seconds": seconds, "rate": rate, "share": rate / limits[limit],
     }  # fmt: skip
+
+
+def precision_of(variant: str, device: str) -> str:
+    """What a loop computes in, by its name: fp32, or the device's fastest safe precision."""
+    plainly = any(word in variant for word in PLAINLY)
+    return train.resolve_precision("fp32" if plainly else "auto", torch.device(device))
+
+
+def loops(limits: dict, device: str, seconds: dict, flops: dict, label: str = "{}") -> dict:
+    """The parts of a record's ``limits``: each loop's products beside the machine's.
+
+    Args:
+        seconds: loop → spread. flops: loop → FLOPs of one timed run; its loops are shown.
+        label: the part's name, with ``{}`` for the loop's.
+    """
+    return {
+        label.format(name): part(
+            limits,
+            statistics.median(seconds[name]["values"]),
+            flops=amount,
+            precision=precision_of(name, device),
+        )
+        for name, amount in flops.items()
+    }

@@ -120,16 +120,16 @@ def pairs_of(case: Case, tokenizer) -> rga.Pairs:
 
 @dataclass(frozen=True)
 class First:
-    """The first ``steps`` pairs of an epoch."""
+    """The first ``steps`` batches of an epoch, or pairs of batches."""
 
-    pairs: rga.Pairs
+    batches: rga.Pairs | Batches
     steps: int
 
     def __len__(self) -> int:
         return self.steps
 
     def __call__(self, rng):
-        return islice(self.pairs(rng), self.steps)
+        return islice(self.batches(rng), self.steps)
 
 
 def ours(case: Case, precision: str) -> tuple[Epoch, float]:
@@ -317,7 +317,6 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
         isolated,
     )
     slow, mine = seconds["plain"], seconds["minilib"]
-    default = train.resolve_precision("auto", torch.device(case.device))
     rates = limits.machine(case.device, quick=not isolated)
     run, my_run = (RUN_EPOCHS * x["median"] + x["setup_seconds"] for x in (slow, mine))
     return {
@@ -330,7 +329,7 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
             "batch": f"{case.batch_size} + {case.batch_size}",
             "steps": losses["epoch_steps"],
             "device": case.device,
-            "precision": default,
+            "precision": limits.precision_of("minilib", case.device),
         },
         "hardware": hardware(case),
         "versions": versions(),
@@ -343,15 +342,7 @@ def measure(case: Case, repeats: int, switches: tuple[str, ...], isolated: bool 
         },
         "limits": {
             "machine": rates,
-            "parts": {
-                f"epoch, {name}": limits.part(
-                    rates,
-                    one["median"],
-                    flops=losses["flops"][name],
-                    precision=default if name == "minilib" else "fp32",
-                )
-                for name, one in seconds.items()
-            },
+            "parts": limits.loops(rates, case.device, seconds, losses["flops"], "epoch, {}"),
         },
         "switches": one_by_one(case, repeats, switches, isolated),
     }

@@ -21,7 +21,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +34,7 @@ from minilib.data import ChatDataset
 from minilib.train import Batches, TrainSettings
 
 from . import limits, workers
+from .rga import First
 from .timing import hardware, ratios, turns, versions, wait, write
 from .workers import Run
 
@@ -107,20 +107,6 @@ def material(case: Case):
     with torch.no_grad():
         soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
     return model, soft, model.encode(case.chat, answer=RESPONSE if case.stage == 1 else None)
-
-
-@dataclass(frozen=True)
-class First:
-    """The first ``steps`` batches of an epoch."""
-
-    batches: Batches
-    steps: int
-
-    def __len__(self) -> int:
-        return self.steps
-
-    def __call__(self, rng):
-        return islice(self.batches(rng), self.steps)
 
 
 def ours(case: Case, precision: str) -> Run:
@@ -257,14 +243,8 @@ def make(case: Case, variant: str) -> tuple[Run, float]:
         return (plain_answers(case) if case.stage == ANSWERS else plain(case)), 0.0
     if variant == "plain, to the longest":
         return plain(case, longest=True), 0.0
-    precision = precision_of(case, variant)
+    precision = limits.precision_of(variant, case.device)
     return (our_answers if case.stage == ANSWERS else ours)(case, precision), 0.0
-
-
-def precision_of(case: Case, variant: str) -> str:
-    """What a loop computes in."""
-    plainly = variant.startswith("plain") or "fp32" in variant
-    return train.resolve_precision("fp32" if plainly else "auto", torch.device(case.device))
 
 
 def variants(case: Case) -> tuple[str, ...]:
@@ -337,15 +317,7 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
         },
         "limits": {
             "machine": rates,
-            "parts": {
-                name: limits.part(
-                    rates,
-                    found[name]["median"],
-                    flops=flops[name],
-                    precision=precision_of(case, name),
-                )
-                for name in names
-            },
+            "parts": limits.loops(rates, case.device, found, flops),
         },
     }
 

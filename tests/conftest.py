@@ -17,7 +17,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 
 # Set before torch is imported, and inherited by what tests start: two threads add up in an order
 # of their own, and what a small model has learnt, or says, can show it.
-os.environ["OMP_NUM_THREADS"] = "1"
+THREADS = "1"
+os.environ["OMP_NUM_THREADS"] = THREADS
 # Sweeps of toy chapters fork their kernels from a server that need not import PyTorch first.
 os.environ.setdefault("MINILIB_PRELOAD", "ipykernel.kernelapp ipykernel.ipkernel papermill")
 
@@ -41,6 +42,13 @@ def pytest_xdist_make_scheduler(config, log):
             return nodeid if nodeid.startswith(LAST) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)
+
+
+@pytest.fixture(autouse=True)
+def _threads_stay():
+    """A test that changed the number for those after it would be found out by them, not by it."""
+    yield
+    assert os.environ["OMP_NUM_THREADS"] == THREADS
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -78,11 +86,14 @@ def smoke_runs() -> dict[str, Path]:
     make = ("run", "--all", "--preset", "smoke")
     with filelock.FileLock(ROOT / "runs" / ".smoke.lock"):
         done = minilib(*make)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found = latest()
         # `make book` may have made them, with as many threads as there are cores.
-        if done.returncode == 0 and {threads(path) for path in latest().values()} != {1}:
+        if {threads(path) for path in found.values()} != {int(THREADS)}:
             done = minilib(*make, "--force")
-    assert done.returncode == 0, done.stdout + done.stderr
-    return latest()
+            assert done.returncode == 0, done.stdout + done.stderr
+            found = latest()
+    return found
 
 
 def latest() -> dict[str, Path]:

@@ -1,5 +1,7 @@
 """Sphinx extension: `{benchmarks} rga` shows what `python -m bench rga` measured, with conditions.
 
+On every device, or on the one that is named behind: `{benchmarks} book cpu`.
+
 Read from `bench/results/<name>-<device>.json`: a row per ratio with its target, if it has one, a
 row per part that stands beside its machine's limit, a drawing of growth. A benchmark that has no
 result yet names its command instead. What cannot be read is a warning, and so an error of a strict
@@ -26,7 +28,6 @@ import growth  # noqa: E402
 from bench import targets  # noqa: E402
 
 logger = logging.getLogger(__name__)
-DEVICES = ("cpu", "cuda")
 RESULTS = Path("bench", "results")
 
 
@@ -34,15 +35,20 @@ class Benchmarks(SphinxDirective):
     """The ratios of one benchmark, a table per device and part."""
 
     required_arguments = 1
+    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """The directive's tables as HTML."""
         name, root = self.arguments[0], Path(self.env.srcdir)
         self.env.metadata[self.env.docname]["benchmarks"] = files(root)
         shown: list[nodes.Node] = []
+        wanted = tuple(self.arguments[1:]) or targets.DEVICES
+        if unknown := set(wanted) - set(targets.DEVICES):
+            accepted = ", ".join(targets.DEVICES)
+            raise self.error(f"device is {', '.join(unknown)}; accepted: {accepted}")
         for code in ("bench/targets.py", "book/_ext/growth.py"):
             self.env.note_dependency(str(ROOT / code))
-        for device in DEVICES if name != "book" else DEVICES[:1]:
+        for device in wanted:
             path = root / RESULTS / f"{name}-{device}.json"
             if not path.is_file():
                 command = f"python -m bench {name}" + (" --device cuda" if device == "cuda" else "")
