@@ -16,14 +16,14 @@ NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "growth")
 LONG = ("book",)  # run when they are named
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; refuse what no benchmark can do."""
+def commands() -> argparse.ArgumentParser:
+    """What the command line may say."""
     parser = argparse.ArgumentParser(
         prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    every = NAMES + LONG
-    parser.add_argument("names", nargs="*", help=f"of {', '.join(every)}; all but book if none")
-    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    every = ", ".join(NAMES + LONG)
+    parser.add_argument("names", nargs="*", help=f"of {every}; all but book if none")
+    parser.add_argument("--device", choices=targets.DEVICES, default="cpu")
     parser.add_argument(
         "--repeats", type=int, help="timed turns of each loop (default: 2, on a GPU 5, quick 1)"
     )
@@ -33,6 +33,12 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
         "--switches", action="store_true", help="rga: also take out each optimisation in turn"
     )
     parser.add_argument("--out", type=Path, help="folder for the result (default: bench/results)")
+    return parser
+
+
+def parse(words: list[str] | None = None) -> argparse.Namespace:
+    """Read the command line; refuse what no benchmark can do."""
+    parser, every = commands(), NAMES + LONG
     options = parser.parse_args(words)
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
@@ -51,7 +57,7 @@ def main() -> None:
     import torch
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
+        commands().error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
     files, seconds = [], {}

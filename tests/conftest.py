@@ -48,7 +48,8 @@ def pytest_xdist_make_scheduler(config, log):
 def _threads_stay():
     """A test that changed the number for those after it would be found out by them, not by it."""
     yield
-    assert os.environ["OMP_NUM_THREADS"] == THREADS
+    found, os.environ["OMP_NUM_THREADS"] = os.environ.get("OMP_NUM_THREADS"), THREADS
+    assert found == THREADS
 
 
 @pytest.fixture(scope="session", autouse=True)
