@@ -12,7 +12,7 @@ from pathlib import Path
 
 from . import targets
 
-NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "growth")
+NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "seeds", "growth")
 LONG = ("book",)  # run when they are named
 
 

@@ -209,7 +209,7 @@ def measure(case: Case, repeats: int, steps: int) -> dict:
     flops: dict = {}
     equal = check(case, steps, flops)
     print(f"the loops agree: {equal}")
-    precision = train.resolve_precision("auto", torch.device(case.device))
+    precision = limits.precision_of("minilib", case.device)
     seconds = {}
     for part in PARTS:
         loops = pair(case, part, steps, precision)

@@ -31,7 +31,7 @@ from bench import limits
 from bench.btu import rows_of, start
 from bench.rga import Case, make_case, tokenised
 from bench.timing import hardware, ratios, turns, versions, wait, write
-from minilib import detection, train
+from minilib import detection
 from minilib.detection import DETECTORS, Knowledge
 
 ROWS = {"cpu": 500}  # whose states are collected; elsewhere all
@@ -136,7 +136,7 @@ def measure(case: Case, repeats: int, some: int) -> dict:
     flops: dict = {}
     equal = check(case, rows, flops)
     print(f"the loops agree: {equal}")
-    precision = train.resolve_precision("auto", torch.device(case.device))
+    precision = limits.precision_of("minilib", case.device)
     loops = {"plain": plain_states(case, rows), "minilib": our_states(case, rows, precision)}
     seconds = with_cube(case, rows, repeats, loops)
     alone = {

@@ -124,7 +124,9 @@ def ours(case: Case, precision: str) -> Run:
     """minilib's loop."""
     model = start(case)
     data = encoded(case, model.tokenizer, case.device)
-    settings = TrainSettings(1, LR, case.batch_size, weight_decay=0.0, precision=precision)
+    settings = TrainSettings(
+        1, LR, case.batch_size, weight_decay=0.0, precision=precision, seed=case.seed
+    )
 
     def run(steps: int) -> tuple[float, list[float]]:
         logs, batches = [], Started(Batches(data, case.batch_size), steps)

@@ -110,7 +110,7 @@ def summary(files: list[Path]) -> str:
 def _lines(name: str, record: dict) -> Iterator[str]:
     case = record["case"]
     which = [f"{k.replace('max_', '')} {case[k]}" for k in ("stage", "max_length") if k in case]
-    which += [str(case["model"])] if name == "finetune" else []
+    which += [str(case["model"])] if name in ("finetune", "seeds") else []
     title = " ".join([name, *which])
     for kind, ratio, median, span in numbers(record):
         wanted = target(name, record, ratio, kind)

@@ -9,7 +9,8 @@ from __future__ import annotations
 import multiprocessing
 import resource
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
@@ -81,12 +82,22 @@ class Worker:
         theirs.close()  # so that a worker that dies is an EOFError here, not a wait for ever
         self.setup = self.connection.recv()
 
-    def turn(self, steps: int | None) -> tuple[float, float]:
-        """Run; return seconds, and the peak so far over what stood there at first, in MiB."""
+    def begin(self, steps: int | None) -> None:
+        """Have the process run; one that is not isolated waits for ``end``."""
+        self.steps = steps
+        if self.process is not None:
+            self.connection.send(steps)
+
+    def end(self) -> tuple[float, float]:
+        """Wait; return seconds, and the peak so far over what stood there at first, in MiB."""
         if self.process is None:
-            return self.run(steps)[0], peak(self.device) - self.before
-        self.connection.send(steps)
+            return self.run(self.steps)[0], peak(self.device) - self.before
         return self.connection.recv()
+
+    def turn(self, steps: int | None) -> tuple[float, float]:
+        """Run, and return as ``end`` does."""
+        self.begin(steps)
+        return self.end()
 
     def stop(self) -> None:
         if self.process is not None:
@@ -94,8 +105,29 @@ class Worker:
             self.process.join()
 
 
+class Several:
+    """Loops that run at the same time, each in a process of its own with its share of threads."""
+
+    def __init__(self, builds: Sequence[Build], device: str, threads: int, isolated: bool = True):
+        share = max(1, threads // len(builds))
+        self.workers = [Worker(build, device, share, isolated) for build in builds]
+        self.setup = max(worker.setup for worker in self.workers)
+
+    def turn(self, steps: int | None) -> tuple[float, float]:
+        """Run all; return the seconds until the last has ended, and the sum of their peaks."""
+        started = time.perf_counter()
+        for worker in self.workers:
+            worker.begin(steps)
+        peaks = [worker.end()[1] for worker in self.workers]
+        return time.perf_counter() - started, sum(peaks)
+
+    def stop(self) -> None:
+        for worker in self.workers:
+            worker.stop()
+
+
 def alternate(
-    builds: dict[str, Build],
+    builds: dict[str, Build | Sequence[Build]],
     device: str,
     threads: int,
     repeats: int,
@@ -105,13 +137,17 @@ def alternate(
 ) -> dict[str, dict]:
     """Time loops in turns: a first, short turn to warm up, then ``repeats`` of ``steps`` steps.
 
+    Args:
+        builds: name → a loop, or several that run at the same time.
+
     Returns:
         name → spread of seconds, ``setup_seconds``, ``peak_mib_over_start``.
     """
-    workers: dict[str, Worker] = {}
+    workers: dict[str, Worker | Several] = {}
     try:
         for name, build in builds.items():
-            workers[name] = Worker(build, device, threads, isolated)
+            kind = Worker if callable(build) else Several
+            workers[name] = kind(build, device, threads, isolated)
         turns = [
             {name: worker.turn(wanted) for name, worker in workers.items()}
             for wanted in [warm_steps] + [steps] * repeats

@@ -78,6 +78,9 @@ def test_the_page_shows_targets_and_limits():
     assert '<td class="holds">≥ 5, reached</td>' in text
     assert '<td class="fails">≥ 5, not reached</td>' in benchmarks.table(record(median=3), "rga")
     assert "≥ 5" not in benchmarks.table(record())  # of no benchmark that is known
+    assert "left out" not in text
+    found["switches"] = {"cached_reference": {"slowdown": found["ratios"]["plain / minilib"]}}
+    assert "<td>cached reference</td><td>6.00</td><td>5.00 to 7.00</td>" in benchmarks.table(found)
     for words in ("5.0 GFLOP", "2.5 GFLOP/s", "10.0 GFLOP/s (bf16)", "25 %", "4.0 MB", "50 %"):
         assert f"<td>{words}</td>" in text
 

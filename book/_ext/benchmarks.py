@@ -92,7 +92,7 @@ def with_new_results(app: Sphinx, env, added: set, changed: set, removed: set) -
 
 
 def table(record: dict, name: str = "") -> str:
-    """One record as HTML: what was timed on what, a row per ratio, a row per part and its limit.
+    """One record as HTML: what was timed on what, a row per ratio, per switch, per part's limit.
 
     name: of the benchmark, by which its targets are found.
     """
@@ -111,6 +111,13 @@ def table(record: dict, name: str = "") -> str:
         unit = "images per second" if "images_per_second" in record else "seconds"
         cells = [f"<tr><td>{html.escape(k)}</td><td>{v:,.1f}</td></tr>" for k, v in plain.items()]
         found.append(boxed(("", unit), cells))
+    if record.get("switches"):
+        rows = [
+            f"<tr><td>{html.escape(label.replace('_', ' '))}</td>{ratio(value['slowdown'])}</tr>"
+            for label, value in record["switches"].items()
+        ]
+        heads = ("left out", "time with it out / with all on, median", "lowest to highest", "n")
+        found.append(boxed(heads, rows))
     if "limits" in record:
         found.append(beside(record, name))
     return "".join(found)
