@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -324,14 +324,22 @@ def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
     }  # fmt: skip
 
 
-def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
-) -> Path:
-    """Measure and write ``finetune-<device>.json``; ``switches`` is there for rga and not used."""
+def each_case(
+    name: str, cases: Callable, measure: Callable, folder: Path, device: str, threads: int,
+    repeats: int | None, quick: bool,
+) -> Path:  # fmt: skip
+    """Measure every case, print its ratios and write ``name-<device>.json``."""
     torch.set_num_threads(threads)
     repeats = turns(repeats, quick, device)
     records = [measure(case, repeats, isolated=not quick) for case in cases(device, threads, quick)]
     for record in records:
-        for name, ratio in record["ratios"].items():
-            print(f"{record['case']['model']:16} {name:32} {ratio['median']:.2f}")
-    return write(folder, f"finetune-{device}{'-quick' if quick else ''}", records)
+        for label, ratio in record["ratios"].items():
+            print(f"{record['case']['model']:16} {label:40} {ratio['median']:.2f}")
+    return write(folder, f"{name}-{device}{'-quick' if quick else ''}", records)
+
+
+def main(
+    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
+) -> Path:
+    """Measure and write ``finetune-<device>.json``; ``switches`` is there for rga and not used."""
+    return each_case("finetune", cases, measure, folder, device, threads, repeats, quick)

@@ -38,7 +38,7 @@ from . import finetune, limits, workers
 from .btu import rows_of
 from .finetune import LR, TOLERANCE, WARM_STEPS, Case, encoded, start
 from .rga import make_case
-from .timing import hardware, ratios, turns, versions, wait, write
+from .timing import hardware, ratios, versions, wait
 from .workers import Run
 
 SEEDS = (0, 1, 2)
@@ -195,10 +195,4 @@ def main(
     folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
 ) -> Path:
     """Measure and write ``seeds-<device>.json``; ``switches`` is there for rga and not used."""
-    torch.set_num_threads(threads)
-    repeats = turns(repeats, quick, device)
-    records = [measure(case, repeats, isolated=not quick) for case in cases(device, threads, quick)]
-    for record in records:
-        for name, ratio in record["ratios"].items():
-            print(f"{record['case']['model']:16} {name:40} {ratio['median']:.2f}")
-    return write(folder, f"seeds-{device}{'-quick' if quick else ''}", records)
+    return finetune.each_case("seeds", cases, measure, folder, device, threads, repeats, quick)
