@@ -63,7 +63,7 @@ class Case:
 
 
 def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 256) -> Case:
-    """The small model on a CPU, the medium one on a GPU; fewer steps where rows are long.
+    """The small model on a CPU, the medium one on a GPU; smaller batches where rows are long.
 
     Args:
         stage: 1 or 2, or ANSWERS. length: tokens to which the plain loop pads.
@@ -75,8 +75,7 @@ def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 
     elif stage == ANSWERS:
         sizes = "small", 16 if length > 256 else 64, 64, length, 1
     else:
-        steps, batch = (2, 8) if length > 256 else (4, 16)
-        sizes = "small", 512, batch, length, steps
+        sizes = "small", 512, 8 if length > 256 else 16, length, 2
     shape, count, batch, length, steps = sizes
     rows, tokenizer = corpus(shape)
     rows = take(rows, np.arange(count) % len(rows))

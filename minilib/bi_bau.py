@@ -184,7 +184,7 @@ def try_on_proxy(
             "proxy": cache.weights_digest(proxy.model),
             "rows": [part.sha256 for part in (proxy.tune, proxy.held, proxy.triggered)],
             "settings": asdict(settings),
-            **cache.conditions(default_device(), USED, "purify", "judge"),
+            **cache.conditions(default_device(), USED, "blind_inversion", "judge"),
         }
         found = cache.cached_json("proxy", key, partial(_tried, proxy, settings))
         rows.append({"candidate": name, **found})
@@ -233,8 +233,11 @@ def standard_error(rate: float, rows: int) -> float:
 # Constraint sets of the ablation (Table 6): BI-BAU (U) is all of them, plain AT none.
 SETS = {"at": "", "at-a": "A", "at-b": "B", "bi-bau-u": "AB", "bi-bau-t": "AB"}
 METHODS = (
-    "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "sau", "pam", *SETS, "ibu",
+    "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "i-bau-code", "sau", "pam", *SETS,
+    "ibu",
 )  # fmt: skip
+# Released code that does something else than its paper: the defence, and what is different.
+RELEASED = {"i-bau-code": ("i-bau", {"portion": 0.01})}
 KNOBS = (
     "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",
 )  # fmt: skip
@@ -274,8 +277,9 @@ def defence(name: str, case: ImageScenario, plan: BiBauSettings) -> tuple[str, o
     """Turn a method's name in this chapter into the name and settings that ``purify`` takes.
 
     ``bi-bau-u`` and ``bi-bau-t`` are ``plan`` without and with the attack's target; ``at``,
-    ``at-a`` and ``at-b`` are the first with fewer constraints. All others have their papers'
-    settings, with ``plan``'s seed, precision and, where it is smaller, batch size.
+    ``at-a`` and ``at-b`` are the first with fewer constraints, and RELEASED's are defences as their
+    released code has them. All others have their papers' settings, with ``plan``'s seed, precision
+    and, where it is smaller, batch size.
 
     Raises:
         ValueError: unknown method.
@@ -285,7 +289,8 @@ def defence(name: str, case: ImageScenario, plan: BiBauSettings) -> tuple[str, o
     if name in SETS:
         target = case.target if name == "bi-bau-t" else None
         return "bi-bau", replace(plan, target=target, sets=SETS[name])
-    settings = DEFENCES[name].settings()
+    name, different = RELEASED.get(name, (name, {}))
+    settings = DEFENCES[name].settings(**different)
     have = asdict(settings)
     shared = {"seed": plan.seed, "precision": plan.precision}
     changes = {key: value for key, value in shared.items() if key in have}
@@ -388,7 +393,8 @@ def purified(lab: Lab, name: str, plan: BiBauSettings) -> tuple[ImageClassifier,
         "method": [method, _described(settings)],
         # The bound alone sees the true poison.
         "poison": lab.case.put(lab.case.defender).sha256 if method == "ibu" else None,
-        **cache.conditions(device, USED, "purify"),
+        # Only the method's own code: a change of one defence leaves the others' results standing.
+        **cache.conditions(device, USED, DEFENCES[method].run.__name__),
     }
 
     def teach(model: ImageClassifier) -> list[dict]:

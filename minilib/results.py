@@ -29,9 +29,9 @@ LABELS = {
     "anp": "ANP", "adap-blend": "Adap-Blend", "adap-patch": "Adap-Patch",
     "adap-blend+": "Adap-Blend, enhanced",
     "adap-patch+": "Adap-Patch, enhanced", "nc": "NC", "bti-dbf": "BTI-DBF", "ep": "EP",
-    "rnp": "RNP", "clp": "CLP", "i-bau": "I-BAU", "sau": "SAU", "pam": "PAM", "ibu": "IBU",
-    "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)", "at": "base AT", "at-a": "AT + A",
-    "at-b": "AT + B",
+    "rnp": "RNP", "clp": "CLP", "i-bau": "I-BAU", "i-bau-code": "I-BAU (code)", "sau": "SAU",
+    "pam": "PAM", "ibu": "IBU", "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)", "at": "base AT",
+    "at-a": "AT + A", "at-b": "AT + B",
 }  # fmt: skip
 
 

@@ -591,6 +591,10 @@ def test_methods_of_the_chapter_become_settings(case):  # noqa: F811
         method, how = bi_bau.defence(name, case, plan)
         assert isinstance(how, DEFENCES[method].settings)
         assert getattr(how, "seed", 7) == 7 and getattr(how, "batch_size", 32) <= 32
+    (paper, both), (code, other) = (
+        bi_bau.defence(name, case, plan) for name in ("i-bau", "i-bau-code")
+    )
+    assert paper == code == "i-bau" and other == replace(both, portion=0.01) != both
     poison = bi_bau.defence("ibu", case, plan)[1].poison
     assert (poison.labels == case.defender.labels).all()
     with pytest.raises(ValueError, match="method is 'nad'; accepted: ft, nc, bti-dbf"):

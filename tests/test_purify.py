@@ -159,6 +159,7 @@ def test_every_error_is_one_line(case, victim):  # noqa: F811
         (lambda: PamSettings(rho=-1), "rho is -1; accepted: 0 or above"),
         (lambda: SauSettings(steps=0), "steps is 0; accepted: above 0"),
         (lambda: IBauSettings(terms=0), "terms is 0; accepted: 1 or more"),
+        (lambda: IBauSettings(portion=0), "portion is 0; accepted: above 0, at most 1"),
         (lambda: AnpSettings(alpha=2), "alpha is 2; accepted: 0 … 1"),
     ]
     calls += [
@@ -251,7 +252,8 @@ def test_shared_images_stay_in_their_ball(case, victim):  # noqa: F811
 # ----------------------------------------------------------------------------------- I-BAU
 
 
-def test_the_hypergradient_follows_the_inner_problem():
+@pytest.mark.parametrize("portion", [1.0, 0.25])
+def test_the_hypergradient_follows_the_inner_problem(portion):
     """Against finite differences of the outer loss at the inner fixed point, in float64."""
     torch.manual_seed(0)
     model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3)).double()
@@ -267,17 +269,24 @@ def test_the_hypergradient_follows_the_inner_problem():
             delta = (delta - rate * torch.autograd.grad(inner, delta)[0]).detach()
         return delta
 
+    def outer_loss() -> torch.Tensor:
+        delta = fixed_point().expand(8, -1, -1, -1).clone()
+        delta[round(8 * portion) :] = 0
+        return F.cross_entropy(model(images + delta), labels)
+
     parameters = list(model.parameters())
-    outer, total = hypergradient(model, parameters, fixed_point(), images, labels, decay, 60, rate)
+    outer, total = hypergradient(
+        model, parameters, fixed_point(), images, labels, decay, 60, rate, portion
+    )
     weight, step = parameters[0], 1e-5
-    assert outer == pytest.approx(F.cross_entropy(model(images + fixed_point()), labels).item())
-    direct = torch.autograd.grad(F.cross_entropy(model(images + fixed_point()), labels), weight)[0]
+    assert outer == pytest.approx(outer_loss().item())
+    direct = torch.autograd.grad(outer_loss(), weight)[0]
     for index in ((0, 0), (2, 3)):
         values = []
         for sign in (1, -1):
             with torch.no_grad():
                 weight[index] += sign * step
-            values.append(F.cross_entropy(model(images + fixed_point()), labels).item())
+            values.append(outer_loss().item())
             with torch.no_grad():
                 weight[index] -= sign * step
         slope = (values[0] - values[1]) / (2 * step)

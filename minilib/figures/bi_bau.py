@@ -23,11 +23,12 @@ LABELS.update(
         "shift": "largest shift", "seconds": "seconds", "eta": "η",
         "clean": "clean model", "victim": "no defence", "ft": "FT", "nc": "NC",
         "bti-dbf": "BTI-DBF", "anp": "ANP", "ep": "EP", "rnp": "RNP", "clp": "CLP",
-        "i-bau": "I-BAU", "sau": "SAU", "pam": "PAM", "ibu": "IBU (bound)",
-        "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)",
+        "i-bau": "I-BAU", "i-bau-code": "I-BAU (code)", "sau": "SAU", "pam": "PAM",
+        "ibu": "IBU (bound)", "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)",
         "at": "base AT", "at-a": "AT + A", "at-b": "AT + B",
     }
 )  # fmt: skip
+PANELS = 5  # beside each other
 AMPLIFY = 4  # a perturbation is drawn this many times as large
 
 
@@ -97,18 +98,37 @@ def perturbed(dataset: ImageDataset, shown: Mapping[str, Tensor], count: int = 5
 
 
 def security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
-    """Draw ASR, R-ASR and Q-ASR of each method side by side, means over attacks and seeds."""
-    here = frame[frame["method"].isin(methods)]
-    tall = here.melt("method", ["asr", "r_asr", "q_asr"], "rate", "percent").dropna()
-    figure, axis = plt.subplots(figsize=(7, 3.2))
-    sns.barplot(
-        tall, x="method", y="percent", hue="rate", order=list(methods),
-        palette={k: RATES[k] for k in ("asr", "r_asr", "q_asr")}, errorbar=None, ax=axis,
+    """Draw what each method leaves (ASR) and what comes back (R-ASR, Q-ASR), a panel per attack.
+
+    Args:
+        frame: rows with ``attack``, ``method``, ``asr``, ``r_asr``, ``q_asr``; means over seeds
+            are drawn. methods: from top to bottom.
+    """
+    attacks = list(dict.fromkeys(frame["attack"]))
+    columns = min(len(attacks), PANELS)
+    lines = -(-len(attacks) // columns)
+    figure, axes = plt.subplots(
+        lines, columns, figsize=(7, lines * (0.9 + 0.2 * len(methods))), sharex=True, sharey=True,
+        squeeze=False, layout="constrained",
     )  # fmt: skip
-    axis.set(xlabel="", ylim=(0, 103))
-    axis.set_xticks(range(len(methods)), [label(name) for name in methods], rotation=20)
-    handles, names = axis.get_legend_handles_labels()
-    axis.legend(handles, [label(name) for name in names], title="", fontsize=8)
+    rows = np.arange(len(methods))
+    for axis, attack in zip(axes.flat, attacks, strict=False):
+        here = frame[frame["attack"] == attack].groupby("method")[["asr", "r_asr", "q_asr"]]
+        here = here.mean().reindex(list(methods))
+        axis.hlines(rows, here["asr"], here["r_asr"], color=RATES["r_asr"], lw=1.5, alpha=0.6)
+        for value, mark in (("q_asr", "|"), ("r_asr", "D"), ("asr", "o")):
+            axis.plot(
+                here[value], rows, mark, ms=5, mew=1.5, color=RATES[value], label=label(value)
+            )
+        axis.set(title=label(attack), xlim=(-5, 105))
+        axis.grid(axis="y", lw=0.4)
+    for axis in axes.flat[len(attacks) :]:
+        axis.set_visible(False)
+    axes[0, 0].set_yticks(rows, [label(name) for name in methods])
+    axes[0, 0].invert_yaxis()
+    figure.supxlabel("percent", fontsize=9)
+    handles, names = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles[::-1], names[::-1], loc="outside upper center", ncols=3, fontsize=8)
     return figure
 
 

@@ -27,6 +27,8 @@ class IBauSettings:
         bound: largest L2 norm of the perturbation, images in 0 … 1.
         decay: weight of the perturbation's squared norm in the inner problem, which makes its map a
             contraction. terms: K of the fixed-point iteration for the hypergradient.
+        portion: share of an outer batch that is shown with the perturbation, at least one image.
+            The paper perturbs all; its released code one in a hundred.
     """
 
     rounds: int = 5
@@ -37,12 +39,15 @@ class IBauSettings:
     bound: float = 10.0
     decay: float = 1e-3
     terms: int = 5
+    portion: float = 1.0
     seed: int = 0
 
     def __post_init__(self):
         require_positive(self, "rounds", "lr", "batch_size", "inner_steps", "inner_lr", "bound")
         if not self.terms >= 1:
             raise ValueError(f"terms is {self.terms!r}; accepted: 1 or more")
+        if not 0 < self.portion <= 1:
+            raise ValueError(f"portion is {self.portion!r}; accepted: above 0, at most 1")
 
 
 def universal_perturbation(
@@ -73,8 +78,11 @@ def hypergradient(
     decay: float,
     terms: int,
     rate: float = 0.1,
+    portion: float = 1.0,
 ) -> tuple[Tensor, list[Tensor]]:
     """Outer loss at ``delta`` and its total gradient, in which δ follows the weights.
+
+    The first ``portion`` of the images carry δ in the outer loss, all of them in the inner one.
 
     With Φ(δ, θ) = δ - rate · ∂(−CE + decay · ‖δ‖²)/∂δ, one step of the inner problem, the implicit
     term is ``(∂Φ/∂θ)ᵀ v`` where v solves ``v = (∂Φ/∂δ)ᵀ v + ∂CE/∂δ``, iterated ``terms`` times.
@@ -85,7 +93,13 @@ def hypergradient(
     outer = F.cross_entropy(model((images + delta).clamp(0, 1)), labels)
     slope, *direct = torch.autograd.grad(outer, [delta, *weights], create_graph=True)
     phi = delta - rate * (2 * decay * delta - slope)
-    wanted, v = slope.detach(), slope.detach()
+    wanted = slope.detach()
+    if portion < 1:
+        some = max(1, round(portion * len(images)))
+        shown = torch.cat([images[:some] + delta, images[some:]]).clamp(0, 1)
+        outer = F.cross_entropy(model(shown), labels)
+        wanted, *direct = torch.autograd.grad(outer, [delta, *weights])
+    v = wanted
     for _ in range(terms - 1):
         (pulled,) = torch.autograd.grad(phi, delta, v, retain_graph=True)
         v = pulled + wanted
@@ -118,7 +132,7 @@ def implicit_unlearning(
             for rows in ImageBatches(data, settings.batch_size)(rng):
                 _, total = hypergradient(
                     model, weights, delta, unit(rows.images), rows.labels,
-                    settings.decay, settings.terms,
+                    settings.decay, settings.terms, portion=settings.portion,
                 )  # fmt: skip
                 for weight, slope in zip(weights, total, strict=True):
                     weight.grad = slope
