@@ -80,7 +80,7 @@ def cases(device: str, threads: int, quick: bool) -> list[Case]:
     """Chapter 03's victim; on a GPU also an encoder of BERT-base's size."""
     taken = make_case(device, threads, quick)
     rows = rows_of(taken)
-    steps = 3 if quick else (200 if device == "cuda" else 8)
+    steps = 3 if quick else (200 if device == "cuda" else 6)
     labels = tuple(int(label) for label in rows.labels)
     where = (taken.batch_size, steps, device, threads)
     first = Case(taken.model, taken.source, tuple(rows.texts), labels, *where)

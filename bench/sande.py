@@ -73,7 +73,7 @@ def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 
     elif device == "cuda":
         sizes = "medium", 1024, 16, length, 32
     elif stage == ANSWERS:
-        sizes = "small", 16 if length > 256 else 64, 64, length, 1
+        sizes = "small", 16 if length > 256 else 32, 32, length, 1
     else:
         sizes = "small", 512, 8 if length > 256 else 16, length, 2
     shape, count, batch, length, steps = sizes

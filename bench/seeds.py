@@ -50,7 +50,7 @@ def cases(device: str, threads: int, quick: bool) -> list[Case]:
     taken = make_case(device, threads, quick)
     rows = rows_of(taken)
     full = len(rows) // taken.batch_size * taken.batch_size  # no stack has ragged batches
-    steps = 3 if quick else (200 if device == "cuda" else 6)
+    steps = 3 if quick else (200 if device == "cuda" else 4)
     found = [
         Case(
             model, taken.source, tuple(rows.texts[:full]), tuple(map(int, rows.labels[:full])),
