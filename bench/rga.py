@@ -84,7 +84,7 @@ def make_case(device: str, threads: int, quick: bool) -> Case:
 
 
 def thinned(rows: TextDataset, device: str) -> TextDataset:
-    """Take every so many rows, evenly; a CPU then has the ratio in half the time."""
+    """Take every so many rows, evenly: EVERY says how many on a device."""
     return rows.select(np.arange(0, len(rows), EVERY.get(device, 1)))
 
 

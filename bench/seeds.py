@@ -51,14 +51,13 @@ def cases(device: str, threads: int, quick: bool) -> list[Case]:
     rows = rows_of(taken)
     full = len(rows) // taken.batch_size * taken.batch_size  # no stack has ragged batches
     steps = 3 if quick else (200 if device == "cuda" else 4)
-    found = [
+    return [
         Case(
             model, taken.source, tuple(rows.texts[:full]), tuple(map(int, rows.labels[:full])),
             taken.batch_size, steps, device, threads,
         )
         for model in dict.fromkeys(["tiny", taken.model])
     ]  # fmt: skip
-    return found
 
 
 def alone(case: Case, precision: str) -> Run:
@@ -134,7 +133,7 @@ def clip(weights: list[torch.Tensor], most: float) -> None:
 
 def make(case: Case, way: str) -> tuple[Run, float]:
     """A loop by its name, and no seconds of set-up."""
-    build = stacked if way.startswith(STACKED) else alone
+    build = stacked if way == STACKED else alone
     return build(case, limits.precision_of(way, case.device)), 0.0
 
 
