@@ -24,7 +24,7 @@ LABELS = {
     "stylebkd": "Stylebkd", "sft": "SFT", "dpo": "DPO", "nad": "NAD", "fine-mixing": "fine-mixing",
     "sande": "SANDE", "sande-p": "SANDE-P", "osft": "OSFT", "mmlu": "MMLU", "arc_easy": "ARC-Easy",
     "arc_challenge": "ARC-Challenge", "parrot_position": "position",
-    "acc": "CA", "blended": "Blended", "wanet": "WaNet", "refool": "Refool",
+    "acc": "CA", "none": "no defence", "blended": "Blended", "wanet": "WaNet", "refool": "Refool",
     "iad": "IAD", "issba": "ISSBA", "sig": "SIG", "narcissus": "Narcissus", "ft": "FT",
     "anp": "ANP", "adap-blend": "Adap-Blend", "adap-patch": "Adap-Patch",
     "adap-blend+": "Adap-Blend, enhanced",
@@ -185,3 +185,75 @@ def tally(root: Path, table: Table) -> tuple[int, int]:
     """How many cells there are, and how many of them a run of ours fills."""
     samples = [sample for line in lines(root, table) for _, sample in line["cells"].values()]
     return len(samples), sum(map(bool, samples))
+
+
+# ------------------------------------------------- what defences leave, over all attacks that ran
+
+SAFE, KEPT = 20.0, 0.8  # percent; share of the victim's clean accuracy that a defence must leave
+OUTCOMES = {
+    "holds": "gone: ASR and R-ASR below 20 %",
+    "undecided": "silent: the ASR is below 20 %, the R-ASR is not",
+    "fails": "neither, or more than a fifth of the clean accuracy is lost",
+}
+
+
+def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
+    """Method → attack → means over seeds of ``acc``, ``asr``, ``r_asr``, from published records.
+
+    Methods and attacks stand as the records first name them. ``n`` is the number of seeds, and
+    ``outcome`` one of ``OUTCOMES``, which an undefended victim (method ``none``) does not have.
+
+    Raises:
+        ValueError: no published record says what a defence leaves.
+    """
+    records = sorted(claims.committed(root, chapter), key=lambda item: -len(item["metrics"]))
+    rows = [row for item in records for row in item["metrics"] if row.get("part") == "main"]
+    if not rows:
+        raise ValueError(f"no published record of {chapter!r} says what a defence leaves")
+    preset = next(name for name in claims.PRESETS if name in {item["preset"] for item in records})
+    numbers = claims.Numbers(records, claims.defaults(root, chapter, preset), chapter, preset)
+    found: dict[str, dict[str, dict]] = {row["method"]: {} for row in rows}
+    for method, attack in dict.fromkeys((row["method"], row["attack"]) for row in rows):
+        cell = {}
+        for metric in ("acc", "asr", "r_asr"):
+            try:
+                sample = numbers.at(metric, part="main", method=method, attack=attack)
+            except claims.Missing:  # a run at other parameters, or an undefended victim
+                continue
+            cell |= {metric: stats.summary(sample.values(), level=None)["mean"], "n": len(sample)}
+        if cell:
+            found[method][attack] = cell
+    for cells in found.values():
+        for attack, cell in cells.items():
+            if "r_asr" in cell:
+                cell["outcome"] = _outcome(cell, found["none"][attack]["acc"])
+    return found
+
+
+def _outcome(cell: dict, before: float) -> str:
+    if cell["asr"] >= SAFE or cell["acc"] < KEPT * before:
+        return "fails"
+    return "holds" if cell["r_asr"] < SAFE else "undecided"
+
+
+def render_outcomes(root: Path, chapter: str) -> str:
+    """``outcomes`` as HTML: a line per defence, a column per attack, and a key to the colours."""
+    found = outcomes(root, chapter)
+    attacks = list(found["none"])
+    head = "".join(f"<th>{_label(attack)}</th>" for attack in attacks)
+    text = ['<div class="results"><table aria-label="What each defence leaves of each attack">']
+    text.append(f"<thead><tr><th>defence</th>{head}</tr></thead><tbody>")
+    for method, cells in found.items():
+        row = "".join(_outcome_cell(cells.get(attack)) for attack in attacks)
+        text.append(f"<tr><th>{_label(method)}</th>{row}</tr>")
+    key = "".join(f'<li><span class="{word}">{said}</span></li>' for word, said in OUTCOMES.items())
+    return "\n".join([*text, f"</tbody></table><ul>{key}</ul></div>"])
+
+
+def _outcome_cell(cell: dict | None) -> str:
+    if cell is None:
+        return "<td>–</td>"
+    under = f"<br><small>CA {cell['acc']:.1f}, n = {cell['n']}</small>"
+    if "outcome" not in cell:
+        return f"<td>{cell['asr']:.1f}{under}</td>"
+    return f'<td class="{cell["outcome"]}">{cell["asr"]:.1f} → {cell["r_asr"]:.1f}{under}</td>'

@@ -300,6 +300,40 @@ def test_our_cells_are_means_over_the_committed_seeds():
     assert sample == wanted
 
 
+def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch):
+    def item(seed, rows):
+        rows = [{"part": "main", "attack": "badnets", **row} for row in rows]
+        return {
+            "run_id": str(seed), "preset": "small", "metrics": rows,
+            "params": claims.defaults(ROOT, "06_bi_bau", "small") | {"seed": seed},
+        }  # fmt: skip
+
+    def row(method, acc, asr, r_asr):
+        return {"method": method, "acc": acc, "asr": asr, "r_asr": r_asr}
+
+    victim = {"method": "none", "acc": 80.0, "asr": 100.0}
+    rows = [victim, row("ft", 79, 10, 90), row("sau", 70, 4, 6), row("pam", 63.9, 1, 1)]
+    rows += [row("ep", 75, 20, 3)]
+    records = [item(0, rows), item(1, [victim, row("ft", 77, 30, 70)])]
+    # A run of one more attack adds a column; at other parameters it adds nothing.
+    more = item(0, [{**victim, "attack": "sig"}, {**row("ft", 78, 1, 2), "attack": "sig"}])
+    other = item(2, [victim, row("ft", 1, 1, 1)])
+    other["params"]["width"] = 1.0
+    monkeypatch.setattr(claims, "committed", lambda root, chapter: [*records, more, other])
+    found = results.outcomes(ROOT, "06_bi_bau")
+    cell = found["ft"]["badnets"]
+    assert (cell["acc"], cell["asr"], cell["r_asr"], cell["n"]) == (78, 20, 80, 2)
+    words = {method: cells["badnets"].get("outcome") for method, cells in found.items()}
+    assert words == {"none": None, "ft": "fails", "sau": "holds", "pam": "fails", "ep": "fails"}
+    assert found["ft"]["sig"]["outcome"] == "holds" and "sig" not in found["sau"]
+    text = results.render_outcomes(ROOT, "06_bi_bau")
+    assert '<td class="fails">20.0 → 80.0<br><small>CA 78.0, n = 2</small></td>' in text
+    assert "<td>–</td>" in text and text.count("<tr>") == 1 + len(found)
+    with pytest.raises(ValueError, match="no published record of '03_ga_rga'"):
+        monkeypatch.setattr(claims, "committed", lambda root, chapter: [])
+        results.outcomes(ROOT, "03_ga_rga")
+
+
 def test_missing_cells_name_a_sweep_that_holds_them(monkeypatch):
     from minilib import sweep
 

@@ -1,9 +1,10 @@
 """Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from run records.
 
 `{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
-`{paper-tables}` is every table of `book/results.yml`. Both are made anew whenever a published
-record or their file changes, and need neither PyTorch nor pandas. What cannot be read is a
-warning, and so an error of a strict build.
+`{paper-tables}` is every table of `book/results.yml`, and `{outcomes} 06_bi_bau` what each defence
+leaves of each attack that a published run of the chapter had. All are made anew whenever a
+published record or their file changes, and need neither PyTorch nor pandas. What cannot be read is
+a warning, and so an error of a strict build.
 """
 
 import html
@@ -37,7 +38,7 @@ def with_new_records(app: Sphinx, env, added: set, changed: set, removed: set) -
 
 
 class FromRecords(SphinxDirective):
-    """What the two directives share: the repository they read, and what their page depends on."""
+    """What these directives share: the repository they read, and what their page depends on."""
 
     optional_arguments = 1
 
@@ -84,6 +85,16 @@ class PaperTables(FromRecords):
                 label = f"Commands that run the rest ({len(lines)})"
                 parts.append(f"<details><summary>{label}</summary><pre>{said}</pre></details>")
         return "\n".join(parts)
+
+
+class Outcomes(FromRecords):
+    """What each defence leaves of each attack, over all runs of a chapter."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def made(self, root: Path) -> str:
+        """The table of `minilib.results.outcomes`."""
+        return results.render_outcomes(root, self.arguments[0])
 
 
 class Overhead(FromRecords):
@@ -167,6 +178,7 @@ def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_directive("claims", Claims)
     app.add_directive("paper-tables", PaperTables)
+    app.add_directive("outcomes", Outcomes)
     app.add_directive("sweep-overhead", Overhead)
     app.connect("env-get-outdated", with_new_records)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}
