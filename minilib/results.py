@@ -96,13 +96,18 @@ def ours(table: Table, numbers: claims.Numbers, cell: dict) -> dict[int, float]:
         return {}
 
 
-def lines(root: Path, table: Table) -> list[dict]:
-    """One entry per line of the page: its key, and per metric the paper's cell and our numbers."""
-    records = claims.committed(root, table.chapter)
+def published_numbers(root: Path, chapter: str) -> claims.Numbers:
+    """The numbers of a chapter's published records at the largest preset that has any."""
+    records = claims.committed(root, chapter)
     there = {item["preset"] for item in records}
     preset = next((name for name in claims.PRESETS if name in there), "")
-    params = claims.defaults(root, table.chapter, preset) if preset else {}
-    numbers = claims.Numbers(records, params, table.chapter, preset)
+    params = claims.defaults(root, chapter, preset) if preset else {}
+    return claims.Numbers(records, params, chapter, preset)
+
+
+def lines(root: Path, table: Table) -> list[dict]:
+    """One entry per line of the page: its key, and per metric the paper's cell and our numbers."""
+    numbers = published_numbers(root, table.chapter)
     names = [*table.params, *(column for column in table.row.values() if column != "epochs")]
     found: dict[tuple, dict] = {}
     for cell in published(table):
@@ -191,8 +196,8 @@ def tally(root: Path, table: Table) -> tuple[int, int]:
 
 SAFE, KEPT = 20.0, 0.8  # percent; share of the victim's clean accuracy that a defence must leave
 OUTCOMES = {
-    "holds": "gone: ASR and R-ASR below 20 %",
-    "undecided": "silent: the ASR is below 20 %, the R-ASR is not",
+    "holds": f"gone: ASR and R-ASR below {SAFE:.0f} %",
+    "undecided": f"silent: the ASR is below {SAFE:.0f} %, the R-ASR is not",
     "fails": "neither, or more than a fifth of the clean accuracy is lost",
 }
 
@@ -206,12 +211,11 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
     Raises:
         ValueError: no published record says what a defence leaves.
     """
-    records = sorted(claims.committed(root, chapter), key=lambda item: -len(item["metrics"]))
+    numbers = published_numbers(root, chapter)
+    records = sorted(numbers.records, key=lambda item: -len(item["metrics"]))
     rows = [row for item in records for row in item["metrics"] if row.get("part") == "main"]
     if not rows:
         raise ValueError(f"no published record of {chapter!r} says what a defence leaves")
-    preset = next(name for name in claims.PRESETS if name in {item["preset"] for item in records})
-    numbers = claims.Numbers(records, claims.defaults(root, chapter, preset), chapter, preset)
     found: dict[str, dict[str, dict]] = {row["method"]: {} for row in rows}
     for method, attack in dict.fromkeys((row["method"], row["attack"]) for row in rows):
         cell = {}
