@@ -30,7 +30,9 @@ def commands() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
     parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")
     parser.add_argument(
-        "--switches", action="store_true", help="rga: also take out each optimisation in turn"
+        "--switches",
+        action="store_true",
+        help="rga: also take out each optimisation in turn; bi_bau: also compile",
     )
     parser.add_argument("--out", type=Path, help="folder for the result (default: bench/results)")
     return parser

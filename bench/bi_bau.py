@@ -13,6 +13,8 @@ What is compared, and how fairly:
   stands in ``setup_seconds``; that of the perturbed images is part of every epoch.
 * ``epoch``: BI-BAU against adversarial training without its terms, by the plain loop and by
   minilib's own. The paper has 1.36 for ResNet-18 (418 s to 308 s, section 5.8).
+* With ``--switches`` also PGD through networks that torch.compile has made, against the same
+  through those that the library runs. What compiling takes stands beside the ratio.
 """
 
 from __future__ import annotations
@@ -94,8 +96,16 @@ def models_of(case: Case) -> tuple[ImageClassifier, ImageClassifier]:
 Steps = Callable[[], tuple[float, Tensor, list[float]]]  # → seconds, x', objective at each step
 
 
-def our_steps(case: Case, precision: str) -> Steps:
-    original, model = (frozen_copy(m) for m in models_of(case))
+def compiled(network: ImageClassifier) -> ImageClassifier:
+    """Have a network's features compiled; on a GPU they are replayed as a CUDA graph."""
+    mode = "reduce-overhead" if next(network.parameters()).is_cuda else None
+    network.features = torch.compile(network.features, mode=mode)
+    return network
+
+
+def our_steps(case: Case, precision: str, change: Callable = lambda network: network) -> Steps:
+    """minilib's steps; ``change`` is done to both networks first."""
+    original, model = (change(frozen_copy(m)) for m in models_of(case))
     data = image_data(case.rows, case.device)
     part = data.batch(np.arange(case.settings.batch_size))
 
@@ -103,7 +113,7 @@ def our_steps(case: Case, precision: str) -> Steps:
         with mixed(torch.device(case.device), precision):
             x = unit(part.images)
             with torch.no_grad():
-                features = original.features(x).float()
+                features = original.features(x).float().clone()  # a graph writes to its own again
                 known = Known(x, part.labels, original.head(features).float(), features)
             started = wait(case.device)
             shown = inverted(original, model, known, case.settings)
@@ -273,7 +283,33 @@ def pgd_loops(case: Case) -> dict[str, Steps]:
     }
 
 
-def measure(case: Case, repeats: int) -> dict:
+def with_compiler(case: Case, repeats: int) -> dict:
+    """PGD steps with compiled networks beside those without: seconds to compile, ratios, pixels.
+
+    A compiler may add numbers up in another order, and in bf16 that tips the signs of many slopes;
+    so the images are compared in fp32.
+    """
+    found = {}
+    for name, precision in (("minilib", "auto"), ("minilib fp32", "fp32")):
+        loops = {"as it is": our_steps(case, precision)}
+        loops["compiled"] = our_steps(case, precision, compiled)
+        started = wait(case.device)
+        shown = loops["compiled"]()[1]
+        first = wait(case.device) - started
+        same = (shown - loops["as it is"]()[1]).abs().lt(1e-6).float().mean().item()
+        if precision == "fp32" and same < SAME_PIXELS:
+            raise RuntimeError(f"compiled: {same:.4f} of the pixels agree; accepted: {SAME_PIXELS}")
+        seconds = alternate(loops, repeats)
+        found[name] = {
+            "first_seconds": first,
+            "pixels_that_agree": same,
+            "seconds": seconds,
+            "ratio": ratios(seconds["as it is"], seconds["compiled"]),
+        }
+    return found
+
+
+def measure(case: Case, repeats: int, switches: bool = False) -> dict:
     equal = check_equal(case)
     short = replace(case, settings=replace(case.settings, steps=min(FEW, case.settings.steps)))
     ours, setup = our_epoch(case, "AB", "auto")
@@ -286,6 +322,7 @@ def measure(case: Case, repeats: int) -> dict:
     pgd, epoch = alternate(pgd_loops(case), repeats), alternate(epochs, repeats)
     few = alternate(pgd_loops(short), repeats)
     rates = limits.machine(case.device, quick=case.model == "cnn")
+    made = with_compiler(case, repeats) if switches else {}
     return {
         "what": "BI-BAU: PGD steps and an epoch, plain loops against minilib",
         "equal_losses": equal,
@@ -317,7 +354,9 @@ def measure(case: Case, repeats: int) -> dict:
                 epoch["bi-bau"], epoch["adversarial training, minilib"]
             ),
             "epoch, the paper's": PAPER,
+            **{f"pgd, {name} to itself compiled": part["ratio"] for name, part in made.items()},
         },
+        "compiled": made,
         "limits": {
             "machine": rates,
             "parts": limits.loops(
@@ -328,11 +367,16 @@ def measure(case: Case, repeats: int) -> dict:
 
 
 def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
+    folder: Path,
+    device: str,
+    threads: int,
+    repeats: int | None,
+    quick: bool,
+    switches: bool = False,
 ) -> Path:
-    """Measure and write ``bi_bau-<device>.json``; ``switches`` is there for rga and not used."""
+    """Measure and write ``bi_bau-<device>.json``; ``switches``: compile, too."""
     torch.set_num_threads(threads)
-    record = measure(make_case(device, threads, quick), turns(repeats, quick, device))
+    record = measure(make_case(device, threads, quick), turns(repeats, quick, device), switches)
     for name, value in record["ratios"].items():
         print(f"{name}: {value['median'] if isinstance(value, dict) else value:.2f}")
     return write(folder, f"bi_bau-{device}{'-quick' if quick else ''}", record)

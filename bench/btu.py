@@ -35,7 +35,7 @@ from minilib.train import Batches
 
 ALPHA = 0.05
 TOLERANCE = 1e-4  # relative, of the loss at each step
-STEPS, QUICK_STEPS = {"cpu": 4, "cuda": 50}, 3
+STEPS, QUICK_STEPS = {"cpu": 2, "cuda": 50}, 3
 PARTS = ("train", "train star", "rank", "unlearn")
 
 Timed = Callable[[], tuple[float, object]]  # → seconds, result

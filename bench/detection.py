@@ -34,8 +34,8 @@ from bench.timing import hardware, ratios, turns, versions, wait, write
 from minilib import detection
 from minilib.detection import DETECTORS, Knowledge
 
-ROWS = {"cpu": 250}  # whose states are collected; elsewhere all
-SOME = {"cpu": 50, "cuda": 1000}  # rows that every detector judges
+ROWS = {"cpu": 150}  # whose states are collected; elsewhere all
+SOME = {"cpu": 25, "cuda": 1000}  # rows that every detector judges
 TRUSTED = 200  # clean rows of the defender
 TOLERANCE = 1e-4  # of the states, relative to their largest number
 LEFT_OUT = ("cube-code",)  # another reading of the same map

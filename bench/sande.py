@@ -75,7 +75,7 @@ def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 
     elif stage == ANSWERS:
         sizes = "small", 16 if length > 256 else 32, 32, length, 1
     else:
-        sizes = "small", 512, 8 if length > 256 else 16, length, 2
+        sizes = "small", 512, 4 if length > 256 else 16, length, 2
     shape, count, batch, length, steps = sizes
     rows, tokenizer = corpus(shape)
     rows = take(rows, np.arange(count) % len(rows))

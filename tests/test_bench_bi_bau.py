@@ -1,6 +1,7 @@
 """BI-BAU's benchmark runs, compares loops that compute the same, and says so. No times."""
 
 import json
+from functools import partial
 
 import pytest
 import torch
@@ -22,6 +23,22 @@ def test_the_record_says_what_was_measured(tmp_path):
     assert set(record["pgd_seconds"]) == {"plain", "minilib", "minilib fp32"}
     assert all(part["n"] == 1 and part["min"] > 0 for part in record["epoch_seconds"].values())
     assert record["ratios"]["epoch, the paper's"] == pytest.approx(1.357, abs=1e-3)
+
+
+def test_compiled_networks_are_compared_and_timed(case, monkeypatch):
+    made, traced = [], partial(torch.compile, backend="aot_eager")  # needs no C++ compiler
+    monkeypatch.setattr(bench.torch, "compile", lambda f, mode: (made.append(f), traced(f))[1])
+    record = bench.measure(case, 1, switches=True)
+    assert len(made) == 4  # two networks in two precisions
+    for name in ("minilib", "minilib fp32"):
+        assert record["ratios"][f"pgd, {name} to itself compiled"]["n"] == 1
+    assert record["compiled"]["minilib fp32"]["pixels_that_agree"] > 0.99
+
+
+def test_a_compiler_that_changes_the_images_is_refused(case, monkeypatch):
+    monkeypatch.setattr(bench.torch, "compile", lambda f, mode: lambda x: f(x.flip(-1)).square())
+    with pytest.raises(RuntimeError, match="compiled: .* of the pixels agree; accepted: 0.99"):
+        bench.with_compiler(case, 1)
 
 
 @pytest.mark.parametrize("sets", ["AB", "A", "B", ""])

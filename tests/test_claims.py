@@ -345,6 +345,26 @@ def test_missing_cells_name_a_sweep_that_holds_them(monkeypatch):
             assert sweep.plan(Path(words[2]), only=words[4::2]).size >= 1
 
 
+@pytest.mark.parametrize(
+    "table",
+    [table for table in results.read(ROOT) if table.chapter == "06_bi_bau"],
+    ids=lambda table: table.id,
+)
+def test_the_sweep_of_a_table_runs_its_missing_attacks_and_methods(table, monkeypatch):
+    """In that chapter they are rows of a run, which no ``--only`` can ask for."""
+    from minilib import sweep
+
+    monkeypatch.chdir(ROOT)
+    rows = set()
+    for job in sweep.plan(Path(table.sweep)):
+        attacks, methods = (job.params[name].split(",") for name in ("attacks", "methods"))
+        rows |= {(attack, method) for attack in attacks for method in ("none", *methods)}
+        rows |= {(attacks[0], name) for name in ("at", "at-a", "at-b")}
+    for line in results.lines(ROOT, table):
+        if not all(sample for _, sample in line["cells"].values()):
+            assert (line["key"]["attack"], line["key"]["method"]) in rows
+
+
 def test_committed_sweeps_can_be_planned(monkeypatch):
     from minilib import sweep
 
