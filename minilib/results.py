@@ -195,8 +195,9 @@ def tally(root: Path, table: Table) -> tuple[int, int]:
 # ------------------------------------------------- what defences leave, over all attacks that ran
 
 SAFE, KEPT = 20.0, 0.8  # percent; share of the victim's clean accuracy that a defence must leave
+# From the best to the worst; a cell has the worst of its seeds'.
 OUTCOMES = {
-    "holds": f"gone: ASR and R-ASR below {SAFE:.0f} %",
+    "holds": f"gone: ASR and R-ASR below {SAFE:.0f} %, with every seed",
     "undecided": f"silent: the ASR is below {SAFE:.0f} %, the R-ASR is not",
     "fails": "neither, or more than a fifth of the clean accuracy is lost",
 }
@@ -205,8 +206,9 @@ OUTCOMES = {
 def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
     """Method → attack → means over seeds of ``acc``, ``asr``, ``r_asr``, from published records.
 
-    Methods and attacks stand as the records first name them. ``n`` is the number of seeds, and
-    ``outcome`` one of ``OUTCOMES``, which an undefended victim (method ``none``) does not have.
+    Methods and attacks stand as the records first name them. ``n`` is the number of seeds; an
+    undefended victim (method ``none``) has neither ``outcome``, the worst of its seeds' in
+    ``OUTCOMES``, nor ``gone``, the number of seeds with the best.
 
     Raises:
         ValueError: no published record says what a defence leaves.
@@ -218,19 +220,25 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
         raise ValueError(f"no published record of {chapter!r} says what a defence leaves")
     found: dict[str, dict[str, dict]] = {row["method"]: {} for row in rows}
     for method, attack in dict.fromkeys((row["method"], row["attack"]) for row in rows):
-        cell = {}
+        samples = {}
         for metric in ("acc", "asr", "r_asr"):
             try:
-                sample = numbers.at(metric, part="main", method=method, attack=attack)
+                samples[metric] = numbers.at(metric, part="main", method=method, attack=attack)
             except claims.Missing:  # a run at other parameters, or an undefended victim
                 continue
-            cell |= {metric: stats.summary(sample.values(), level=None)["mean"], "n": len(sample)}
-        if cell:
-            found[method][attack] = cell
-    for cells in found.values():
-        for attack, cell in cells.items():
-            if "r_asr" in cell:
-                cell["outcome"] = _outcome(cell, found["none"][attack]["acc"])
+        if not samples:
+            continue
+        cell = {
+            m: stats.summary(seeds.values(), level=None)["mean"] for m, seeds in samples.items()
+        }
+        if "r_asr" in samples:
+            before = numbers.at("acc", part="main", method="none", attack=attack)
+            words = [
+                _outcome({metric: seeds[seed] for metric, seeds in samples.items()}, before[seed])
+                for seed in samples["r_asr"]
+            ]
+            cell |= {"outcome": max(words, key=list(OUTCOMES).index), "gone": words.count("holds")}
+        found[method][attack] = cell | {"n": len(samples["acc"])}
     return found
 
 
@@ -257,7 +265,10 @@ def render_outcomes(root: Path, chapter: str) -> str:
 def _outcome_cell(cell: dict | None) -> str:
     if cell is None:
         return "<td>–</td>"
-    under = f"<br><small>CA {cell['acc']:.1f}, n = {cell['n']}</small>"
+    seeds = f"n = {cell['n']}"
+    if 0 < cell.get("gone", 0) < cell["n"]:
+        seeds = f"gone with {cell['gone']} of {cell['n']} seeds"
+    under = f"<br><small>CA {cell['acc']:.1f}, {seeds}</small>"
     if "outcome" not in cell:
         return f"<td>{cell['asr']:.1f}{under}</td>"
     return f'<td class="{cell["outcome"]}">{cell["asr"]:.1f} → {cell["r_asr"]:.1f}{under}</td>'

@@ -314,7 +314,7 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     victim = {"method": "none", "acc": 80.0, "asr": 100.0}
     rows = [victim, row("ft", 79, 10, 90), row("sau", 70, 4, 6), row("pam", 63.9, 1, 1)]
     rows += [row("ep", 75, 20, 3)]
-    records = [item(0, rows), item(1, [victim, row("ft", 77, 30, 70)])]
+    records = [item(0, rows), item(1, [victim, row("ft", 77, 30, 70), row("sau", 70, 4, 30)])]
     # A run of one more attack adds a column; at other parameters it adds nothing.
     more = item(0, [{**victim, "attack": "sig"}, {**row("ft", 78, 1, 2), "attack": "sig"}])
     other = item(2, [victim, row("ft", 1, 1, 1)])
@@ -324,10 +324,13 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     cell = found["ft"]["badnets"]
     assert (cell["acc"], cell["asr"], cell["r_asr"], cell["n"]) == (78, 20, 80, 2)
     words = {method: cells["badnets"].get("outcome") for method, cells in found.items()}
-    assert words == {"none": None, "ft": "fails", "sau": "holds", "pam": "fails", "ep": "fails"}
+    assert words == {"none": None, "ft": "fails", "sau": "undecided", "pam": "fails", "ep": "fails"}
+    # A defence is as good as with its worst seed, whatever the mean says.
+    assert (found["sau"]["badnets"]["gone"], found["sau"]["badnets"]["n"]) == (1, 2)
     assert found["ft"]["sig"]["outcome"] == "holds" and "sig" not in found["sau"]
     text = results.render_outcomes(ROOT, "06_bi_bau")
     assert '<td class="fails">20.0 → 80.0<br><small>CA 78.0, n = 2</small></td>' in text
+    assert "<small>CA 70.0, gone with 1 of 2 seeds</small>" in text
     assert "<td>–</td>" in text and text.count("<tr>") == 1 + len(found)
     with pytest.raises(ValueError, match="no published record of '03_ga_rga'"):
         monkeypatch.setattr(claims, "committed", lambda root, chapter: [])
