@@ -194,6 +194,7 @@ def tally(root: Path, table: Table) -> tuple[int, int]:
 
 # ------------------------------------------------- what defences leave, over all attacks that ran
 
+JUDGED = ("main", "sets")  # parts of a run: the defences, and adversarial training by its terms
 SAFE, KEPT = 20.0, 0.8  # percent; share of the victim's clean accuracy that a defence must leave
 # From the best to the worst; a cell has the worst of its seeds'.
 OUTCOMES = {
@@ -215,15 +216,17 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
     """
     numbers = published_numbers(root, chapter)
     records = sorted(numbers.records, key=lambda item: -len(item["metrics"]))
-    rows = [row for item in records for row in item["metrics"] if row.get("part") == "main"]
+    rows = [row for item in records for row in item["metrics"] if row.get("part") in JUDGED]
     if not rows:
         raise ValueError(f"no published record of {chapter!r} says what a defence leaves")
     found: dict[str, dict[str, dict]] = {row["method"]: {} for row in rows}
-    for method, attack in dict.fromkeys((row["method"], row["attack"]) for row in rows):
+    for part, method, attack in dict.fromkeys(
+        (row["part"], row["method"], row["attack"]) for row in rows
+    ):
         samples = {}
         for metric in ("acc", "asr", "r_asr"):
             try:
-                samples[metric] = numbers.at(metric, part="main", method=method, attack=attack)
+                samples[metric] = numbers.at(metric, part=part, method=method, attack=attack)
             except claims.Missing:  # a run at other parameters, or an undefended victim
                 continue
         if not samples:

@@ -313,7 +313,8 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
 
     victim = {"method": "none", "acc": 80.0, "asr": 100.0}
     rows = [victim, row("ft", 79, 10, 90), row("sau", 70, 4, 6), row("pam", 63.9, 1, 1)]
-    rows += [row("ep", 75, 20, 3)]
+    rows += [row("ep", 75, 20, 3), {**row("at", 60, 3, 4), "part": "sets"}]
+    rows += [{**row("ft", 1, 1, 1), "part": "proxy"}]  # says nothing of the victim
     records = [item(0, rows), item(1, [victim, row("ft", 77, 30, 70), row("sau", 70, 4, 30)])]
     # A run of one more attack adds a column; at other parameters it adds nothing.
     more = item(0, [{**victim, "attack": "sig"}, {**row("ft", 78, 1, 2), "attack": "sig"}])
@@ -324,7 +325,8 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     cell = found["ft"]["badnets"]
     assert (cell["acc"], cell["asr"], cell["r_asr"], cell["n"]) == (78, 20, 80, 2)
     words = {method: cells["badnets"].get("outcome") for method, cells in found.items()}
-    assert words == {"none": None, "ft": "fails", "sau": "undecided", "pam": "fails", "ep": "fails"}
+    fails = dict.fromkeys(("ft", "pam", "ep", "at"), "fails")
+    assert words == fails | {"none": None, "sau": "undecided"}
     # A defence is as good as with its worst seed, whatever the mean says.
     assert (found["sau"]["badnets"]["gone"], found["sau"]["badnets"]["n"]) == (1, 2)
     assert found["ft"]["sig"]["outcome"] == "holds" and "sig" not in found["sau"]
