@@ -205,11 +205,12 @@ OUTCOMES = {
 
 
 def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
-    """Method → attack → means over seeds of ``acc``, ``asr``, ``r_asr``, from published records.
+    """Method → attack → ``acc``, ``asr``, ``r_asr`` over seeds, from published records.
 
-    Methods and attacks stand as the records first name them. ``n`` is the number of seeds; an
-    undefended victim (method ``none``) has neither ``outcome``, the worst of its seeds' in
-    ``OUTCOMES``, nor ``gone``, the number of seeds with the best.
+    Methods and attacks stand as the records first name them; each metric is a `stats.summary`,
+    in per cent. ``n`` is the number of seeds. An undefended victim (method ``none``) has neither
+    ``outcome``, the worst of its seeds' in ``OUTCOMES``, nor ``gone``, the number of seeds with
+    the best.
 
     Raises:
         ValueError: no published record says what a defence leaves.
@@ -231,9 +232,7 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
                 continue
         if not samples:
             continue
-        cell = {
-            m: stats.summary(seeds.values(), level=None)["mean"] for m, seeds in samples.items()
-        }
+        cell = {m: stats.summary(seeds.values(), level=None) for m, seeds in samples.items()}
         if "r_asr" in samples:
             before = numbers.at("acc", part="main", method="none", attack=attack)
             words = [
@@ -268,10 +267,15 @@ def render_outcomes(root: Path, chapter: str) -> str:
 def _outcome_cell(cell: dict | None) -> str:
     if cell is None:
         return "<td>–</td>"
+    shown = {
+        metric: stats.text(cell[metric], 1, count=False)
+        for metric in ("acc", "asr", "r_asr")
+        if metric in cell
+    }
     seeds = f"n = {cell['n']}"
     if 0 < cell.get("gone", 0) < cell["n"]:
         seeds = f"gone with {cell['gone']} of {cell['n']} seeds"
-    under = f"<br><small>CA {cell['acc']:.1f}, {seeds}</small>"
+    under = f"<br><small>CA {shown['acc']}, {seeds}</small>"
     if "outcome" not in cell:
-        return f"<td>{cell['asr']:.1f}{under}</td>"
-    return f'<td class="{cell["outcome"]}">{cell["asr"]:.1f} → {cell["r_asr"]:.1f}{under}</td>'
+        return f"<td>{shown['asr']}{under}</td>"
+    return f'<td class="{cell["outcome"]}">{shown["asr"]} → {shown["r_asr"]}{under}</td>'

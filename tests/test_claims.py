@@ -323,7 +323,8 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     monkeypatch.setattr(claims, "committed", lambda root, chapter: [*records, more, other])
     found = results.outcomes(ROOT, "06_bi_bau")
     cell = found["ft"]["badnets"]
-    assert (cell["acc"], cell["asr"], cell["r_asr"], cell["n"]) == (78, 20, 80, 2)
+    assert [cell[metric]["mean"] for metric in ("acc", "asr", "r_asr")] == [78, 20, 80]
+    assert cell["n"] == 2
     words = {method: cells["badnets"].get("outcome") for method, cells in found.items()}
     fails = dict.fromkeys(("ft", "pam", "ep", "at"), "fails")
     assert words == fails | {"none": None, "sau": "undecided"}
@@ -331,8 +332,10 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     assert (found["sau"]["badnets"]["gone"], found["sau"]["badnets"]["n"]) == (1, 2)
     assert found["ft"]["sig"]["outcome"] == "holds" and "sig" not in found["sau"]
     text = results.render_outcomes(ROOT, "06_bi_bau")
-    assert '<td class="fails">20.0 → 80.0<br><small>CA 78.0, n = 2</small></td>' in text
-    assert "<small>CA 70.0, gone with 1 of 2 seeds</small>" in text
+    assert (
+        '<td class="fails">20.0 ± 14.1 → 80.0 ± 14.1<br><small>CA 78.0 ± 1.4, n = 2</small>' in text
+    )
+    assert "<small>CA 70.0 ± 0.0, gone with 1 of 2 seeds</small>" in text
     assert "<td>–</td>" in text and text.count("<tr>") == 1 + len(found)
     with pytest.raises(ValueError, match="no published record of '03_ga_rga'"):
         monkeypatch.setattr(claims, "committed", lambda root, chapter: [])
