@@ -131,8 +131,11 @@ def shade(paper: float, mean: float) -> str:
     return "gap-near" if gap <= NEAR else "gap-off" if gap <= OFF else "gap-far"
 
 
-def render(root: Path, table: Table) -> str:
-    """The table as HTML: a block of lines for each setting, a line for each kind of row."""
+def render(root: Path, table: Table, missing: bool = True) -> str:
+    """The table as HTML: a block of lines for each setting, a line for each kind of row.
+
+    ``missing=False`` leaves out the lines that no run has filled a cell of.
+    """
     kinds = list(dict.fromkeys(name for name in table.row.values() if name != "epochs"))
     head = "".join(f'<th rowspan="2">{_label(name)}</th>' for name in kinds)
     head += "".join(f'<th colspan="2">{_label(name)}</th>' for name in table.metrics)
@@ -143,6 +146,8 @@ def render(root: Path, table: Table) -> str:
     text.append("<tbody>")
     width, before = len(kinds) + 2 * len(table.metrics), None
     for line in lines(root, table):
+        if not missing and not any(sample for _, sample in line["cells"].values()):
+            continue
         setting = [_setting(name, line["key"][name]) for name in table.params if line["key"][name]]
         if setting != before:
             text.append(f'<tr><th class="block" colspan="{width}">{", ".join(setting)}</th></tr>')

@@ -6,6 +6,7 @@ import json
 import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pandas as pd
@@ -283,6 +284,27 @@ def test_every_cell_of_the_paper_is_shown_beside_ours_or_as_missing():
     assert sum(text.count(f'class="gap-{word}"') for word in ("near", "off", "far")) == filled
     assert text.count('class="block"') == 9
     assert "91.32<br><small>± 0.79</small>" in text  # the paper's
+
+
+def test_a_chapter_shows_the_lines_of_a_table_that_a_run_has_filled():
+    for table in results.read(ROOT):
+        said = results.render(ROOT, table, missing=False)
+        filled = [
+            line
+            for line in results.lines(ROOT, table)
+            if any(sample for _, sample in line["cells"].values())
+        ]
+        blocks = said.count('class="block"')
+        assert said.count("<tr>") == 2 + len(filled) + blocks, table.id
+        assert ("gap-" in said) == bool(filled)
+
+
+def test_an_unknown_table_is_named():
+    import ledger
+
+    page = types.SimpleNamespace(arguments=["rga-0"])
+    with pytest.raises(ValueError, match="no table 'rga-0'; accepted: rga-"):
+        ledger.PaperTables.made(page, ROOT)
 
 
 def test_our_cells_are_means_over_the_committed_seeds():

@@ -1,10 +1,10 @@
 """Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from run records.
 
 `{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
-`{paper-tables}` is every table of `book/results.yml`, and `{outcomes} 06_bi_bau` what each defence
-leaves of each attack that a published run of the chapter had. All are made anew whenever a
-published record or their file changes, and need neither PyTorch nor pandas. What cannot be read is
-a warning, and so an error of a strict build.
+`{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
+one of them, and `{outcomes} 06_bi_bau` what each defence leaves of each attack that a published run
+of the chapter had. All are made anew whenever a published record or their file changes, and need
+neither PyTorch nor pandas. What cannot be read is a warning, and so an error of a strict build.
 """
 
 import html
@@ -70,12 +70,17 @@ class Claims(FromRecords):
 
 
 class PaperTables(FromRecords):
-    """All tables of the results page."""
+    """All tables of the results page, or what has been run of one of them."""
 
     def made(self, root: Path) -> str:
         """The tables, each followed by the commands for what is missing."""
-        parts = []
-        for table in results.read(root):
+        parts, every = [], {table.id: table for table in results.read(root)}
+        if self.arguments:
+            (wanted,) = self.arguments
+            if wanted not in every:
+                raise ValueError(f"there is no table {wanted!r}; accepted: {', '.join(every)}")
+            return results.render(root, every[wanted], missing=False)
+        for table in every.values():
             cells, filled = results.tally(root, table)
             parts.append(results.render(root, table))
             parts.append(f"<p>{filled} of {cells} cells have a run here.</p>")
