@@ -213,9 +213,9 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
     """Method → attack → ``acc``, ``asr``, ``r_asr`` over seeds, from published records.
 
     Methods and attacks stand as the records first name them; each metric is a `stats.summary`,
-    in per cent. ``n`` is the number of seeds. An undefended victim (method ``none``) has neither
-    ``outcome``, the worst of its seeds' in ``OUTCOMES``, nor ``gone``, the number of seeds with
-    the best.
+    in per cent. ``n`` is the number of seeds. ``outcome`` is the worst of its seeds' in
+    ``OUTCOMES``, ``gone`` the number of seeds with the best; neither stands where there was nothing
+    to remove: for the undefended victim (method ``none``), and where its ASR is below ``SAFE``.
 
     Raises:
         ValueError: no published record says what a defence leaves.
@@ -239,12 +239,16 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
             continue
         cell = {m: stats.summary(seeds.values(), level=None) for m, seeds in samples.items()}
         if "r_asr" in samples:
-            before = numbers.at("acc", part="main", method="none", attack=attack)
+            victim = {"part": "main", "method": "none", "attack": attack}
+            before, taken = numbers.at("acc", **victim), numbers.at("asr", **victim)
             words = [
                 _outcome({metric: seeds[seed] for metric, seeds in samples.items()}, before[seed])
                 for seed in samples["r_asr"]
+                if taken[seed] >= SAFE  # else there was no backdoor to remove
             ]
-            cell |= {"outcome": max(words, key=list(OUTCOMES).index), "gone": words.count("holds")}
+            if words:
+                worst = max(words, key=list(OUTCOMES).index)
+                cell |= {"outcome": worst, "gone": words.count("holds")}
         found[method][attack] = cell | {"n": len(samples["acc"])}
     return found
 
@@ -266,6 +270,9 @@ def render_outcomes(root: Path, chapter: str) -> str:
         row = "".join(_outcome_cell(cells.get(attack)) for attack in attacks)
         text.append(f"<tr><th>{_label(method)}</th>{row}</tr>")
     key = "".join(f'<li><span class="{word}">{said}</span></li>' for word, said in OUTCOMES.items())
+    every = [cell for cells in found.values() for cell in cells.values()]
+    if any("r_asr" in cell and "outcome" not in cell for cell in every):
+        key += f"<li>no colour: without a defence, the attack's ASR is below {SAFE:.0f} %</li>"
     return "\n".join([*text, f"</tbody></table><ul>{key}</ul></div>"])
 
 
