@@ -209,8 +209,10 @@ OUTCOMES = {
 }
 
 
-def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
+def outcomes(root: Path, chapter: str, **params) -> dict[str, dict[str, dict]]:
     """Method → attack → ``acc``, ``asr``, ``r_asr`` over seeds, from published records.
+
+    ``params`` are those in which the runs differ from the chapter as its preset has it.
 
     Methods and attacks stand as the records first name them; each metric is a `stats.summary`,
     in per cent. ``n`` is the number of seeds. ``outcome`` is the worst of its seeds' in
@@ -232,14 +234,16 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
         samples = {}
         for metric in ("acc", "asr", "r_asr"):
             try:
-                samples[metric] = numbers.at(metric, part=part, method=method, attack=attack)
+                samples[metric] = numbers.at(
+                    metric, part=part, method=method, attack=attack, **params
+                )
             except claims.Missing:  # a run at other parameters, or an undefended victim
                 continue
         if not samples:
             continue
         cell = {m: stats.summary(seeds.values(), level=None) for m, seeds in samples.items()}
         if "r_asr" in samples:
-            victim = {"part": "main", "method": "none", "attack": attack}
+            victim = {"part": "main", "method": "none", "attack": attack, **params}
             before, taken = numbers.at("acc", **victim), numbers.at("asr", **victim)
             words = [
                 _outcome({metric: seeds[seed] for metric, seeds in samples.items()}, before[seed])
@@ -250,7 +254,9 @@ def outcomes(root: Path, chapter: str) -> dict[str, dict[str, dict]]:
                 worst = max(words, key=list(OUTCOMES).index)
                 cell |= {"outcome": worst, "gone": words.count("holds")}
         found[method][attack] = cell | {"n": len(samples["acc"])}
-    return found
+    if not any(found.values()):
+        raise ValueError(f"no published record of {chapter!r} has {params}")
+    return {method: cells for method, cells in found.items() if cells}
 
 
 def _outcome(cell: dict, before: float) -> str:
@@ -259,12 +265,14 @@ def _outcome(cell: dict, before: float) -> str:
     return "holds" if cell["r_asr"] < SAFE else "undecided"
 
 
-def render_outcomes(root: Path, chapter: str) -> str:
+def render_outcomes(root: Path, chapter: str, **params) -> str:
     """``outcomes`` as HTML: a line per defence, a column per attack, and a key to the colours."""
-    found = outcomes(root, chapter)
+    found = outcomes(root, chapter, **params)
     attacks = list(found["none"])
     head = "".join(f"<th>{_label(attack)}</th>" for attack in attacks)
-    text = ['<div class="results"><table aria-label="What each defence leaves of each attack">']
+    under = "".join(f", {name} = {value}" for name, value in params.items())
+    label = html.escape(f"What each defence leaves of each attack{under}")
+    text = [f'<div class="results"><table aria-label="{label}">']
     text.append(f"<thead><tr><th>defence</th>{head}</tr></thead><tbody>")
     for method, cells in found.items():
         row = "".join(_outcome_cell(cells.get(attack)) for attack in attacks)

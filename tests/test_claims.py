@@ -363,6 +363,13 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     assert "<small>CA 70.0 ± 0.0, gone with 1 of 2 seeds</small>" in text
     assert "<td>–</td>" in text and text.count("<tr>") == 1 + len(found)
     assert "no colour: without a defence" in text
+    # Runs at other parameters have a table of their own.
+    wide = results.outcomes(ROOT, "06_bi_bau", width="1")
+    assert list(wide) == ["none", "ft"] and wide["ft"]["badnets"]["acc"]["mean"] == 1
+    text = results.render_outcomes(ROOT, "06_bi_bau", width="1")
+    assert "each attack, width = 1" in text and text.count("<tr>") == 3
+    with pytest.raises(ValueError, match="no published record of '06_bi_bau' has {'ewc': '7'}"):
+        results.outcomes(ROOT, "06_bi_bau", ewc="7")
     with pytest.raises(ValueError, match="no published record of '03_ga_rga'"):
         monkeypatch.setattr(claims, "committed", lambda root, chapter: [])
         results.outcomes(ROOT, "03_ga_rga")

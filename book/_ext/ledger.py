@@ -2,9 +2,10 @@
 
 `{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
 `{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
-one of them, and `{outcomes} 06_bi_bau` what each defence leaves of each attack that a published run
-of the chapter had. All are made anew whenever a published record or their file changes, and need
-neither PyTorch nor pandas. What cannot be read is a warning, and so an error of a strict build.
+one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that a published run
+of the chapter had, `{outcomes} 06_bi_bau ewc=0` the same for runs at that parameter. All are made
+anew whenever a published record or their file changes, and need neither PyTorch nor pandas. What
+cannot be read is a warning, and so an error of a strict build.
 """
 
 import html
@@ -93,13 +94,15 @@ class PaperTables(FromRecords):
 
 
 class Outcomes(FromRecords):
-    """What each defence leaves of each attack, over all runs of a chapter."""
+    """What each defence leaves of each attack, over a chapter's runs or those at NAME=VALUE."""
 
-    required_arguments, optional_arguments = 1, 0
+    required_arguments, optional_arguments = 1, 9
 
     def made(self, root: Path) -> str:
         """The table of `minilib.results.outcomes`."""
-        return results.render_outcomes(root, self.arguments[0])
+        chapter, *given = self.arguments
+        params = dict(item.split("=", 1) for item in given)
+        return results.render_outcomes(root, chapter, **params)
 
 
 class Overhead(FromRecords):
