@@ -7,6 +7,7 @@ a chapter and which name rows of a run. A cell that no run has filled names the 
 import csv
 import dataclasses
 import html
+from collections.abc import Mapping
 from pathlib import Path
 
 from minilib import claims, stats
@@ -209,10 +210,13 @@ OUTCOMES = {
 }
 
 
-def outcomes(root: Path, chapter: str, **params) -> dict[str, dict[str, dict]]:
+def outcomes(
+    root: Path, chapter: str, *, attack: str | None = None, **params
+) -> dict[str, dict[str, dict]]:
     """Method → attack → ``acc``, ``asr``, ``r_asr`` over seeds, from published records.
 
-    ``params`` are those in which the runs differ from the chapter as its preset has it.
+    ``params`` are those in which the runs differ from the chapter as its preset has it; a ``seed``
+    among them is the only one. ``attack``: this one alone.
 
     Methods and attacks stand as the records first name them; each metric is a `stats.summary`,
     in per cent. ``n`` is the number of seeds. ``outcome`` is the worst of its seeds' in
@@ -228,14 +232,16 @@ def outcomes(root: Path, chapter: str, **params) -> dict[str, dict[str, dict]]:
     if not rows:
         raise ValueError(f"no published record of {chapter!r} says what a defence leaves")
     found: dict[str, dict[str, dict]] = {row["method"]: {} for row in rows}
-    for part, method, attack in dict.fromkeys(
+    for part, method, against in dict.fromkeys(
         (row["part"], row["method"], row["attack"]) for row in rows
     ):
+        if attack not in (None, against):
+            continue
         samples = {}
         for metric in ("acc", "asr", "r_asr"):
             try:
                 samples[metric] = numbers.at(
-                    metric, part=part, method=method, attack=attack, **params
+                    metric, part=part, method=method, attack=against, **params
                 )
             except claims.Missing:  # a run at other parameters, or an undefended victim
                 continue
@@ -243,7 +249,7 @@ def outcomes(root: Path, chapter: str, **params) -> dict[str, dict[str, dict]]:
             continue
         cell = {m: stats.summary(seeds.values(), level=None) for m, seeds in samples.items()}
         if "r_asr" in samples:
-            victim = {"part": "main", "method": "none", "attack": attack, **params}
+            victim = {"part": "main", "method": "none", "attack": against, **params}
             before, taken = numbers.at("acc", **victim), numbers.at("asr", **victim)
             words = [
                 _outcome({metric: seeds[seed] for metric, seeds in samples.items()}, before[seed])
@@ -253,9 +259,10 @@ def outcomes(root: Path, chapter: str, **params) -> dict[str, dict[str, dict]]:
             if words:
                 worst = max(words, key=list(OUTCOMES).index)
                 cell |= {"outcome": worst, "gone": words.count("holds")}
-        found[method][attack] = cell | {"n": len(samples["acc"])}
+        found[method][against] = cell | {"n": len(samples["acc"])}
     if not any(found.values()):
-        raise ValueError(f"no published record of {chapter!r} has {params}")
+        asked = params if attack is None else {"attack": attack, **params}
+        raise ValueError(f"no published record of {chapter!r} has {asked}")
     return {method: cells for method, cells in found.items() if cells}
 
 
@@ -265,23 +272,41 @@ def _outcome(cell: dict, before: float) -> str:
     return "holds" if cell["r_asr"] < SAFE else "undecided"
 
 
-def render_outcomes(root: Path, chapter: str, **params) -> str:
-    """``outcomes`` as HTML: a line per defence, a column per attack, and a key to the colours."""
-    found = outcomes(root, chapter, **params)
-    attacks = list(found["none"])
-    head = "".join(f"<th>{_label(attack)}</th>" for attack in attacks)
-    under = "".join(f", {name} = {value}" for name, value in params.items())
-    label = html.escape(f"What each defence leaves of each attack{under}")
-    text = [f'<div class="results"><table aria-label="{label}">']
+def render_outcomes(root: Path, chapter: str, *asked: Mapping[str, str]) -> str:
+    """``outcomes`` as HTML: a line per defence, a column per attack, and a key to the colours.
+
+    ``asked`` are keyword arguments of ``outcomes``. Several stand beside each other, with the
+    defences that all of them have; a column's head then says in what they differ.
+    """
+    asked = asked or ({},)
+    found = [outcomes(root, chapter, **given) for given in asked]
+    said = [_said(given) for given in asked]
+    columns = [
+        (attack, under, {method: cells.get(attack) for method, cells in part.items()})
+        for part, under in zip(found, said, strict=True)
+        for attack in part["none"]
+    ]
+    small = "<br><small>{}</small>" if asked[1:] else ""
+    head = "".join(
+        f"<th>{_label(attack)}{small.format(html.escape(under))}</th>"
+        for attack, under, _ in columns
+    )
+    settings = "; ".join(filter(None, said))
+    label = "What each defence leaves of each attack" + (settings and f", {settings}")
+    text = [f'<div class="results"><table aria-label="{html.escape(label)}">']
     text.append(f"<thead><tr><th>defence</th>{head}</tr></thead><tbody>")
-    for method, cells in found.items():
-        row = "".join(_outcome_cell(cells.get(attack)) for attack in attacks)
+    for method in (name for name in found[0] if all(name in part for part in found)):
+        row = "".join(_outcome_cell(cells.get(method)) for *_, cells in columns)
         text.append(f"<tr><th>{_label(method)}</th>{row}</tr>")
     key = "".join(f'<li><span class="{word}">{said}</span></li>' for word, said in OUTCOMES.items())
-    every = [cell for cells in found.values() for cell in cells.values()]
+    every = [cell for *_, cells in columns for cell in cells.values() if cell]
     if any("r_asr" in cell and "outcome" not in cell for cell in every):
         key += f"<li>no colour: without a defence, the attack's ASR is below {SAFE:.0f} %</li>"
     return "\n".join([*text, f"</tbody></table><ul>{key}</ul></div>"])
+
+
+def _said(given: Mapping[str, str]) -> str:
+    return ", ".join(f"{name} = {value}" for name, value in given.items() if name != "attack")
 
 
 def _outcome_cell(cell: dict | None) -> str:

@@ -366,8 +366,16 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(monkeypatch
     # Runs at other parameters have a table of their own.
     wide = results.outcomes(ROOT, "06_bi_bau", width="1")
     assert list(wide) == ["none", "ft"] and wide["ft"]["badnets"]["acc"]["mean"] == 1
-    text = results.render_outcomes(ROOT, "06_bi_bau", width="1")
+    text = results.render_outcomes(ROOT, "06_bi_bau", {"width": "1"})
     assert "each attack, width = 1" in text and text.count("<tr>") == 3
+    # Several stand beside each other; one attack or one seed can be asked for.
+    beside = ({"attack": "badnets", "seed": "1"}, {"width": "1"})
+    text = results.render_outcomes(ROOT, "06_bi_bau", *beside)
+    assert re.findall(r"<th>BadNets<br><small>(.*?)</small>", text) == ["seed = 1", "width = 1"]
+    assert '<td class="fails">30.0 → 70.0<br><small>CA 77.0, n = 1</small></td>' in text
+    assert "SAU" not in text and "<td>–</td>" not in text and text.count("<tr>") == 3
+    with pytest.raises(ValueError, match="no published record .* has {'attack': 'x', 'ewc': '7'}"):
+        results.outcomes(ROOT, "06_bi_bau", attack="x", ewc="7")
     with pytest.raises(ValueError, match="no published record of '06_bi_bau' has {'ewc': '7'}"):
         results.outcomes(ROOT, "06_bi_bau", ewc="7")
     with pytest.raises(ValueError, match="no published record of '03_ga_rga'"):

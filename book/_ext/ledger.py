@@ -94,15 +94,20 @@ class PaperTables(FromRecords):
 
 
 class Outcomes(FromRecords):
-    """What each defence leaves of each attack, over a chapter's runs or those at NAME=VALUE."""
+    """What each defence leaves of each attack, over a chapter's runs or those at NAME=VALUE.
 
-    required_arguments, optional_arguments = 1, 9
+    Runs at several settings stand beside each other, with ``|`` between their NAME=VALUE;
+    attack=NAME keeps one attack's. Lines are the defences that all have.
+    """
+
+    required_arguments, optional_arguments = 1, 29
 
     def made(self, root: Path) -> str:
         """The table of `minilib.results.outcomes`."""
         chapter, *given = self.arguments
-        params = dict(item.split("=", 1) for item in given)
-        return results.render_outcomes(root, chapter, **params)
+        asked = [part.split() for part in " ".join(given).split("|")]
+        asked = [dict(item.split("=", 1) for item in part) for part in asked]
+        return results.render_outcomes(root, chapter, *asked)
 
 
 class Overhead(FromRecords):
