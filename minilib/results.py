@@ -282,7 +282,7 @@ def render_outcomes(root: Path, chapter: str, *asked: Mapping[str, str]) -> str:
     found = [outcomes(root, chapter, **given) for given in asked]
     said = [_said(given) for given in asked]
     columns = [
-        (attack, under, {method: cells.get(attack) for method, cells in part.items()})
+        (attack, under, part)
         for part, under in zip(found, said, strict=True)
         for attack in part["none"]
     ]
@@ -295,11 +295,16 @@ def render_outcomes(root: Path, chapter: str, *asked: Mapping[str, str]) -> str:
     label = "What each defence leaves of each attack" + (settings and f", {settings}")
     text = [f'<div class="results"><table aria-label="{html.escape(label)}">']
     text.append(f"<thead><tr><th>defence</th>{head}</tr></thead><tbody>")
-    for method in (name for name in found[0] if all(name in part for part in found)):
-        row = "".join(_outcome_cell(cells.get(method)) for *_, cells in columns)
+    lines = {
+        method: [part[method].get(attack) for attack, _, part in columns]
+        for method in found[0]
+        if all(method in part for part in found)
+    }
+    for method, cells in lines.items():
+        row = "".join(map(_outcome_cell, cells))
         text.append(f"<tr><th>{_label(method)}</th>{row}</tr>")
-    key = "".join(f'<li><span class="{word}">{said}</span></li>' for word, said in OUTCOMES.items())
-    every = [cell for *_, cells in columns for cell in cells.values() if cell]
+    key = "".join(f'<li><span class="{word}">{what}</span></li>' for word, what in OUTCOMES.items())
+    every = [cell for cells in lines.values() for cell in cells if cell]
     if any("r_asr" in cell and "outcome" not in cell for cell in every):
         key += f"<li>no colour: without a defence, the attack's ASR is below {SAFE:.0f} %</li>"
     return "\n".join([*text, f"</tbody></table><ul>{key}</ul></div>"])
