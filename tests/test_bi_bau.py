@@ -675,7 +675,7 @@ def test_the_figures_draw(case, victim):  # noqa: F811
     frame = pd.DataFrame(
         [
             {"attack": "badnets", "method": name, "eta": eta, "seconds": 1.0, "acc": 90.0,
-             "asr": 1.0, "r_asr": 2.0, "q_asr": 3.0, "candidate": name}
+             "asr": 1.0, "r_asr": 2.0, "q_asr": 3.0, "candidate": name, "seed": 0}
             for name in ("ft", "bi-bau-u") for eta in (0.0, 1.0)
         ]
     )  # fmt: skip
@@ -699,3 +699,23 @@ def test_the_figures_draw(case, victim):  # noqa: F811
     table = figures.beside_paper(frame, "2", ["acc", "r_asr"], ["ft", "bi-bau-u"])
     assert table.loc[("BadNets", "BI-BAU (U)"), ("paper", "R-ASR")] == "3.60"
     assert table.loc[("BadNets", "FT"), ("paper", "CA")] == "–"
+
+
+def test_the_figures_show_the_mean_and_every_seed():
+    seeds = pd.DataFrame(
+        {"attack": "badnets", "method": ["ft", "ft", "sau"], "seed": [0, 1, 0], "acc": 90.0,
+         "asr": [1.0, 3.0, 7.0], "r_asr": [10.0, 50.0, 20.0], "q_asr": 4.0}
+    )  # fmt: skip
+    axis = figures.security(seeds, ["sau", "ft"]).axes[0]
+    found = [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "D"]
+    assert found == [[[10, 1], [50, 1]], [[20, 0], [30, 1]]]  # the seeds of FT, then means
+    plt.close()
+
+    lines = [(0, 1, 10.0), (0, 5, 30.0), (1, 1, 20.0), (1, 5, 50.0), (0, 9, 70.0)]
+    frame = pd.DataFrame(lines, columns=["seed", "poisons", "r_asr"]).assign(method="ft")
+    thin, alone, mean = (
+        line.get_xydata().tolist() for line in figures.by_poisons(frame).axes[0].lines
+    )
+    assert thin == [[1, 10], [5, 30], [9, 70]] and alone[:2] == [[1, 20], [5, 50]]
+    assert mean == [[1, 15], [5, 40]]  # at 9 there is one seed of two
+    plt.close()

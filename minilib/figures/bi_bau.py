@@ -76,6 +76,8 @@ def inversion(stories: Mapping[str, Sequence[Mapping]]) -> plt.Figure:
 def perturbed(dataset: ImageDataset, shown: Mapping[str, Tensor], count: int = 5) -> plt.Figure:
     """Draw images, their perturbed versions, and the differences × 4 around mid-grey.
 
+    The images are spread evenly over ``dataset``, whose rows may lie by class.
+
     Args:
         shown: title → (N, C, H, W) float in 0 … 1, row for row the images of ``dataset``.
     """
@@ -85,12 +87,12 @@ def perturbed(dataset: ImageDataset, shown: Mapping[str, Tensor], count: int = 5
         height, columns, figsize=(min(7, 1.1 * columns + 1), 0.8 * height), squeeze=False,
         layout="constrained",
     )  # fmt: skip
-    for column in range(columns):
-        _picture(axes[0, column], before[column])
+    for column, row in enumerate(np.linspace(0, len(dataset) - 1, columns).astype(int)):
+        _picture(axes[0, column], before[row])
         for k, images in enumerate(shown.values()):
-            after = 255 * images[column].permute(1, 2, 0).cpu().numpy()
+            after = 255 * images[row].permute(1, 2, 0).cpu().numpy()
             _picture(axes[1 + 2 * k, column], after)
-            _picture(axes[2 + 2 * k, column], 127.5 + AMPLIFY * (after - before[column]))
+            _picture(axes[2 + 2 * k, column], 127.5 + AMPLIFY * (after - before[row]))
     names = ["clean", *(text for title in shown for text in (title, f"× {AMPLIFY}"))]
     for axis, name in zip(axes[:, 0], names, strict=True):
         axis.set_ylabel(name, fontsize=7, rotation=0, ha="right", va="center")
@@ -102,7 +104,7 @@ def security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
 
     Args:
         frame: rows with ``attack``, ``method``, ``asr``, ``r_asr``, ``q_asr``; means over seeds
-            are drawn. methods: from top to bottom.
+            are drawn, single seeds small beneath them. methods: from top to bottom.
     """
     attacks = list(dict.fromkeys(frame["attack"]))
     columns = min(len(attacks), PANELS)
@@ -112,11 +114,15 @@ def security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
         squeeze=False, layout="constrained",
     )  # fmt: skip
     rows = np.arange(len(methods))
+    place = dict(zip(methods, rows, strict=True))
     for axis, attack in zip(axes.flat, attacks, strict=False):
-        here = frame[frame["attack"] == attack].groupby("method")[["asr", "r_asr", "q_asr"]]
-        here = here.mean().reindex(list(methods))
+        seeds = frame[(frame["attack"] == attack) & frame["method"].isin(methods)]
+        here = seeds.groupby("method")[["asr", "r_asr", "q_asr"]].mean().reindex(list(methods))
+        seeds = seeds[seeds["method"].duplicated(keep=False)]
         axis.hlines(rows, here["asr"], here["r_asr"], color=RATES["r_asr"], lw=1.5, alpha=0.6)
         for value, mark in (("q_asr", "|"), ("r_asr", "D"), ("asr", "o")):
+            single = seeds["method"].map(place)
+            axis.plot(seeds[value], single, mark, ms=2.5, color=RATES[value], alpha=0.5)
             axis.plot(
                 here[value], rows, mark, ms=5, mew=1.5, color=RATES[value], label=label(value)
             )
@@ -136,26 +142,41 @@ def by_poisons(frame: pd.DataFrame) -> plt.Figure:
     """Draw R-ASR over the number of poisons, a line per model.
 
     Args:
-        frame: rows with ``method``, ``poisons``, ``r_asr``.
+        frame: rows with ``method``, ``poisons``, ``r_asr``, ``seed``.
     """
     figure, axis = plt.subplots(figsize=(7, 2.8))
     for number, (name, part) in enumerate(frame.groupby("method", sort=False)):
         colour = "0.4" if name == "clean" else PALETTE[number % len(PALETTE)]
-        axis.plot(part["poisons"], part["r_asr"], "o-", ms=4, color=colour, label=label(name))
+        with_seeds(axis, part, "poisons", "r_asr", color=colour, label=label(name))
     axis.set(xlabel="poisons", ylabel="R-ASR (%)", ylim=(-3, 103))
     axis.set_xticks(sorted(frame["poisons"].unique()))
     axis.legend(fontsize=8)
     return figure
 
 
+def with_seeds(axis: plt.Axes, frame: pd.DataFrame, over: str, value: str, **style) -> None:
+    """Draw ``value`` over ``over``: a thin line per seed, a thick one for the mean.
+
+    The mean leaves out what some of the seeds lack, for it would jump there.
+    """
+    seeds = frame.pivot_table(index=over, columns="seed", values=value)
+    mean = seeds.dropna().mean(axis=1)
+    axis.plot(seeds.index, seeds, ".-", ms=3, lw=0.8, alpha=0.5, color=style["color"])
+    axis.plot(mean.index, mean, "o-", ms=4, **style)
+
+
 def over_eta(frame: pd.DataFrame) -> plt.Figure:
-    """Draw CA and the three attack rates against η, one panel per attack."""
+    """Draw CA and the three attack rates against η, one panel per attack.
+
+    Args:
+        frame: rows with ``attack``, ``eta``, ``acc``, ``asr``, ``r_asr``, ``q_asr``, ``seed``.
+    """
     attacks = list(dict.fromkeys(frame["attack"]))
     figure, axes = plt.subplots(1, len(attacks), figsize=(7, 2.8), sharey=True, squeeze=False)
     for axis, attack in zip(axes[0], attacks, strict=True):
-        here = frame[frame["attack"] == attack].groupby("eta")[list(RATES)].mean()
+        here = frame[frame["attack"] == attack]
         for value, colour in RATES.items():
-            axis.plot(here.index, here[value], "o-", ms=3, color=colour, label=label(value))
+            with_seeds(axis, here, "eta", value, color=colour, label=label(value))
         axis.set(title=label(attack), xlabel="η", ylim=(-3, 103))
     axes[0, 0].set_ylabel("percent")
     axes[0, 0].legend(fontsize=8)
@@ -214,8 +235,8 @@ def feature_map(
         own = labels == target
         for part, colour, name in (
             (clean[~own], "lightgrey", "clean, other classes"),
-            (clean[own], PALETTE[0], "clean, target class"),
             (shown[~own], PALETTE[3], "triggered"),
+            (clean[own], PALETTE[0], "clean, target class"),  # few, so on top
         ):
             axis.scatter(*part.T, s=5, color=colour, label=name)
         axis.set(title=label(attack), xticks=[], yticks=[])
