@@ -114,15 +114,14 @@ def security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
         squeeze=False, layout="constrained",
     )  # fmt: skip
     rows = np.arange(len(methods))
-    place = dict(zip(methods, rows, strict=True))
     for axis, attack in zip(axes.flat, attacks, strict=False):
         seeds = frame[(frame["attack"] == attack) & frame["method"].isin(methods)]
         here = seeds.groupby("method")[["asr", "r_asr", "q_asr"]].mean().reindex(list(methods))
         seeds = seeds[seeds["method"].duplicated(keep=False)]
+        places = seeds["method"].map(list(methods).index)
         axis.hlines(rows, here["asr"], here["r_asr"], color=RATES["r_asr"], lw=1.5, alpha=0.6)
         for value, mark in (("q_asr", "|"), ("r_asr", "D"), ("asr", "o")):
-            single = seeds["method"].map(place)
-            axis.plot(seeds[value], single, mark, ms=2.5, color=RATES[value], alpha=0.5)
+            axis.plot(seeds[value], places, mark, ms=2.5, color=RATES[value], alpha=0.5)
             axis.plot(
                 here[value], rows, mark, ms=5, mew=1.5, color=RATES[value], label=label(value)
             )
