@@ -58,25 +58,23 @@ def main() -> None:
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
 
+    from . import timing
+
     if options.device == "cuda" and not torch.cuda.is_available():
         commands().error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
+    how = timing.Options(
+        options.device, options.threads, options.repeats, options.quick, options.switches
+    )
+    torch.set_num_threads(options.threads)
     files, seconds = [], {}
     for name in NAMES + LONG:
         if name in (options.names or NAMES):
             started = time.monotonic()
-            files.append(
-                importlib.import_module(f"bench.{name}").main(
-                    folder,
-                    options.device,
-                    options.threads,
-                    options.repeats,
-                    options.quick,
-                    options.switches,
-                )
-            )
+            files.append(importlib.import_module(f"bench.{name}").main(folder, how))
             seconds[name] = time.monotonic() - started
+            print(f"written: {files[-1]}")
     print("\n" + targets.summary(files))
     took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
     print(f"\n{sum(seconds.values()) / 60:.1f} minutes: {took}")

@@ -8,13 +8,11 @@ nothing is found that an earlier run has left. Parts, one after the other, each 
 * ``HTML only``: ``tools/build.py``, the published runs, nothing built before;
 * ``HTML again``: the same once more, nothing changed.
 
-What a warm start of a kernel saves is measured by ``python -m bench.sweep start``, and taken from
-there. This is not part of ``python -m bench`` alone: name it, ``python -m bench book``.
+This is not part of ``python -m bench`` alone: name it, ``python -m bench book``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import shutil
@@ -22,29 +20,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
-from .timing import hardware, versions, write
+from . import timing
+from .timing import Options
 
 ROOT = Path(__file__).resolve().parent.parent
-SWEEP = ROOT / "bench" / "results" / "sweep.json"
-RUN = ("-m", "minilib.cli", "run", "--all", "--preset", "smoke")
 BUILD = ("tools/build.py",)
 PARTS = {
-    "every chapter": RUN,
+    "every chapter": ("-m", "minilib.cli", "run", "--all", "--preset", "smoke"),
     "site of these runs": (*BUILD, "--preset", "smoke"),
     "HTML only": BUILD,
     "HTML again": BUILD,
 }
-
-
-@dataclass(frozen=True)
-class Case:
-    """Where it runs."""
-
-    device: str
-    threads: int
 
 
 def copied(root: Path, target: Path) -> Path:
@@ -63,70 +51,41 @@ def copied(root: Path, target: Path) -> Path:
     return target
 
 
-def timed(words: tuple[str, ...], root: Path, cache: Path, device: str) -> dict[str, float]:
+def seconds(words: tuple[str, ...], root: Path, cache: Path, device: str) -> dict[str, float]:
     """Run a command of Python's in a folder: seconds on the clock, and of all its processes' CPU.
 
     Raises:
         RuntimeError: the command failed; the message ends with what it said last.
     """
-    found = {**os.environ, "MINILIB_CACHE": str(cache), "PYTHONPATH": str(root)}
+    environ = {**os.environ, "MINILIB_CACHE": str(cache), "PYTHONPATH": str(root)}
     if device == "cpu":
-        found["CUDA_VISIBLE_DEVICES"] = ""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    started = time.monotonic()
+        environ["CUDA_VISIBLE_DEVICES"] = ""
+    before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run(
-        [sys.executable, *words], cwd=root, env=found, stdout=subprocess.PIPE,
+        [sys.executable, *words], cwd=root, env=environ, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True,
     )  # fmt: skip
-    wall = time.monotonic() - started
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    wall, after = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     if done.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {done.returncode}: {done.stdout[-800:]}")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"seconds": round(wall, 3), "cpu_seconds": round(cpu, 3)}
 
 
-def warm_starts() -> dict:
-    """How often a warm run of a chapter of imports fits into a cold one, as measured before."""
-    if not SWEEP.is_file() or "start" not in (found := json.loads(SWEEP.read_text())):
-        return {}
-    start = found["start"]
-    low, high = start["cold over warm, lowest and highest"]
-    return {
-        "cold start / warm start, from the measurements of sweeps": {
-            "n": start["pairs of runs"], "median": start["cold over warm, median"],
-            "min": low, "max": high,
-        }
-    }  # fmt: skip
-
-
-def measure(case: Case, parts: dict[str, tuple[str, ...]], root: Path) -> dict:
-    """Run all parts in order in a copy of ``root``; return the record."""
-    found = {}
-    with tempfile.TemporaryDirectory() as folder:
-        copy = copied(root, Path(folder) / "book")
-        for name, words in parts.items():
-            found[name] = timed(words, copy, Path(folder) / "cache", case.device)
-            print(f"{name:24} {found[name]['seconds']:8.1f} s", flush=True)
-    return {
-        "what": "The book: every chapter at smoke, and the site",
-        "case": {"preset": "smoke", "device": case.device},
-        "hardware": hardware(case),
-        "versions": versions(),
-        "load average": [round(one, 1) for one in os.getloadavg()],
-        "seconds": found,
-        "whole_seconds": {name: one["seconds"] for name, one in found.items()},
-        "ratios": warm_starts(),
-    }
-
-
-def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
-) -> Path:
-    """Measure and write ``book-<device>.json``; ``repeats`` and ``switches`` are not used.
-
-    A rehearsal only asks the tools for their help.
-    """
-    parts = {name: (*words, "--help") for name, words in PARTS.items()} if quick else PARTS
-    record = measure(Case(device, threads), parts, ROOT)
-    return write(folder, f"book-{device}{'-quick' if quick else ''}", record)
+def main(folder, options: Options):
+    """Run all parts in order and write ``book-<device>.json``; a rehearsal asks for their help."""
+    parts = {}
+    with tempfile.TemporaryDirectory() as place:
+        copy = copied(ROOT, Path(place) / "book")
+        for name, words in PARTS.items():
+            words = (*words, "--help") if options.quick else words
+            parts[name] = seconds(words, copy, Path(place) / "cache", options.device)
+    result = timing.record(
+        "The book: every chapter at smoke, and the site",
+        options,
+        {"preset": "smoke"},
+        seconds=parts,
+        whole_seconds={name: one["seconds"] for name, one in parts.items()},
+        **{"load average": [round(one, 1) for one in os.getloadavg()]},
+    )
+    return timing.write(folder, "book", options, result)

@@ -9,26 +9,17 @@ timed in two settings:
 * ``default``: as it comes, but for minilib's rate and size of batch, and no checkpoints: random
   batches, fp32.
 
-What is compared, and how fairly:
-
-* First, same weights, same batches, fp32, no dropout: the loss of ``best`` agrees at each step.
-* Then the loops are timed in turns, each in a process of its own, from the first batch that is
-  asked for to the end of the last step. What either does before (a Trainer takes a quarter of a
-  second) would count for much among few steps, and for nothing in a run. ``heap`` is ``best`` in a
-  process whose C library was told to keep its heap, as minilib tells it on a CPU.
-* Decay is 0 in all loops: Trainer would spare biases and norms, minilib decays all.
-
-torch.compile is in none of them: with rows of many lengths it compiles for minutes.
+What either does before its first step (a Trainer takes a quarter of a second) would count for much
+among few steps, and for nothing in a run: the time of two steps is taken off. ``heap`` is ``best``
+in a process whose C library was told to keep its heap, as minilib tells it on a CPU. Decay is 0 in
+all loops: Trainer would spare biases and norms, minilib decays all.
 """
 
 from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
-from functools import partial
-from pathlib import Path
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -38,108 +29,75 @@ from transformers import (
     BertForSequenceClassification,
     DataCollatorWithPadding,
     Trainer,
-    TrainerCallback,
     TrainingArguments,
-)
+)  # fmt: skip
 from transformers.trainer_callback import PrinterCallback
 
-from minilib import train
-from minilib.models import TextClassifier, text_classifier
-from minilib.train import Batches, TrainSettings
+from minilib.models.text import TextClassifier, text_classifier
+from minilib.training import devices
+from minilib.training import text as text_training
+from minilib.training.fitting import TrainSettings
+from minilib.training.text import Batches
 
-from . import limits, workers
-from .btu import rows_of
-from .rga import First, make_case
-from .timing import hardware, in_turns, ratios, spread, turns, versions, wait, write
-from .workers import Run
+from . import texts, timing
+from .texts import MAX_LENGTH, Case, fitted, make_case, still
+from .timing import Options
 
-LR, MAX_LENGTH = 5e-5, 128
-TOLERANCE = 1e-4  # relative, of the loss at each step
-WARM_STEPS = 2
+LR, LESS = 5e-5, 2
 VARIANTS = ("trainer default", "trainer best", "trainer best, heap", "minilib fp32", "minilib")
+SAME = ("trainer best", "minilib fp32", "minilib")  # the batches; the others draw their own
 LARGE = "bert-base-sized"  # random weights; rows that fill MAX_LENGTH
 
 
-@dataclass(frozen=True)
-class Case:
-    """What is fine-tuned, and on what."""
-
-    model: str
-    source: str
-    texts: tuple[str, ...]
-    labels: tuple[int, ...]
-    batch_size: int
-    steps: int
-    device: str
-    threads: int
-    dropout: bool = True
-    seed: int = 0
-
-
-def cases(device: str, threads: int, quick: bool) -> list[Case]:
+def cases(options: Options) -> list[Case]:
     """Chapter 03's victim; on a GPU also an encoder of BERT-base's size."""
-    taken = make_case(device, threads, quick)
-    rows = rows_of(taken)
-    steps = 3 if quick else (200 if device == "cuda" else 6)
-    labels = tuple(int(label) for label in rows.labels)
-    where = (taken.batch_size, steps, device, threads)
-    first = Case(taken.model, taken.source, tuple(rows.texts), labels, *where)
-    if device != "cuda":
+    first = make_case(options)
+    if options.device != "cuda":
         return [first]
-    full = tuple(f"{text} " * 40 for text in rows.texts)
-    return [first, replace(first, model=LARGE, texts=full)]
+    long = [replace(one, texts=tuple(f"{text} " * 40 for text in one.texts))
+            for one in (first.forget, first.retain)]  # fmt: skip
+    return [first, replace(first, model=LARGE, forget=long[0], retain=long[1])]
 
 
-def start(case: Case) -> TextClassifier:
+def steps_of(options: Options) -> int:
+    """Steps that are timed, beyond the first LESS."""
+    return 3 if options.quick else (200 if options.device == "cuda" else 6)
+
+
+def start(case: Case, exact: bool) -> TextClassifier:
     """The encoder with a fresh head, the same for every loop."""
-    if case.model == LARGE:
-        tokenizer = text_classifier("tiny", 2, 0).tokenizer  # BERT's vocabulary
-        torch.manual_seed(case.seed)
-        network = BertForSequenceClassification(BertConfig(num_labels=2))
-        model = TextClassifier(network, tokenizer)
-    else:
-        model = text_classifier(case.model, len(set(case.labels)), case.seed)
-    for module in model.modules() if not case.dropout else ():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model.to(case.device)
+    if case.model != LARGE:
+        return texts.start(case, exact)
+    tokenizer = text_classifier("tiny", 2, 0).tokenizer  # BERT's vocabulary
+    torch.manual_seed(case.seed)
+    network = BertForSequenceClassification(BertConfig(num_labels=2))
+    model = TextClassifier(network, tokenizer).to(case.device)
+    return still(model) if exact else model
 
 
-def encoded(case: Case, tokenizer, device: str) -> train.Encoded:
-    return train.encode(case.texts, case.labels, tokenizer, MAX_LENGTH, device)
+def batches_of(case: Case, tokenizer, device: str) -> Batches:
+    rows = case.rows
+    data = text_training.encode(rows.texts, rows.labels, tokenizer, MAX_LENGTH, device)
+    return Batches(data, case.batch_size)
 
 
-@dataclass(frozen=True)
-class Started(First):
-    """Keeps the time at which the first batches of an epoch were asked for."""
+def build(case: Case, name: str, exact: bool):
+    """A loop by its name in VARIANTS."""
+    precision = timing.precision_of(name, case.device, exact)
+    if "heap" in name:
+        devices.keep_heap(torch.device(case.device))
+    if name.startswith("trainer"):
+        return trainer(case, "best" in name, precision, exact)
+    return ours(case, precision, exact)
 
-    clock: list[float] = field(default_factory=list)
 
-    def __call__(self, rng):
-        self.clock.append(wait("cuda" if self.batches.data.ids.is_cuda else "cpu"))
-        return super().__call__(rng)
-
-
-def ours(case: Case, precision: str) -> Run:
-    """minilib's loop."""
-    model = start(case)
-    data = encoded(case, model.tokenizer, case.device)
-    settings = TrainSettings(
+def ours(case: Case, precision: str, exact: bool):
+    model = start(case, exact)
+    batches = batches_of(case, model.tokenizer, case.device)
+    how = TrainSettings(
         1, LR, case.batch_size, weight_decay=0.0, precision=precision, seed=case.seed
     )
-
-    def run(steps: int) -> tuple[float, list[float]]:
-        logs, batches = [], Started(Batches(data, case.batch_size), steps)
-
-        def loss(network, batch):
-            value, log = train.cross_entropy(network, batch)
-            logs.append(log["loss"])
-            return value, log
-
-        train.fit(model, batches, loss, settings)
-        return wait(case.device) - batches.clock[0], torch.stack(logs).tolist()
-
-    return run
+    return lambda steps: fitted(model, batches, text_training.cross_entropy, how, steps)
 
 
 class Planned(Trainer):
@@ -150,39 +108,10 @@ class Planned(Trainer):
     def get_train_dataloader(self) -> DataLoader:
         how = self.args
         loader = DataLoader(
-            self.train_dataset,
-            batch_sampler=Plan(self.plan),
-            collate_fn=self.data_collator,
-            num_workers=how.dataloader_num_workers,
-            pin_memory=how.dataloader_pin_memory,
-        )
+            self.train_dataset, batch_sampler=self.plan, collate_fn=self.data_collator,
+            num_workers=how.dataloader_num_workers, pin_memory=how.dataloader_pin_memory,
+        )  # fmt: skip
         return self.accelerator.prepare(loader)
-
-
-class Plan(torch.utils.data.Sampler):
-    """Rows of each batch, as given."""
-
-    def __init__(self, batches: list[list[int]]):
-        self.batches = batches
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-
-class Clock(TrainerCallback):
-    """Seconds from the first batch that is asked for to the end of the last step."""
-
-    def __init__(self, device: str):
-        self.device, self.seconds = device, 0.0
-
-    def on_epoch_begin(self, *_, **__):
-        self.seconds = self.seconds or -wait(self.device)
-
-    def on_train_end(self, *_, **__):
-        self.seconds += wait(self.device)
 
 
 def arguments(case: Case, folder: str, steps: int, best: bool, precision: str) -> TrainingArguments:
@@ -204,142 +133,80 @@ def arguments(case: Case, folder: str, steps: int, best: bool, precision: str) -
     )  # fmt: skip
 
 
-def trainer(case: Case, best: bool, precision: str, keep: bool = False) -> Run:
-    """The Trainer's loop; ``keep`` has it return the loss of each step."""
+def trainer(case: Case, best: bool, precision: str, exact: bool):
+    """The Trainer's loop; ``exact`` keeps the loss of each step."""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # loading on a GPU forks after tokenising
-    model = start(case)
-    tokens = model.tokenizer(list(case.texts), truncation=True, max_length=MAX_LENGTH)
+    model, told = start(case, exact), case.rows
+    tokens = model.tokenizer(list(told.texts), truncation=True, max_length=MAX_LENGTH)
     rows = [
-        {"input_ids": ids, "attention_mask": mask, "labels": label}
+        {"input_ids": ids, "attention_mask": mask, "labels": int(label)}
         for ids, mask, label in zip(
-            tokens["input_ids"], tokens["attention_mask"], case.labels, strict=True
+            tokens["input_ids"], tokens["attention_mask"], told.labels, strict=True
         )
     ]
-    plan = Batches(encoded(case, model.tokenizer, "cpu"), case.batch_size).rows(
-        np.random.default_rng(case.seed)
-    )
-    kind, kept = (Planned if best else Trainer), []
-    if keep:
-        model.network.register_forward_hook(lambda _, __, out: kept.append(out.loss.detach()))
+    plan = batches_of(case, model.tokenizer, "cpu").rows(np.random.default_rng(case.seed))
+    losses: list[torch.Tensor] = []
+    if exact:
+        model.network.register_forward_hook(lambda _, __, out: losses.append(out.loss.detach()))
 
-    def run(steps: int) -> tuple[float, list[float]]:
+    def run(steps: int) -> list[list[float]]:
         with tempfile.TemporaryDirectory() as folder:
             # New each time, for one that has trained keeps its optimiser.
-            made = kind(
-                model.network,
-                arguments(case, folder, steps, best, precision),
-                DataCollatorWithPadding(model.tokenizer),
-                rows,
-            )
-            made.plan = [part.tolist() for part in plan[:steps]]
+            made = (Planned if best else Trainer)(
+                model.network, arguments(case, folder, steps, best, precision),
+                DataCollatorWithPadding(model.tokenizer), rows,
+            )  # fmt: skip
+            made.plan = [one.tolist() for one in plan[:steps]]
             made.remove_callback(PrinterCallback)
-            clock = Clock(case.device)
-            made.add_callback(clock)
             made.train()
-            return clock.seconds, [value.item() for value in kept]
+        return [[value.item()] for value in losses]
 
     return run
 
 
-def make(case: Case, variant: str) -> tuple[Run, float]:
-    """A loop by its name in VARIANTS, and no seconds of set-up."""
-    precision = limits.precision_of(variant, case.device)
-    if "heap" in variant:
-        train.keep_heap(torch.device(case.device))
-    if variant.startswith("trainer"):
-        return trainer(case, "best" in variant, precision), 0.0
-    return ours(case, precision), 0.0
-
-
-def check(case: Case) -> tuple[float, dict[str, int]]:
-    """Compare the losses of all steps in fp32; return the largest difference, and FLOPs.
-
-    Raises:
-        RuntimeError: the loops do not compute the same, so their times must not be compared.
-    """
-    still = replace(case, dropout=False)
-    loops = {
-        "trainer default": trainer(still, False, "fp32", keep=True),
-        "trainer best": trainer(still, True, "fp32", keep=True),
-        "minilib": ours(still, "fp32"),
-    }
-    logs, flops = {}, {}
-    for name, loop in loops.items():
-        (_, logs[name]), flops[name] = limits.count(loop, case.steps)
-    pairs = list(zip(logs["trainer best"], logs["minilib"], strict=True))
-    worst = max(abs(a - b) / abs(a) for a, b in pairs)
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"losses differ by {worst:.1e} (relative); accepted: {TOLERANCE:.0e}")
-    return worst, flops
-
-
-def optimiser_step(case: Case, repeats: int) -> tuple[float, int]:
+def optimiser_step(case: Case, options: Options) -> tuple[float, int]:
     """Median seconds of one fused AdamW step, and the bytes that it reads and writes."""
-    model = start(case)
+    model = start(case, True)
     optimizer = torch.optim.AdamW(model.parameters(), LR, fused=True)
     for p in model.parameters():
         p.grad = torch.full_like(p, 1e-6)
-
-    def step() -> tuple[float, None]:
-        started = wait(case.device)
-        optimizer.step()
-        return wait(case.device) - started, None
-
-    seconds = spread(in_turns({"step": step}, 5 * repeats)["step"], 6)["median"]
+    seconds = timing.spread(
+        timing.seconds_of(optimizer.step, threads=options.threads, least=0.1), 6
+    )["median"]
     # Reads weight, gradient and two moments; writes weight and moments.
     return seconds, 7 * sum(p.numel() * p.element_size() for p in model.parameters())
 
 
-def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
+def measure(case: Case, options: Options) -> dict:
     """Check, then time; return the record."""
-    worst, flops = check(case)
-    print(f"fine-tuning {case.model}: losses of {case.steps} steps within {worst:.1e} (relative)")
-    names = [name for name in VARIANTS if case.device == "cpu" or "heap" not in name]
-    builds = {name: partial(make, case, name) for name in names}
-    found = workers.alternate(
-        builds, case.device, case.threads, repeats, case.steps, WARM_STEPS, isolated
-    )
-    rates = limits.machine(case.device, quick=not isolated)
-    counted = {name: flops.get(name.removesuffix(", heap"), flops["minilib"]) for name in names}
-    parts = limits.loops(rates, case.device, found, counted, f"{case.steps} steps, {{}}")
-    seconds, moved = optimiser_step(case, repeats)
-    parts["a step of the optimiser, minilib"] = limits.part(rates, seconds, moved=moved)
-    return {
-        "what": f"Fine-tuning {case.model}: transformers.Trainer against minilib",
-        "case": {
-            "model": case.model, "data": case.source, "rows": len(case.texts),
-            "batch": case.batch_size, "steps timed": case.steps, "device": case.device,
-            "precision": limits.precision_of("minilib", case.device),
-        },
-        "hardware": hardware(case),
-        "versions": versions(),
-        "equal_losses": {"largest_relative_difference": worst, "tolerance": TOLERANCE},
-        "seconds": found,
-        "ratios": {
-            f"{name} / minilib": ratios(found[name], found["minilib"])
+    steps, rates = steps_of(options), timing.machine(options)
+    names = [name for name in VARIANTS if options.device == "cpu" or "heap" not in name]
+    equal, flops = timing.compared(build, case, SAME, steps)
+    _, others = timing.compared(build, case, ["trainer default"], steps)
+    flops |= others | {"trainer best, heap": flops["trainer best"]}
+    seconds = timing.timed(build, case, names, options, steps + LESS, LESS)
+    counted = {name: flops[name] for name in names}
+    parts = timing.beside(rates, case.device, seconds, counted, f"{steps} steps, {{}}")
+    step, moved = optimiser_step(case, options)
+    parts["a step of the optimiser, minilib"] = timing.part(rates, step, moved=moved)
+    return timing.record(
+        f"Fine-tuning {case.model}: transformers.Trainer against minilib",
+        options,
+        case.said()
+        | {"steps timed": steps, "precision": timing.precision_of("minilib", case.device)},
+        equal_losses=equal,
+        seconds=seconds,
+        ratios={
+            f"{name} / minilib": timing.ratios(seconds[name], seconds["minilib"])
             for name in names
             if name != "minilib"
         },
-        "limits": {"machine": rates, "parts": parts},
-    }  # fmt: skip
+        limits={"machine": rates, "parts": parts},
+    )
 
 
-def each_case(
-    name: str, cases: Callable, measure: Callable, folder: Path, device: str, threads: int,
-    repeats: int | None, quick: bool,
-) -> Path:  # fmt: skip
-    """Measure every case, print its ratios and write ``name-<device>.json``."""
-    torch.set_num_threads(threads)
-    repeats = turns(repeats, quick, device)
-    records = [measure(case, repeats, isolated=not quick) for case in cases(device, threads, quick)]
-    for record in records:
-        for label, ratio in record["ratios"].items():
-            print(f"{record['case']['model']:16} {label:40} {ratio['median']:.2f}")
-    return write(folder, f"{name}-{device}{'-quick' if quick else ''}", records)
-
-
-def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
-) -> Path:
-    """Measure and write ``finetune-<device>.json``; ``switches`` is there for rga and not used."""
-    return each_case("finetune", cases, measure, folder, device, threads, repeats, quick)
+def main(folder, options: Options):
+    """Measure every case and write ``finetune-<device>.json``."""
+    return timing.write(
+        folder, "finetune", options, [measure(one, options) for one in cases(options)]
+    )

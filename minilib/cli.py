@@ -1,33 +1,47 @@
 """The `minilib` command.
 
-Exit codes: 0 done, 1 a run failed, 2 the request cannot be met, 130 interrupted. Only the standard
-library is imported up front, so that `--help` answers at once.
+Only the standard library is imported up front, so that `--help` answers at once.
 """
 
 import argparse
+import contextlib
+import io
+import json
 import os
 import sys
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from minilib import runner, runs
+from minilib import __version__, provenance
+from minilib.provenance import UsageError, find_root
+from minilib.runs import execute, storage
+
+EXIT_CODES = """exit codes: 0 done; 1 a run failed, a number moved, or doctor has something to fix;
+2 the request cannot be met; 3 time was up; 130 interrupted"""
+MOST_WORKERS = 1024
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line: one sub-command per verb, each with the function that does it."""
-    main = argparse.ArgumentParser(
-        prog="minilib", description="Run, sweep and publish the chapters of the book."
+    command_line = argparse.ArgumentParser(
+        prog="minilib",
+        description="Run, sweep and publish the chapters of the book.",
+        epilog=EXIT_CODES,
     )
-    verbs = main.add_subparsers(dest="verb", required=True, metavar="COMMAND")
+    command_line.add_argument("--version", action="version", version=f"minilib {__version__}")
+    verbs = command_line.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
     def verb(name, action, text):
-        command = verbs.add_parser(name, help=text, description=text)
-        command.set_defaults(action=action)
+        command = verbs.add_parser(name, help=text, description=text, epilog=EXIT_CODES)
+        command.set_defaults(action=action, result=[], file=None)
+        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
         command.add_argument(
-            "--out", type=place, metavar="DIR", help="folder of runs (default: runs/), or a URL"
+            "--out", metavar="DIR", help="folder of runs (default: runs/), or a URL"
         )
         return command
 
-    def chosen(command, chapters):
+    def chapter_options(command, chapters):
         command.add_argument("chapter", nargs=chapters, help="for example 03_ga_rga")
         command.add_argument("--preset", required=True, help="smoke, small or paper")
         command.add_argument(
@@ -38,80 +52,164 @@ def parser() -> argparse.ArgumentParser:
             metavar="NAME=VALUE",
             help="set one parameter (repeatable)",
         )
+        command.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
 
     command = verb("run", do_run, "execute a chapter; a run that exists is not made again")
-    chosen(command, "?")
+    chapter_options(command, "?")
     command.add_argument("--all", action="store_true", help="every chapter of the book")
     command.add_argument("--force", action="store_true", help="run again even if it exists")
+    command.add_argument(
+        "--fresh", metavar="KIND[,KIND]", type=lambda text: text.split(","), default=[],
+        help="compute trials of these kinds anew, beside the old ones, and compare",
+    )  # fmt: skip
+    command.add_argument(
+        "--workers", type=int, default=1, metavar="N", help="with --all: so much at a time"
+    )
+    command.add_argument(
+        "--time-limit", type=float, metavar="MIN", help="minutes after which a run has failed"
+    )
     command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
     sweep_options(command)
-    command = verb(
-        "publish", do_publish, "copy finished runs into the book: book/_executed/ and results/"
-    )
-    chosen(command, "*")
+    text = "publish finished runs: trials into results/, pages into book/_executed/"
+    command = verb("publish", do_publish, text)
+    chapter_options(command, "*")
     command.add_argument(
-        "--prune", action="store_true", help="drop this preset's records of older code"
+        "--replace", action="store_true", help="also replace published trials that it made anew"
     )
-    command = verb(
-        "latest", do_latest, "list the executed notebook of each chapter, for the book build"
+    command = verb("list", do_list, "list the chapters, or the parameters of one")
+    command.add_argument("chapter", nargs="?")
+    command = verb("trials", do_trials, "trials of the ledger: list, rank, export, show, compare")
+    command.usage = (
+        "minilib trials [list KIND [CONDITION …] [--sort METRIC] [--top K] [--csv|--json]]\n"
+        "       minilib trials show KEY | diff KEY KEY [--json]"
     )
-    chosen(command, "*")
+    selection(command, "list KIND | show KEY | diff KEY KEY")
+    command = verb("runs", do_runs, "chapter runs: list, rank, export, show, compare")
+    command.usage = (
+        "minilib runs [list [CONDITION …] [--sort COLUMN] [--top K] | show ID | diff ID ID]"
+    )
+    selection(command, "list | show ID | diff ID ID")
+    command = verb("clean", do_clean, "remove what can be made again")
+    command.add_argument(
+        "--cache", action="store_true", required=True, help="models that trials were made from"
+    )
+    command.add_argument("--dry-run", action="store_true", help="say how much it would be")
+    command = verb("completion", do_completion, "print a script that completes commands")
+    command.add_argument("shell", choices=("bash", "zsh"))
+    command = verb("verify", do_verify, "compute published trials from nothing, and compare")
+    command.add_argument("key", nargs="*", help="of a trial, or its first digits")
+    command.add_argument("--sample", type=int, metavar="N", help="draw as many at random")
+    command.add_argument("--seed", type=int, metavar="S", help="of the draw")
     command = verb("claims", do_claims, "decide the papers' claims from the published records")
     command.add_argument("chapter", nargs="?", help="only those of a chapter or paper")
     text = "show device, versions, data, models, disk and cache, what presets need, and fixes"
     verb("doctor", do_doctor, text)
-    return main
+    return command_line
 
 
-def place(text: str) -> Path | str:
-    """A folder, or a URL for what fsspec reaches."""
-    return text if "://" in text else Path(text)
+def selection(command, words: str) -> None:
+    """What `minilib trials` and `minilib runs` have in common."""
+    command.add_argument("words", nargs="*", metavar=words)
+    command.add_argument("--sort", metavar="METRIC", help="the highest first")
+    command.add_argument("--top", type=int, metavar="K", help="the first so many")
+    command.add_argument("--csv", action="store_true", help="print CSV")
 
 
 def sweep_options(command) -> None:
     """The options of `minilib sweep`."""
-    command.usage = "minilib sweep [status|table|clean] FILE [options]"
+    command.usage = (
+        "minilib sweep [status|table|clean] FILE [options]\n"
+        "       minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"
+    )
     command.add_argument(
         "words", nargs="+", metavar="FILE",
-        help="for example sweeps/rga_seeds.yml; before it status, table or clean",
+        help="for example sweeps/rga_seeds.yml, or a chapter; before it status, table or clean",
     )  # fmt: skip
-    command.add_argument("--dry-run", action="store_true", help="show what would be done")
-    command.add_argument("--resume", action="store_true", help="go on where it stopped (always so)")
+    command.add_argument("--preset", help="of a chapter; of a file in the place of its own")
+    command.add_argument("--seeds", metavar="0-9", help="in the place of the file's; also 0,2,5-7")
+    command.add_argument(
+        "-p", dest="params", action="append", default=[], metavar="NAME=VALUE",
+        help="set one parameter of every run (repeatable)",
+    )  # fmt: skip
+    command.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
     command.add_argument(
         "--only", action="append", default=[], metavar="NAME=VALUE",
         help="runs with this value (repeatable; the same name twice: either value)",
     )  # fmt: skip
-    command.add_argument("--retry-failed", action="store_true", help="run again what failed")
-    command.add_argument("--here", action="store_true", help="also make runs that are published")
-    command.add_argument("--max-hours", type=float, metavar="H", help="start no run after that")
-    command.add_argument("--engine", choices=("local", "ray"), default="local")
-    command.add_argument("--workers", type=int, metavar="N", help="runs at a time")
+    command.add_argument("--dry-run", action="store_true", help="show what would be done")
+    command.add_argument("--resume", action="store_true", help="go on where it stopped (always so)")
+    command.add_argument("--retry-failed", action="store_true", help="also what failed by itself")
     command.add_argument(
-        "--runs-per-gpu", type=int, default=1, metavar="K", help="runs that share a GPU"
+        "--no-notebooks", dest="notebooks", action="store_false", help="compute the trials alone"
     )
+    command.add_argument("--max-hours", type=float, metavar="H", help="begin nothing after that")
+    command.add_argument(
+        "--time-limit", type=float, metavar="MIN", help="minutes after which a trial has failed"
+    )
+    command.add_argument("--engine", choices=("local", "ray"), default="local")
+    command.add_argument("--workers", type=int, metavar="N", help="trials at a time")
+    command.add_argument(
+        "--per-gpu", "--runs-per-gpu", type=int, default=1, metavar="K", dest="per_gpu",
+        help="trials that share a GPU",
+    )  # fmt: skip
     command.add_argument("--address", metavar="A", help="of a Ray cluster")
-    command.add_argument("--cold", action="store_true", help="start each kernel from nothing")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run one command and return its exit code; a usage error is one line on stderr and 2."""
+    """Run one command and return its exit code; a usage error is one line on stderr and 2.
+
+    With `--json` standard output has ``options.result`` alone; what a run or a sweep tells while it
+    goes on is on standard error.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that has no α says so in ASCII
+            stream.reconfigure(errors="backslashreplace")
+    if argv is None:  # a command of its own: a warning is one line, too
+        warnings.formatwarning = lambda message, *_, **__: f"{provenance.one_line(message)}\n"
     options = parser().parse_args(argv)
     try:
-        return options.action(options)
-    except runs.UsageError as error:
-        print(f"minilib: {error}", file=sys.stderr)
+        options.out = storage.place(options.out) if options.out else None
+        check_numbers(options)
+        aside = sys.stderr if options.action in (do_run, do_sweep) else io.StringIO()
+        with contextlib.redirect_stdout(aside) if options.json else contextlib.nullcontext():
+            code = options.action(options)
+        for item in options.result if options.json else ():
+            print(json.dumps(item))
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # `| head`: who reads has had enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except UsageError as error:
+        print(f"minilib: {provenance.one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("minilib: interrupted", file=sys.stderr)
         return 130
 
 
-def overrides(options) -> dict[str, str]:
-    """The `-p name=value` options as a dict of texts."""
-    for item in options.params:
+def check_numbers(options) -> None:
+    """Raise UsageError for a number of workers, hours or minutes that cannot be meant."""
+    for name in ("workers", "per_gpu", "max_hours", "time_limit", "top"):
+        value = getattr(options, name, None)
+        if value is not None and not value > 0:
+            raise UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
+    if (getattr(options, "workers", None) or 1) > MOST_WORKERS:
+        raise UsageError(f"--workers must be up to {MOST_WORKERS}, not {options.workers}")
+
+
+def given(options) -> dict:
+    """Parameters from `-f` and `-p`; those of `-p` count."""
+    values = provenance.read_yaml(Path(options.file)) if options.file else {}
+    return values | overrides(options.params)
+
+
+def overrides(texts: list[str]) -> dict[str, str]:
+    """`NAME=VALUE` texts, those of `-p` for example, as a dict of texts."""
+    for item in texts:
         if "=" not in item:
-            raise runs.UsageError(f"-p takes NAME=VALUE, not {item!r}")
-    return dict(item.split("=", 1) for item in options.params)
+            raise UsageError(f"expected NAME=VALUE, as in -p alpha=3, not {item!r}")
+    return dict(item.split("=", 1) for item in texts)
 
 
 def chapter_name(text: str) -> str:
@@ -121,152 +219,346 @@ def chapter_name(text: str) -> str:
 
 def do_run(options) -> int:
     """`minilib run`: plan first, so that nothing starts if any chapter is refused."""
-    root = runs.find_root()
+    root = find_root()
     if options.all == bool(options.chapter):
-        raise runs.UsageError(
-            "name one chapter or give --all; chapters are " + ", ".join(runner.chapters(root))
+        raise UsageError(
+            "name one chapter or give --all; chapters are " + ", ".join(execute.chapters(root))
         )
-    if options.all and options.params:
-        raise runs.UsageError("-p sets the parameters of one chapter and does not go with --all")
-    names = runner.chapters(root) if options.all else [chapter_name(options.chapter)]
+    if options.all and (options.params or options.file):
+        raise UsageError("-p sets the parameters of one chapter and does not go with --all")
+    names = execute.chapters(root) if options.all else [chapter_name(options.chapter)]
 
     def plan(name):
-        return runner.plan(name, options.preset, overrides(options), root=root, out=options.out)
+        return execute.plan(name, options.preset, given(options), root=root, out=options.out)
 
-    for name in names:
-        plan(name)
+    jobs = [plan(name) for name in names]
+    if options.force or options.fresh or not all(job.done() for job in jobs):
+        storage.probe(options.out, root)
+    if options.workers > 1 and not options.fresh:
+        code = together(jobs, options.workers, options.force, options.time_limit)
+        options.result += [job.record() or execute.blank(job) for job in jobs]
+        return code
+    empty_scratch(options.fresh)
     code = 0
-    for name in names:  # planned again: the code may be edited while an earlier chapter runs
-        result = execute(plan(name), force=options.force)
+    for name in names:  # planned again: the notebook may be edited while an earlier chapter runs
+        job = plan(name)
+        result = run_one(job, options.force, options.fresh, options.time_limit)
+        options.result += filter(None, [job.record()])
         if result == 130:
             return 130
         code = max(code, result)
     return code
 
 
-def execute(job: runner.Plan, force: bool = False, label: str = "") -> int:
+def together(
+    jobs: list[execute.Plan], workers: int, force: bool, time_limit: float | None = None
+) -> int:
+    """Compute what chapters lack, then execute them, some of it at a time; the exit code."""
+    from minilib import ledger
+    from minilib.runs import engines, sweep
+
+    for job in jobs if force else ():
+        (job.folder / "run.json").unlink(missing_ok=True)
+    missing_recipes = ledger.missing(one for job in jobs for one in job.recipes())
+    runs = [job for job in jobs if not job.done()]
+    engine_options = engines.Options(workers, time_limit=time_limit)
+    # What is computed from now on counts as computed by the notebooks that will read it.
+    with execute.environ(MINILIB_SINCE=provenance.now()), execute.signals_interrupt():
+        for work in (missing_recipes, runs):
+            sweep.feed(engines.local, engines.Queue(work), engine_options, label_of)
+    return max(report(job, job.record() or execute.blank(job), label_of(job)) for job in jobs)
+
+
+def label_of(work) -> str:
+    """What a line of output calls a run, or a trial."""
+    if isinstance(work, execute.Plan):
+        return f"{work.chapter} {work.preset} {work.run_id}"
+    from minilib import ledger
+
+    return f"{ledger.kind_of(work).name} {ledger.key_of(work)}"
+
+
+def empty_scratch(kinds: list[str]) -> None:
+    """Forget what was computed anew before of some kinds of trials. Raises UsageError."""
+    if not kinds:
+        return
+    import shutil
+
+    from minilib import (
+        ledger,
+        trials,  # noqa: F401  (declares the kinds)
+    )
+
+    for name in kinds:
+        if name not in ledger.KINDS or ledger.KINDS[name].large:
+            known = sorted(name for name, kind in ledger.KINDS.items() if not kind.large)
+            raise UsageError(f"no kind of trial {name!r}; kinds are {', '.join(known)}")
+    for name in kinds:
+        shutil.rmtree(ledger.local_folder() / "fresh" / name, ignore_errors=True)
+
+
+def compared(record: dict) -> Iterator[str]:
+    """A line for each trial that a run computed anew: how far it is from the ledger's."""
+    from minilib import ledger
+    from minilib.runs import verify
+
+    for kind in record["fresh"]:
+        for key in record["keys"].get(kind, ()):
+            tiers = ledger.tiers(kind, key)
+            old, new = tiers.get("published") or tiers.get("local"), tiers.get("fresh")
+            if new:
+                difference = verify.told(verify.deviations(old, new)) if old else "it is new"
+                yield f"{verify.title(new)}: {difference}"
+
+
+def run_one(
+    job: execute.Plan,
+    force: bool = False,
+    fresh: Sequence[str] = (),
+    time_limit: float | None = None,
+) -> int:
     """Run one job unless it exists, say in one line what came of it, return the exit code."""
-    label = label or f"{job.chapter} {job.preset} {job.run_id}"
-    place = os.path.relpath(job.folder / "notebook.ipynb")
-    if not force and job.done():
+    label = label_of(job)
+    if not (force or fresh) and job.done():
+        place = os.path.relpath(job.folder / "notebook.ipynb")
         print(f"{label}: exists, --force runs it again: {place}", flush=True)
         return 0
+    from minilib import ledger
+
+    trials = filter(None, map(ledger.look, job.recipes()))
+    for line in ledger.edited(one for one in trials if one.kind not in fresh):
+        print(f"{label}: {line}")
     # One line in a log; on a terminal papermill's progress bar needs the next one.
     print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
-    record = runner.run(job)
+    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit))
+
+
+def report(job: execute.Plan, record: dict, label: str = "") -> int:
+    """Say in one line what came of a run, return the exit code; label: what begins the line."""
+    place = os.path.relpath(job.folder / "notebook.ipynb")
+    prefix = f"{label}: " if label else ""
     if record["status"] == "ok":
-        print(f"ok in {record['seconds']:.0f} s: {place}", flush=True)
+        counts = f"{sum(map(len, record['keys'].values()))} trials, {record['computed']} computed"
+        print(f"{prefix}ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
+        for line in compared(record) if record.get("fresh") else ():
+            print(f"  {line}")
         return 0
-    print(record["status"], flush=True)
-    where = f" (cell {record['cell']})" if "cell" in record else ""
-    print(
-        f"{label}: {record['status']}: {record['error']}{where}; see {place}",
-        file=sys.stderr,
-        flush=True,
-    )
+    print(f"{prefix}{record['status']}", flush=True)
+    text = f"{record['status']}: {execute.why(job, record)}"
+    print(f"{label_of(job)}: {text}", file=sys.stderr, flush=True)
     if record["status"] == "interrupted":
         return 130
-    return 2 if record["error"].startswith(runner.USER_ERRORS) else 1
+    return 2 if record.get("error", "").startswith(execute.USER_ERRORS) else 1
 
 
 def do_sweep(options) -> int:
     """`minilib sweep`, and its `status`, `table` and `clean`."""
-    from minilib import engines, sweep
+    from minilib.runs import engines, sweep
 
-    *verb, file = options.words
+    *verb, source = options.words
     if verb not in ([], ["status"], ["table"], ["clean"]):
-        raise runs.UsageError(f"sweep takes status, table or clean and a file, not {options.words}")
-    for name in ("workers", "runs_per_gpu", "max_hours"):
-        value = getattr(options, name)
-        if value is not None and not value > 0:
-            raise runs.UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
-    chosen = {"out": options.out, "only": options.only}
-    if verb == ["clean"]:
-        return sweep.clean(Path(file), **chosen, dry_run=options.dry_run)
-    if verb:
-        return {"status": sweep.status, "table": sweep.table}[verb[0]](Path(file), **chosen)
-    return sweep.sweep(
-        Path(file),
-        **chosen,
-        dry_run=options.dry_run,
-        retry_failed=options.retry_failed,
-        here=options.here,
-        max_hours=options.max_hours,
-        engine=options.engine,
-        options=engines.Options(
-            options.workers, options.runs_per_gpu, not options.cold, options.address
-        ),
-        again=repeated(options),
+        raise UsageError(f"sweep takes status, table or clean and a file, not {options.words}")
+    plan = sweep.plan(
+        source, options.out, options.only,
+        preset=options.preset, base=given(options), seeds=options.seeds,
+    )  # fmt: skip
+    engine_options = engines.Options(
+        options.workers, options.per_gpu, options.address, options.time_limit
     )
-
-
-def repeated(options) -> str:
-    """The options that the command which goes on with a sweep has to repeat."""
-    words = [f"--only {text}" for text in options.only]
-    words += ["--here"] if options.here else []
-    words += [f"--out {options.out}"] if options.out else []
-    words += [f"--engine {options.engine}"] if options.engine != "local" else []
-    words += [f"--workers {options.workers}"] if options.workers else []
-    words += [f"--runs-per-gpu {options.runs_per_gpu}"] if options.runs_per_gpu != 1 else []
-    words += [f"--address {options.address}"] if options.address else []
-    return "".join(f" {word}" for word in words)
+    if verb:
+        actions = {
+            "status": lambda: sweep.status(plan, engine_options, options.retry_failed),
+            "table": lambda: sweep.show_table(plan),
+            "clean": lambda: sweep.clean(plan, options.dry_run),
+        }
+        actions[verb[0]]()
+        code = 0
+    else:
+        code = sweep.sweep(
+            plan, options.engine, engine_options, dry_run=options.dry_run,
+            notebooks=options.notebooks, retry_failed=options.retry_failed,
+            max_hours=options.max_hours,
+        )  # fmt: skip
+    if options.json:
+        options.result.append(sweep.survey(plan).told(plan))
+    return code
 
 
 def do_publish(options) -> int:
     """`minilib publish`."""
-    from minilib import places, publish
+    from minilib.runs import publish
 
-    if places.is_url(options.out):
-        raise runs.UsageError(
-            f"publish reads a folder, not {options.out}; copy the runs here first"
-        )
+    if storage.is_url(options.out):
+        raise UsageError(f"publish reads a folder, not {options.out}; copy the runs here first")
 
     return publish.publish(
         options.preset,
         [chapter_name(name) for name in options.chapter],
-        overrides(options),
+        given(options),
         out=options.out,
-        prune=options.prune,
+        replace=options.replace,
     )
 
 
-def do_latest(options) -> int:
-    """`minilib latest`: chapter, tab, path; a chapter without a current run is named on stderr."""
-    root = runs.find_root()
-    for name in options.chapter or runner.chapters(root):
-        job = runner.plan(
-            chapter_name(name), options.preset, overrides(options), root=root, out=options.out
-        )
-        if job.done():
-            print(f"{job.chapter}\t{job.folder / 'notebook.ipynb'}")
-        else:
-            print(f"minilib: {job.chapter} has no current {job.preset} run", file=sys.stderr)
+def do_list(options) -> int:
+    """`minilib list`: the chapters; the parameters of one."""
+    from minilib.runs import lists
+
+    name = options.chapter and chapter_name(options.chapter)
+    options.result = lists.parameters(find_root(), name) if name else lists.chapters(find_root())
+    print(lists.as_text(options.result))
     return 0
 
 
+def do_trials(options) -> int:
+    """`minilib trials`: how many there are of each kind; those of a kind; one; two."""
+    from minilib import ledger
+    from minilib.runs import lists, verify
+
+    verb, *words = options.words or ["kinds"]
+    if verb == "kinds" and not words:
+        options.result = lists.kinds()
+        print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
+    elif verb == "show" and len(words) == 1:
+        trial = ledger.find(words[0])
+        options.result = [trial.record()]
+        print(ledger.show(trial.key))
+    elif verb == "diff" and len(words) == 2:
+        options.result = [lists.compared_trials(*words)]
+        print_differences(options.result[0])
+    elif verb == "list" and words:
+        trials = lists.trials_where(words[0], words[1:], options.sort, options.top)
+        options.result = [trial.record() for trial in trials]
+        rows = [{"key": one.key, "tier": one.tier} | row for one in trials for row in one.table()]
+        if options.csv:
+            print(lists.as_csv(rows))
+        for trial in () if options.csv else trials:
+            state = trial.tier if trial.current else f"{trial.tier}, version {trial.version}"
+            value = (
+                f"{options.sort}={lists.values_of(trial)[options.sort]}, " if options.sort else ""
+            )
+            print(
+                f"{verify.title(trial)}: {value}{len(trial.rows)} rows, {state}, {trial.made[:10]}"
+            )
+    else:
+        text = " ".join(options.words)
+        raise UsageError(f"trials takes list KIND, show KEY or diff KEY KEY, not {text!r}")
+    return 0
+
+
+def do_runs(options) -> int:
+    """`minilib runs`: those of a folder; one; two."""
+    from minilib.runs import lists
+
+    verb, *words = options.words or ["list"]
+    records = lists.runs_in(find_root(), options.out)
+    if verb == "show" and len(words) == 1:
+        options.result = [lists.run_of(records, words[0])]
+        print(json.dumps(options.result[0], indent=1))
+    elif verb == "diff" and len(words) == 2:
+        options.result = [lists.compared_runs(*(lists.run_of(records, one) for one in words))]
+        print_differences(options.result[0])
+    elif verb == "list":
+        options.result = lists.chosen(records, lists.run_values, words, options.sort, options.top)
+        rows = list(map(lists.run_values, options.result))
+        head = (
+            "run_id",
+            "chapter",
+            "preset",
+            "status",
+            "trials",
+            "computed",
+            "seconds",
+            options.sort,
+        )
+        brief = [
+            {name: row.get(name) for name in dict.fromkeys(filter(None, head))} for row in rows
+        ]
+        print(lists.as_csv(rows) if options.csv else lists.as_text(brief))
+    else:
+        text = " ".join(options.words)
+        raise UsageError(f"runs takes list, show ID or diff ID ID, not {text!r}")
+    return 0
+
+
+def print_differences(result: dict) -> None:
+    """Settings in which two trials or runs differ, a line each, and what else is said of them."""
+    for name, (first, second) in result["settings"].items():
+        print(f"{name}: {first!r} → {second!r}")
+    for name in result.keys() - {"settings"}:
+        print(f"{name}: {result[name]}")
+
+
+def do_clean(options) -> int:
+    """`minilib clean --cache`."""
+    from minilib.runs import lists
+
+    print(lists.clean_cache(options.dry_run))
+    return 0
+
+
+def do_completion(options) -> int:
+    """`minilib completion`: to be read by the shell, as in `source <(minilib completion bash)`."""
+    from minilib.runs import lists
+
+    commands = next(one for one in parser()._actions if one.dest == "verb").choices
+    words = {name: [o for o in one._option_string_actions if o[:2] == "--"]
+             for name, one in commands.items()}  # fmt: skip
+    print(lists.completion(options.shell, words))
+    return 0
+
+
+def do_verify(options) -> int:
+    """`minilib verify`: what a published number is worth on this machine."""
+    import random
+
+    from minilib.runs import verify
+
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    sample = options.sample if options.sample or options.key else 5
+    trials = verify.chosen(options.key, sample, seed)
+    if not trials:
+        raise UsageError("no trial is published")
+    print(f"{len(trials)} trials (--seed {seed}), tolerance {verify.TOLERANCE:g}", flush=True)
+    results = find_root() / "results"
+    return verify.verify(trials, results / "verified.jsonl" if results.is_dir() else None)
+
+
 def do_claims(options) -> int:
-    """`minilib claims`: one line per claim and a count; what failed is no error."""
-    from minilib import claims
+    """`minilib claims`: a line per claim, with its corrected p-value, and a count.
+
+    What failed is no error.
+    """
+    from minilib.book import claims
 
     try:
-        found = claims.ledger(runs.find_root(), options.chapter)
+        verdicts = claims.verdicts(find_root(), options.chapter)
     except (OSError, claims.ClaimError) as error:
-        raise runs.UsageError(f"the ledger cannot be read: {error}") from None
-    if not found:
-        known = sorted({claim.chapter for claim in claims.read(runs.find_root())})
-        raise runs.UsageError(f"no claim of {options.chapter!r}; chapters are {', '.join(known)}")
-    for claim, verdict in found:
-        print(f"{verdict.verdict:10}{claim.id:22}{verdict.shown or verdict.missing}")
-    words = [verdict.verdict for _, verdict in found]
+        raise UsageError(f"the ledger cannot be read: {error}") from None
+    if not verdicts:
+        known = sorted({claim.chapter for claim in claims.read(find_root())})
+        raise UsageError(f"no claim of {options.chapter!r}; chapters are {', '.join(known)}")
+    options.result = [
+        {"id": claim.id, "chapter": claim.chapter, "claim": claim.claim, "verdict": verdict.verdict,
+         "shown": verdict.shown, "scale": verdict.scale, "missing": verdict.missing}
+        for claim, verdict in verdicts
+    ]  # fmt: skip
+    for claim, verdict in verdicts:
+        holm = "" if verdict.holm is None else f"{verdict.holm:.3f}"
+        said = verdict.shown or verdict.missing
+        print(f"{verdict.verdict:10}{holm:7}{claim.id:22}{said}")
+    words = [verdict.verdict for _, verdict in verdicts]
     print(", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS))
+    print(claims.told(verdicts))
     return 0
 
 
 def do_doctor(options) -> int:
     """`minilib doctor`: what to look at first when something does not work."""
-    from minilib import doctor
+    from minilib.runs import doctor
 
-    rows, fixes = doctor.report(runs.find_root())
+    rows, fixes = doctor.report(find_root())
+    options.result = [{"report": dict(rows), "fixes": list(fixes)}]
     for name, value in rows:
         print(f"{name:14} {value}")
     print()
@@ -274,7 +566,7 @@ def do_doctor(options) -> int:
         print(f"fix: {line}")
     if not fixes:
         print("nothing to fix")
-    return 0
+    return 1 if fixes else 0
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
 """Shared by all tests: one thread per process, a cache of their own, one set of smoke runs."""
 
-import json
 import os
 import subprocess
 import sys
@@ -19,17 +18,32 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 # of their own, and what a small model has learnt, or says, can show it.
 THREADS = "1"
 os.environ["OMP_NUM_THREADS"] = THREADS
-# Sweeps of toy chapters fork their kernels from a server that need not import PyTorch first.
-os.environ.setdefault("MINILIB_PRELOAD", "ipykernel.kernelapp ipykernel.ipkernel papermill")
+# Containers often tell Python to keep no bytecode. Each of some hundred processes that tests start
+# would then compile PyTorch and all that is around it anew, for several seconds.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 
-# The first makes the smoke runs, which takes minutes; the second needs them, so it comes last.
-FIRST, LAST = "tests/test_book.py", "tests/test_reproducible.py"
+# The first executes a chapter from nothing, and golden numbers take longest of all files: these
+# begin. The last is handed out test by test, so that the workers end together.
+FIRST = ("tests/site/test_book.py", "tests/test_golden.py")
+LAST = "tests/site/test_reproducible.py"
+# What builds pages or opens a browser; `make check` leaves it out.
+SITE = tuple(f"tests/site/test_{name}.py" for name in ("site", "book", "pages", "landing"))
 
 
 def pytest_collection_modifyitems(items):
     """What others wait for begins, and what waits for it ends."""
-    items.sort(key=lambda item: item.nodeid.startswith(LAST) - item.nodeid.startswith(FIRST))
+    for item in items:
+        if item.nodeid.startswith(SITE):
+            item.add_marker(pytest.mark.site)
+    items.sort(key=lambda item: turn(item.nodeid))
+
+
+def turn(nodeid: str) -> int:
+    """Where a test stands: the files of FIRST in their order, then the others, LAST behind them."""
+    first = [number for number, path in enumerate(FIRST) if nodeid.startswith(path)]
+    return first[0] if first else len(FIRST) + nodeid.startswith(LAST)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -54,9 +68,9 @@ def _threads_stay():
 
 @pytest.fixture(scope="session", autouse=True)
 def _own_cache(tmp_path_factory):
-    """Models trained by tests go to a temporary folder, not to the user's cache."""
+    """Models trained by tests go to a temporary folder of all workers, not to the user's cache."""
     before = os.environ.get("MINILIB_CACHE")
-    os.environ["MINILIB_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+    os.environ["MINILIB_CACHE"] = str(of_all_workers(tmp_path_factory) / "cache")
     yield
     if before is None:
         del os.environ["MINILIB_CACHE"]
@@ -64,46 +78,52 @@ def _own_cache(tmp_path_factory):
         os.environ["MINILIB_CACHE"] = before
 
 
-def minilib(*words: str) -> subprocess.CompletedProcess:
+def minilib(*words: str, **environ: str) -> subprocess.CompletedProcess:
     """The command line, from the repository root, as a person would call it."""
     return subprocess.run(
         [sys.executable, "-m", "minilib.cli", *words],
         cwd=ROOT,
+        env=os.environ | environ,
         stdin=subprocess.DEVNULL,
         capture_output=True,
         text=True,
     )
 
 
+def of_all_workers(tmp_path_factory) -> Path:
+    """A folder that all workers of this session share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def nothing(folder: Path) -> dict[str, str]:
+    """Environment of a machine that has no trials and no victims yet; below `folder` it will."""
+    own = {"MINILIB_LEDGER": folder / "trials", "MINILIB_CACHE": folder / "cache"}
+    return {name: str(path) for name, path in own.items()} | {"MINILIB_PUBLISHED": "none"}
+
+
+# Every night all chapters are executed at `smoke` from nothing, and a site is built of them; in
+# between one of them is, and golden numbers stand for what the others compute.
+NIGHTLY = "MINILIB_NIGHTLY" in os.environ
+nightly = pytest.mark.skipif(not NIGHTLY, reason="takes minutes; MINILIB_NIGHTLY=1 runs it")
+EVERY = tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
+SMOKE = EVERY if NIGHTLY else ("03_ga_rga",)
+
+
 @pytest.fixture(scope="session")
-def smoke_runs() -> dict[str, Path]:
-    """Every chapter executed at `smoke`, once a session: chapter → its executed notebook.
-
-    They are the very runs that `make book` makes, in `runs/`; one that exists is not made again,
-    for its id says that neither code nor parameters have changed.
-    """
-    # Two test runs may come here at the same time: one makes the runs, the other waits.
-    (ROOT / "runs").mkdir(exist_ok=True)
-    make = ("run", "--all", "--preset", "smoke")
-    with filelock.FileLock(ROOT / "runs" / ".smoke.lock"):
-        done = minilib(*make)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found = latest()
-        # `make book` may have made them, with as many threads as there are cores.
-        if {threads(path) for path in found.values()} != {int(THREADS)}:
-            done = minilib(*make, "--force")
-            assert done.returncode == 0, done.stdout + done.stderr
-            found = latest()
-    return found
-
-
-def latest() -> dict[str, Path]:
-    """Chapter → the executed notebook of its newest run at `smoke`."""
-    lines = minilib("latest", "--preset", "smoke").stdout.splitlines()
-    return {chapter: ROOT / path for chapter, path in (line.split("\t") for line in lines)}
-
-
-def threads(notebook: Path) -> int:
-    """The number of threads that a run had."""
-    record = json.loads((notebook.parent / "run.json").read_text(encoding="utf-8"))
-    return record["env"]["threads"]
+def smoke_runs(tmp_path_factory) -> dict[str, Path]:
+    """SMOKE's chapters executed at `smoke` from nothing, once a session: chapter → notebook."""
+    folder = of_all_workers(tmp_path_factory) / "smoke"
+    folder.mkdir(exist_ok=True)
+    with filelock.FileLock(folder / ".lock"):  # one worker makes the runs, the others wait
+        said = folder / "said"
+        if not said.exists():
+            common = ("--preset", "smoke", "--out", str(folder / "runs"))
+            whole = ("run", "--all", *common, "--workers", "2")
+            for words in [whole] if NIGHTLY else [("run", chapter, *common) for chapter in SMOKE]:
+                done = minilib(*words, **nothing(folder))
+                if done.returncode:
+                    break
+            said.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
+    assert said.read_text().startswith("0\n"), said.read_text()
+    return {path.parent.parent.name: path for path in folder.glob("runs/smoke/*/*/notebook.ipynb")}

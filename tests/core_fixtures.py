@@ -21,7 +21,7 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.fixture(scope="session")
 def tiny_weights():
     """A 2-layer random BERT with the real vocabulary; made once, copied by ``tiny``."""
-    from minilib.models import text_classifier
+    from minilib.models.text import text_classifier
 
     return text_classifier("tiny", 2, seed=0)
 
@@ -37,6 +37,6 @@ def tiny(tiny_weights):
 @pytest.fixture
 def reviews():
     """64 rows of toy-reviews."""
-    from minilib.data import load_text
+    from minilib.data.text import load_text
 
     return load_text("toy-reviews", "train").select(np.arange(64))

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from pathlib import Path
 
 PARAMETERS = """\
@@ -10,11 +11,18 @@ seed: int = 0
 deep: bool = False
 method: str = "rga"
 """
+# The last cell of a chapter.
 RECORD = """\
-from minilib import runs
-params = dict(alpha=alpha, seed=seed, deep=deep, method=method)
-metrics = [{"method": method, "epoch": 1, "cacc": 80.0 + alpha + seed}]
-runs.record(CHAPTER, params, metrics, [{"name": "toy", "rows": 2}])
+from minilib import ledger
+ledger.colophon(CHAPTER, dict(alpha=alpha, seed=seed, deep=deep, method=method))
+"""
+# A chapter that reads two trials of `toy_trials`, a module of the tests.
+TRIALS = """\
+import toy_trials as toy
+from minilib import ledger
+victim = toy.ToyVictim(data=toy.ToyData(seed=seed), seed=seed)
+ledger.run([toy.ToyUnlearning(victim=victim, method=method, alpha=alpha, epochs=2),
+            toy.ToyMap(victim=victim)])
 """
 # None stands for a chapter that works.
 BODIES = {
@@ -23,6 +31,7 @@ BODIES = {
     "03_no_data": "class DataError(Exception): pass\nraise DataError('no sst2; set MINILIB_DATA')",
     "04_slow": "open('started', 'w').close()\nimport time\ntime.sleep(60)",
     "05_forgets": "alpha = 7.0",
+    "06_reads": TRIALS,
 }
 
 
@@ -44,7 +53,7 @@ def prose(source: str) -> dict:
 
 
 def write_chapter(root: Path, name: str, body: str | None, parameters: str = PARAMETERS) -> Path:
-    """Write `notebooks/<name>.ipynb`: prose, bootstrap, parameters, body, record."""
+    """Write `notebooks/<name>.ipynb`: prose, bootstrap, parameters, body, colophon."""
     notebook = {
         "cells": [
             prose("# A chapter"),
@@ -73,6 +82,7 @@ def make_book(root: Path) -> Path:
     """A repository with `notebooks/` and `presets/` below `root`."""
     (root / "notebooks").mkdir(parents=True)
     (root / "presets").mkdir()
+    shutil.copy(Path(__file__).with_name("toy_trials.py"), root)  # kernels start here
     for name, body in BODIES.items():
         write_chapter(root, name, body)
     entries = "".join(f"{name}: {{}}\n" for name in BODIES if name != "01_fine")

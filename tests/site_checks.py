@@ -46,6 +46,10 @@ PROBE = """() => {
       && !node.querySelector('mjx-container')).length,
     errors: all('mjx-merror, .system-message, div.cell_output .traceback')
       .map(node => node.textContent.slice(0, 80)),
+    wide: all('.bd-article :is(div.math, .pst-scrollable-table-container, .results, pre, figure)')
+      .filter(node => node.checkVisibility() && node.scrollWidth > node.clientWidth + 2)
+      .map(node => `${node.scrollWidth} px in ${node.clientWidth}: `
+        + node.textContent.trim().replace(/\\s+/g, ' ').slice(0, 60)),
     overflow: document.documentElement.scrollWidth - document.documentElement.clientWidth,
     theme: document.documentElement.dataset.theme,
   };
@@ -176,13 +180,18 @@ def browser(site: Path) -> Iterator[tuple]:
 
 
 def look(
-    site: Path, themes: tuple = THEMES, widths: tuple = WIDTHS, axe: bool = True
+    site: Path,
+    themes: tuple = THEMES,
+    widths: tuple = WIDTHS,
+    axe: bool = True,
+    every: list[Path] | None = None,
 ) -> dict[tuple[str, str, int], dict]:
-    """Open every page in a browser without a network, in each theme and width; say what is seen.
+    """Open every page (or those given) in a browser without a network, each way; say what is seen.
 
     Needs BROWSER. Returns (page, theme, width) → title, h1, images, broken, unset (formulas left as
-    TeX), errors, overflow (pixels by which the page is wider than the screen), console (errors),
-    lost (what the keyboard does not reach) and axe (violations of WCAG).
+    TeX), errors, wide (equations, tables, code and figures that are cut at their box), overflow
+    (pixels by which the page is wider than the screen), console (errors), lost (what the keyboard
+    does not reach) and axe (violations of WCAG).
     """
     from axe_playwright_python.base import AXE_FILE_PATH
 
@@ -192,7 +201,7 @@ def look(
             window = opened.new_context(
                 color_scheme=theme, viewport={"width": width, "height": 900}
             )
-            for path in pages(site):
+            for path in every or pages(site):
                 name, said = f"/{path.relative_to(site)}", []
                 tab = window.new_page()
                 tab.on("pageerror", lambda error, said=said: said.append(str(error)))
@@ -216,7 +225,8 @@ def complaints(seen: dict[tuple[str, str, int], dict]) -> list[str]:
         page = f"{name} ({theme}, {width} px)"
         if not what["title"] or len(what["h1"]) != 1:
             found.append(f"{page}: title {what['title']!r}, headings {what['h1']}")
-        for kind in ("broken", "errors", "console", "lost", "axe"):
+        on_a_desk = ("wide",) if width >= max(WIDTHS) else ()  # on a phone they scroll
+        for kind in ("broken", "errors", "console", "lost", "axe", *on_a_desk):
             found += [f"{page}: {kind}: {item}" for item in what.get(kind, ())]
         if what["theme"] != theme:
             found.append(f"{page}: shown in the theme {what['theme']}")

@@ -7,6 +7,8 @@ import subprocess
 import sys
 import tomllib
 
+import address
+import lock
 import pytest
 import sync
 import yaml
@@ -51,65 +53,162 @@ def locked(name: str) -> dict[str, str]:
 # ---------------------------------------------------------------- one place for each fact
 
 
-def test_copies_of_the_address_agree_with_pyproject():
-    wrong = [
-        str(path.relative_to(ROOT))
-        for path, text in sync.copies().items()
-        if path.read_text(encoding="utf-8") != text
-    ]
-    assert wrong == [], "run `make sync`"
+@pytest.fixture
+def nowhere(monkeypatch):
+    """Whatever this checkout's address is, nothing tells it."""
+    monkeypatch.delenv("GITHUB_REPOSITORY", raising=False)
+    monkeypatch.delenv("GITHUB_SERVER_URL", raising=False)
 
 
-def test_no_other_file_repeats_the_address():
-    url = sync.settings()["url"]
-    known = {*sync.copies(), ROOT / "pyproject.toml"}
-    assert [
-        str(path.relative_to(ROOT))
-        for path in tracked()
-        if path not in known
-        and path.parent.name != "_executed"
-        and path.suffix not in (".lock", ".parquet")
-        and url in path.read_text(encoding="utf-8", errors="ignore")
-    ] == []
+def git(folder, *words):
+    """A git command in a folder, by nobody."""
+    who = ["-c", "user.name=A", "-c", "user.email=a@example.org", "-c", "commit.gpgsign=false"]
+    subprocess.run(["git", "-C", folder, *who, *words], check=True, capture_output=True)
 
 
-def test_sync_carries_a_new_address_everywhere(tmp_path, monkeypatch):
+@pytest.fixture
+def copied(tmp_path, nowhere):
+    """A checkout with one chapter, without a remote."""
     (tmp_path / "notebooks").mkdir()
-    (tmp_path / "book").mkdir()
-    copied = ("_toc.yml", "_config.yml", "CITATION.cff", "README.md", "book/intro.md")
-    for name in ("pyproject.toml", *copied):
+    for name in ("pyproject.toml", "_toc.yml", "CITATION.cff", "README.md"):
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     cell = {"cell_type": "code", "metadata": {"tags": ["bootstrap"]}, "source": ["old"]}
     (tmp_path / "notebooks" / "01_a.ipynb").write_text(json.dumps({"cells": [cell]}))
-    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    old = sync.settings()["url"]
-    (tmp_path / "pyproject.toml").write_text(
-        text.replace(old, "https://github.com/some-one/a.book").replace(
-            'branch = "main"', 'branch = "next"'
-        )
-    )
-    monkeypatch.setattr(sync, "ROOT", tmp_path)
-    new = sync.copies(tmp_path)
-    assert len(new) == 5
-    for path, text in new.items():
-        assert "some-one/a.book" in text and old not in text, path.name
-    assert "git+https://github.com/some-one/a.book@next" in new[tmp_path / "notebooks/01_a.ipynb"]
-    for name in ("README.md", "book/intro.md"):
-        assert new[tmp_path / name].count("some-one/a.book/blob/next/notebooks") >= 4
+    git(tmp_path, "init", "--initial-branch", "main")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "--message", "all")
+    return tmp_path
 
 
-def test_an_address_that_launch_buttons_cannot_use_is_refused(tmp_path):
+def write(root) -> str:
+    """Sync a checkout; return what its chapter's first cell installs from."""
+    for path, text in sync.copies(root).items():
+        path.write_text(text, encoding="utf-8")
+    return "@".join(sync.pins(root)["01_a"] or ())
+
+
+def set_address(root, url: str) -> None:
+    """Write the explicit setting."""
     text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    (tmp_path / "pyproject.toml").write_text(
-        text.replace(sync.settings()["url"], "https://example.org/book")
-    )
-    with pytest.raises(SystemExit, match="https://example.org/book"):
-        sync.settings(tmp_path)
+    text += f'\n[project.urls]\nRepository = "{url}"\n'
+    (root / "pyproject.toml").write_text(text, encoding="utf-8")
+
+
+def test_copies_agree_with_the_address_that_the_notebooks_carry(monkeypatch):
+    """Whether or not this checkout has an address: what is committed is one state."""
+    (carried,) = set(sync.pins().values())
+    monkeypatch.setattr(address, "repository", lambda root: carried and carried[0])
+    wrong = [str(path.relative_to(ROOT)) for path in sync.differing(pin=carried and carried[1])]
+    assert wrong == [], "run `make sync`"
+
+
+def test_no_file_names_an_account_that_is_not_ours():
+    made_up = re.compile(r"OWNER" + r"/REPO\b")
+    assert [
+        str(path.relative_to(ROOT))
+        for path in tracked()
+        if path.suffix not in (".lock", ".parquet", ".npz")
+        and made_up.search(path.read_text(encoding="utf-8", errors="ignore"))
+    ] == []
+
+
+@pytest.mark.parametrize(
+    "explicit, given, remote, expected",
+    [
+        (None, None, None, None),
+        (None, None, "git@github.com:some-one/a.book.git", "some-one/a.book"),
+        (None, None, "https://secret@github.com/some-one/book", "some-one/book"),
+        (None, None, "ssh://git@github.com/some-one/book.git/", "some-one/book"),
+        (None, None, "https://example.org/some-one/book", None),
+        (None, None, "/a/folder", None),
+        (None, "fork/book", "git@github.com:some-one/book", "fork/book"),
+        ("https://github.com/one/book", "fork/book", None, "one/book"),
+    ],
+)
+def test_the_address_is_the_setting_else_githubs_else_the_remotes(
+    copied, monkeypatch, explicit, given, remote, expected
+):
+    if explicit:
+        set_address(copied, explicit)
+    if given:
+        monkeypatch.setenv("GITHUB_REPOSITORY", given)
+    if remote:
+        git(copied, "remote", "add", "origin", remote)
+    url = address.repository(copied)
+    assert url == (expected and f"https://github.com/{expected}")
+
+
+def test_a_workflow_of_another_server_gives_no_address(copied, monkeypatch):
+    monkeypatch.setenv("GITHUB_REPOSITORY", "one/book")
+    monkeypatch.setenv("GITHUB_SERVER_URL", "https://git.example.org")
+    assert address.repository(copied) is None
+
+
+@pytest.mark.parametrize(
+    "url", ["https://example.org/a/book", "https://github.com/OWNER" + "/REPO",
+            "https://github.com/your-name/book", "https://t0ken@example.org/a"],
+)  # fmt: skip
+def test_an_address_that_cannot_be_is_refused_without_its_secrets(copied, url):
+    set_address(copied, url)
+    with pytest.raises(address.AddressError, match=r"pyproject.toml is .*github.com") as told:
+        address.repository(copied)
+    assert "t0ken" not in str(told.value)
+
+
+def test_without_an_address_nothing_is_linked_or_installed(copied):
+    assert write(copied) == ""
+    for path in sync.copies(copied):
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"github\.com|colab\.research|git\+", text), path.name
+    (refusal,) = sync.refusals(f"v{PROJECT['version']}", copied)
+    assert "has no address" in refusal
+
+
+def test_the_first_cell_installs_from_a_commit_or_tag_that_has_what_it_needs(copied):
+    git(copied, "remote", "add", "origin", "git@github.com:some-one/a.book")
+    commit = address.git(copied, "rev-parse", "HEAD")
+    assert write(copied) == f"https://github.com/some-one/a.book@{commit}" and len(commit) == 40
+    readme = (copied / "README.md").read_text(encoding="utf-8")
+    assert readme.count("some-one/a.book/blob/main/notebooks") == 7
+    cff = yaml.safe_load((copied / "CITATION.cff").read_text(encoding="utf-8"))
+    assert cff["repository-code"] == "https://github.com/some-one/a.book"
+    git(copied, "commit", "--all", "--message", "synced")
+    assert sync.differing(copied) == {}, "words changed, the library did not"
+    (copied / "minilib").mkdir()
+    (copied / "minilib" / "new.py").write_text("")
+    git(copied, "add", ".")
+    git(copied, "commit", "--message", "the library moved")
+    newer = address.git(copied, "rev-parse", "HEAD")
+    assert write(copied).endswith(f"@{newer}") and newer != commit
+    git(copied, "commit", "--all", "--message", "synced")
+    (copied / "minilib" / "new.py").write_text("1")
+    git(copied, "commit", "--all", "--message", "it moved again")
+    git(copied, "tag", "v9")
+    assert write(copied).endswith("@v9")
+
+
+def test_a_release_is_pinned_to_its_own_tag(copied):
+    git(copied, "remote", "add", "origin", "git@github.com:some-one/a.book")
+    tag = f"v{PROJECT['version']}"
+    write(copied)
+    (refusal,) = sync.refusals(tag, copied)
+    assert "01_a: its first cell installs from" in refusal and f"--pin {tag}" in refusal
+    for path, text in sync.copies(copied, pin=tag).items():
+        path.write_text(text, encoding="utf-8")
+    assert sync.refusals(tag, copied) == []
+    assert sync.differing(copied) == {}, "the tag is made after the commit that names it"
+    assert "the tag is v99" in sync.refusals("v99", copied)[0]
+    (copied / "README.md").write_text("<!-- links: by hand --><!-- end of links -->")
+    assert sync.refusals(tag, copied) == [
+        f"README.md: not what `python tools/sync.py --pin {tag}` writes"
+    ]
 
 
 def test_the_bootstrap_cell_leaves_a_hosted_machine_its_own_torch():
-    cell = sync.BOOTSTRAP.format(**sync.settings())
+    compile(sync.bootstrap(None), "bootstrap", "exec")
+    cell = sync.bootstrap("git+https://github.com/one/book@v1")
     compile(cell, "bootstrap", "exec")
+    assert address.carried(cell) == ("https://github.com/one/book", "v1")
     code = "\n".join(line for line in cell.splitlines() if not line.startswith("#"))
     assert "--no-deps" in code
     assert not re.search(r"torch|numpy|numba|transformers", code)
@@ -120,22 +219,24 @@ def test_the_bootstrap_cell_leaves_a_hosted_machine_its_own_torch():
 
 
 def test_locks_hold_versions_and_nothing_of_a_machine():
-    for name in ("requirements.lock", "requirements-cuda.lock", "requirements-site.lock"):
+    locks = sorted(path.name for path in ROOT.glob("requirements*.lock"))
+    assert len(locks) == 4
+    for name in locks:
         text = (ROOT / name).read_text(encoding="utf-8")
         assert not re.search(r"file:|://|^-|@ |\+cpu|\+cu\d", text, re.MULTILINE), name
 
 
 def locked_extras() -> list[list[str]]:
-    """Dependencies of the extras that `minilib[all]`, and so the lock, holds."""
+    """Dependencies of the extras that `backdoor-minilib[all]`, and so the lock, holds."""
     extras = PROJECT["optional-dependencies"]
     (everything,) = extras["all"]
-    named = everything.removeprefix("minilib[").removesuffix("]").split(",")
+    named = everything.removeprefix("backdoor-minilib[").removesuffix("]").split(",")
     assert set(extras) - set(named) == {"all", "cluster"}, "only Ray is left out of the lock"
     return [extras[name] for name in named]
 
 
 def test_the_main_lock_covers_every_declared_dependency():
-    have = locked("requirements.lock")
+    have = locked("requirements.lock") | locked("requirements-torch.lock")
     assert have["torch"] == "2.13.0"
     wanted = [
         Requirement(item) for group in (PROJECT["dependencies"], *locked_extras()) for item in group
@@ -153,22 +254,41 @@ def test_the_main_lock_does_not_force_a_cuda_build():
     assert not [
         name
         for name in locked("requirements.lock")
-        if name.startswith(("nvidia-", "cuda-", "triton"))
+        if name.startswith(("torch", "nvidia-", "cuda-", "triton"))
     ]
 
 
-def test_the_site_lock_is_hashed_equal_and_without_torch():
+@pytest.mark.parametrize(
+    "name", ["requirements.lock", "requirements-site.lock", "requirements-ci.lock"]
+)
+def test_each_file_of_a_lock_is_checked_by_its_hash(name):
+    """A package without a hash makes pip refuse the whole lock, or, worse, check none of it."""
+    text = (ROOT / name).read_text(encoding="utf-8")
+    packages = [part for part in re.split(r"^(?=\w)", text, flags=re.MULTILINE) if "==" in part]
+    assert len(packages) == len(locked(name))
+    for part in packages:
+        _, *hashes = part.rstrip().split(" \\\n")
+        assert hashes and all(re.fullmatch(r" +--hash=sha256:[0-9a-f]{64}", h) for h in hashes), (
+            part
+        )
+
+
+def test_torch_alone_is_split_off_without_its_hashes():
+    lines = ["a==1 \\", "    --hash=sha256:aa", "torch==2 ; x == 'y' \\", "    --hash=sha256:bb",
+             "    --hash=sha256:cc", "torchvision==3 \\", "    --hash=sha256:dd"]  # fmt: skip
+    others, torch = lock.split_torch(lines)
+    assert others == lines[:2] + lines[5:] and torch == ["torch==2 ; x == 'y'"]
+
+
+def test_the_site_lock_is_equal_and_without_torch():
     site, main = locked("requirements-site.lock"), locked("requirements.lock")
     assert not {"torch", "transformers", "numpy", "pandas"} & set(site)
     assert {name: site[name] for name in site} == {name: main.get(name) for name in site}
-    text = (ROOT / "requirements-site.lock").read_text(encoding="utf-8")
-    assert text.count("==") <= text.count("--hash=sha256:")
 
 
-def test_conda_installs_the_same_versions():
+def test_conda_gives_python_and_make_and_nothing_beside_the_lock():
     asked = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
-    assert asked[-1] == {"pip": ["-c requirements-cuda.lock", "-r requirements.lock", "-e ."]}
-    named = {Requirement(item).name: Requirement(item).specifier for item in asked[:-1]}
+    named = {Requirement(item).name: Requirement(item).specifier for item in asked}
     assert set(named) == {"python", "pip", "make"}, "anything else would compete with the lock"
     versions = [f"3.{minor}.1" for minor in range(8, 20)]
     has_lock = [v for v in versions if v.split(".")[1] in ("11", "12", "13")]
@@ -185,7 +305,7 @@ def test_ci_asks_nothing_and_calls_the_suite():
 
 def test_make_help_names_every_command():
     answer = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in ("book", "test", "site", "sync", "clean", "bench", "lock"):
+    for name in ("book", "lab", "test", "check", "site", "sync", "clean", "bench", "lock"):
         assert re.search(rf"^{name}\s", answer.stdout, re.MULTILINE), name
 
 
@@ -193,7 +313,7 @@ def test_make_help_names_every_command():
 
 
 @pytest.mark.parametrize("path", chapters(), ids=lambda path: path.stem)
-def test_a_chapter_is_clean_and_ends_in_a_record(path):
+def test_a_chapter_is_clean_and_ends_in_its_colophon(path):
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     code = [cell for cell in cells if cell["cell_type"] == "code"]
     assert not [cell for cell in code if cell["outputs"] or cell["execution_count"]]
@@ -201,7 +321,7 @@ def test_a_chapter_is_clean_and_ends_in_a_record(path):
     assert tags.count("parameters") == tags.count("bootstrap") == 1
     assert "injected-parameters" not in tags
     assert "bootstrap" in code[0]["metadata"]["tags"], "the first code cell installs"
-    assert "runs.record(" in "".join(code[-1]["source"]), "the last code cell records"
+    assert f'ledger.colophon("{path.stem}"' in "".join(code[-1]["source"]), "it ends every chapter"
     assert "".join(cells[0]["source"]).lstrip().startswith(("# ", "(")), "a title comes first"
 
 
@@ -209,8 +329,18 @@ def test_every_page_and_chapter_is_in_the_table_of_contents():
     toc = yaml.safe_load((ROOT / "_toc.yml").read_text(encoding="utf-8"))
     named = {toc["root"], *(item["file"] for part in toc["parts"] for item in part["chapters"])}
     there = {f"book/{path.stem}" for path in (ROOT / "book").glob("*.md")}
+    there |= {f"book/api/{path.stem}" for path in (ROOT / "book" / "api").glob("*.md")}
     there |= {f"notebooks/{path.stem}" for path in chapters()}
     assert named == there
+
+
+def test_paths_that_the_guides_name_are_there():
+    named = re.compile(r"`((?:minilib|tests|tools|bench|book|notebooks|results)/[\w./-]+)`")
+    yours = ("yours.py", "07_yours.ipynb")  # of whoever follows the guide
+    guides = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("book/*.md")]
+    paths = {path for guide in guides for path in named.findall(guide.read_text(encoding="utf-8"))}
+    assert len(paths) > 20
+    assert [p for p in sorted(paths) if not p.endswith(yours) and not (ROOT / p).exists()] == []
 
 
 def test_published_files_name_no_folder_of_a_machine():
@@ -222,7 +352,7 @@ def test_published_files_name_no_folder_of_a_machine():
 def test_the_citation_file_is_whole():
     cff = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
     assert cff["cff-version"] == "1.2.0" and str(cff["version"]) == PROJECT["version"]
-    assert {"title", "authors", "message", "repository-code", "license"} <= set(cff)
+    assert {"title", "authors", "message", "license"} <= set(cff)
 
 
 # ---------------------------------------------------------------- code
@@ -240,14 +370,3 @@ def test_ruff():
         text=True,
     )
     assert answer.returncode == 0, answer.stdout + answer.stderr
-
-
-def test_modules_of_two_chapters_do_not_import_each_other():
-    """`minilib` never imports from the book, and a chapter's module only shared ones."""
-    own = {"detection", "rga", "btu", "sande", "bi_bau"}
-    for path in sorted((ROOT / "minilib").glob("*.py")):
-        text = path.read_text(encoding="utf-8")
-        assert not re.search(r"^\s*(from|import) (notebooks|book|tests|tools)\b", text, re.M), path
-        if path.stem in own:
-            for other in own - {path.stem}:
-                assert not re.search(rf"import .*\b{other}\b|minilib\.{other}\b", text), path

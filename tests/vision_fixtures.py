@@ -1,13 +1,16 @@
-"""Fixtures of the vision lab's tests: digits, a BadNets victim, a clean model; cached."""
+"""Fixtures of the vision lab's tests: digits, a BadNets victim, a clean model."""
 
 from dataclasses import replace
 
 import pytest
 import torch
 
-from minilib.image_victims import attacked, image_scenario, image_victim
-from minilib.images import load_images
-from minilib.train import TrainSettings
+from minilib.attacks.images import COUPLED
+from minilib.data.images import load_images
+from minilib.models.images import image_classifier
+from minilib.models.loading import default_device
+from minilib.training.fitting import TrainSettings
+from minilib.victims.images import fit_victim, image_scenario
 
 # fp32, so that a machine without bf16 measures the same.
 SMOKE = TrainSettings(15, 1e-2, 64, schedule="linear", precision="fp32")
@@ -28,12 +31,27 @@ def case():
 
 @pytest.fixture(scope="session")
 def victim(case):
-    return attacked(case, "cnn", SMOKE)[0]
+    return attacked(case)
 
 
 @pytest.fixture(scope="session")
 def clean_model(case):
-    return image_victim(case.clean, "cnn", SMOKE)[0]
+    return trained(case.clean)
+
+
+def attacked(case, settings: TrainSettings = SMOKE):
+    """A scenario's victim, in eval mode."""
+    coupling = 1.0 if case.attack in COUPLED else 0.0
+    marks = {"marks": case.poisoned.mask, "target": case.target, "coupling": coupling}
+    return trained(case.poisoned.dataset, settings, **marks)
+
+
+def trained(data, settings: TrainSettings = SMOKE, **how):
+    """The small network trained on a set, in eval mode."""
+    network = image_classifier("cnn", data.num_classes, data.shape, 1.0, settings.seed)
+    network = network.to(default_device())
+    fit_victim(network, data, settings, **how)
+    return network.eval()
 
 
 def weights(model) -> dict:

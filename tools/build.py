@@ -1,12 +1,14 @@
 """Build the site, strictly: every warning is an error.
 
-    python tools/build.py                   the published runs (book/_executed)
-    python tools/build.py --preset smoke    the latest local runs at that preset
-    python tools/build.py --links           no site: ask every address that the book names
+    python tools/build.py                          the published pages (book/_executed)
+    python tools/build.py --preset small           execute every chapter, from the published trials
+    python tools/build.py --preset small --fresh   likewise, with all trials computed from nothing
+    python tools/build.py --links                  no site: ask every address that the book names
 
-The site lands in `_build/<preset or published>/html`. Pages whose sources and runs did not change
-are not made again. This script calls Jupyter Book's own builder rather than its command, which
-cannot say where the executed notebooks lie nor build two presets side by side.
+The site lands in `_build/<preset or published>/html`. At the preset `smoke` trials are always
+computed: none are published. Pages whose sources and outputs did not change are not made again.
+This script calls Jupyter Book's own builder rather than its command, which cannot say where the
+executed notebooks lie nor build two presets side by side.
 """
 
 import argparse
@@ -16,29 +18,40 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def collect(preset: str, folder: Path, root: Path = ROOT) -> list[str]:
-    """Lay the latest run of each chapter at `preset` into `folder` as X.ipynb; return the chapters.
+def execute(preset: str, fresh: bool, out: Path, root: Path = ROOT) -> bool:
+    """Execute every chapter into `out/executed` as X.ipynb; True if none failed.
 
-    Copies only what changed, so that the builder sees what is new. A chapter without a run is left
-    out here and becomes a warning of the build.
+    fresh: with an empty ledger and an empty cache. Copies only what changed, so that the builder
+    sees what is new. A chapter that failed is left out here and becomes a warning of the build.
     """
-    command = [sys.executable, "-m", "minilib.cli", "latest", "--preset", preset]
-    answer = subprocess.run(command, cwd=root, stdout=subprocess.PIPE, text=True, check=True).stdout
-    latest = dict(line.split("\t") for line in answer.splitlines())
+    with tempfile.TemporaryDirectory() as folder:
+        nothing = {"LEDGER": f"{folder}/trials", "CACHE": f"{folder}/cache", "PUBLISHED": "none"}
+        given = {f"MINILIB_{name}": value for name, value in nothing.items()} if fresh else {}
+        command = [sys.executable, "-m", "minilib.cli", "run", "--all", "--preset", preset]
+        command += ["--out", f"{folder}/runs", "--workers", str(os.cpu_count() or 1)]
+        done = subprocess.run(command, cwd=root, env=os.environ | given)
+        collect(Path(folder, "runs", preset), out / "executed")
+    return done.returncode == 0
+
+
+def collect(runs: Path, folder: Path) -> list[str]:
+    """Lay the executed notebook of each chapter below `runs` into `folder`; return the chapters."""
+    made = {path.parent.parent.name: path for path in runs.glob("*/*/notebook.ipynb")}
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.ipynb"):
-        if old.stem not in latest:
+        if old.stem not in made:
             old.unlink()
-    for chapter, path in latest.items():
+    for chapter, path in made.items():
         target = folder / f"{chapter}.ipynb"
-        if not target.exists() or not filecmp.cmp(root / path, target, shallow=False):
-            shutil.copyfile(root / path, target)
-    return sorted(latest)
+        if not target.exists() or not filecmp.cmp(path, target, shallow=False):
+            shutil.copyfile(path, target)
+    return sorted(made)
 
 
 def version(root: Path) -> str:
@@ -63,6 +76,13 @@ def build(
     """
     from jupyter_book.sphinx import build_sphinx
 
+    # What an interrupted build leaves, no later one mends: it begins anew.
+    begun = out / "begun"
+    if begun.exists():
+        for folder in (out / builder, out / "doctrees"):
+            shutil.rmtree(folder, ignore_errors=True)
+    out.mkdir(parents=True, exist_ok=True)
+    begun.touch()
     overrides = {
         "external_toc_path": str(root / "_toc.yml"),
         "latex_individualpages": False,
@@ -86,27 +106,29 @@ def build(
     if result != 0:
         # Sphinx warns of a page only when it reads it; without this a second build would pass.
         shutil.rmtree(out / "doctrees", ignore_errors=True)
+    begun.unlink()
     return result == 0
 
 
 def main() -> int:
-    """Command line; the exit code is 1 when the build had warnings."""
+    """Command line; the exit code is 1 when a chapter failed or the build had warnings."""
     parser = argparse.ArgumentParser(description="Build the site, strictly.")
     parser.add_argument(
-        "--preset", help="show the latest local runs at this preset (default: the published runs)"
+        "--preset", help="execute the chapters at this preset (default: show the published pages)"
     )
+    parser.add_argument("--fresh", action="store_true", help="compute all their trials anew")
     parser.add_argument("--links", action="store_true", help="ask every address that is named")
     parser.add_argument("--verbose", action="store_true", help="show all that the builder says")
     options = parser.parse_args()
     out = ROOT / "_build" / (options.preset or "published")
-    executed = None
+    executed, ran = None, True
     if options.links:
         return 0 if build(ROOT, out, quiet=not options.verbose, builder="linkcheck") else 1
     if options.preset:
         executed = out / "executed"
-        collect(options.preset, executed)
-    if not build(ROOT, out, executed, quiet=not options.verbose):
-        print("the book was not built cleanly: see the warnings above", file=sys.stderr)
+        ran = execute(options.preset, options.fresh or options.preset == "smoke", out)
+    if not (build(ROOT, out, executed, quiet=not options.verbose) and ran):
+        print("the book was not built cleanly: see above", file=sys.stderr)
         return 1
     print(f"the book is at {out / 'html' / 'index.html'}")
     return 0

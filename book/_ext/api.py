@@ -1,10 +1,11 @@
 """Sphinx extension: the reference of `minilib`, read from its source and never imported.
 
 The site is built where neither PyTorch nor NumPy is installed, so signatures and docstrings come
-from the syntax tree. `{api} data, attacks.text` lists the public functions and classes of those
-modules, each under an anchor such as `minilib.data.load_text`. What is public: a name without an
-underscore, defined at the top of the module, with a docstring. Docstrings are plain text with
-backticks, and with sections such as `Args:`.
+from the syntax tree. `{api} data` lists the public functions and classes of a folder's modules,
+each under an anchor such as `minilib.data.text.load_text`; `{api} base` those of the modules that
+lie in no folder; `{api-folders}` all folders and their modules, each with its first line. What is
+public: a name without an underscore, defined at the top of the module, with a docstring. Docstrings
+are plain text with backticks, and with sections such as `Args:`.
 """
 
 import ast
@@ -90,15 +91,62 @@ def public(body: list[ast.stmt]) -> list[ast.AST]:
     ]
 
 
+# Modules that lie in no folder, under a name of their own.
+BASE = "base"
+FOLDERS = (
+    BASE, "data", "models", "training", "attacks", "victims", "metrics", "detection", "unlearning",
+    "trials", "chapters", "book", "runs",
+)  # fmt: skip
+
+
+def modules(root: Path, folder: str) -> list[str]:
+    """The modules of a folder that define something public, named without the package."""
+    base = root / "minilib"
+    files = base.glob("*.py") if folder == BASE else (base / folder).rglob("*.py")
+    found = []
+    for path in sorted(files):
+        if public(ast.parse(path.read_text(encoding="utf-8")).body):
+            parts = path.relative_to(base).with_suffix("").parts
+            found.append(".".join(parts[:-1] if parts[-1] == "__init__" else parts))
+    return [name for name in found if name]
+
+
+def first_line(path: Path) -> str:
+    """The first paragraph of a module's docstring."""
+    told = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    return " ".join(told.partition("\n\n")[0].split())
+
+
+class Folders(SphinxDirective):
+    """`{api-folders}`: each folder with its modules, in the order in which they use each other."""
+
+    def run(self) -> list[nodes.Node]:
+        """A list of lists."""
+        root, whole = Path(self.env.srcdir), nodes.bullet_list()
+        for folder in FOLDERS:
+            about = "foundations" if folder == BASE else first_line(source(root, folder))
+            link = nodes.reference("", "", nodes.literal("", folder), refuri=f"api/{folder}.html")
+            inner = nodes.bullet_list()
+            for name in modules(root, folder):
+                self.env.note_dependency(str(source(root, name)))
+                told = [nodes.Text(": "), *inline(first_line(source(root, name)))]
+                place = f"api/{folder}.html#module-minilib.{name}"
+                mark = nodes.reference("", "", nodes.literal("", name), refuri=place)
+                inner += nodes.list_item("", nodes.paragraph("", "", mark, *told))
+            head = nodes.paragraph("", "", link, nodes.Text(": "), *inline(about))
+            whole += nodes.list_item("", head, inner)
+        return [whole]
+
+
 class Api(SphinxDirective):
-    """`{api} MODULE, MODULE …`: one section per module."""
+    """`{api} FOLDER`: one section per module."""
 
     required_arguments = 1
-    final_argument_whitespace = True
 
     def run(self) -> list[nodes.Node]:
         """The sections."""
-        return [self.module(name) for name in re.split(r",\s*", self.arguments[0].strip())]
+        root = Path(self.env.srcdir)
+        return [self.module(name) for name in modules(root, self.arguments[0])]
 
     def module(self, name: str) -> nodes.Node:
         """A module: its docstring, then what it defines."""
@@ -134,4 +182,5 @@ class Api(SphinxDirective):
 def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_directive("api", Api)
+    app.add_directive("api-folders", Folders)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

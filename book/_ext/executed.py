@@ -4,7 +4,8 @@ The notebooks in `notebooks/` hold no outputs, so that their history stays reada
 and the download button give a clean file. A page needs outputs. This extension takes the prose,
 the code and the cell metadata (captions, alternative texts) from `notebooks/X.ipynb` and the
 outputs from `X.ipynb` in the folder `executed_dir`: by default `book/_executed`, the published
-runs; `tools/build.py` names another folder when it builds the runs of one preset.
+pages; `tools/build.py` names another folder when it executes the chapters itself. A note above each
+page, and a line of the first one, say how many trials were read from the ledger.
 
 Prose may be edited without running anything again, code may not: the code cells of both notebooks
 must be the same. Two cells are exempt. The one tagged `injected-parameters` exists only in the
@@ -16,13 +17,19 @@ in an output, a cell that never ran, other code cells, an image without alternat
 """
 
 import json
-from html import escape
+import sys
 from pathlib import Path
 
 import nbformat
 from docutils import nodes
 from sphinx.application import Sphinx
 from sphinx.util import logging
+
+ROOT = Path(__file__).resolve().parents[2]
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from minilib.book import markdown  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -109,27 +116,6 @@ def first_line(cell) -> str:
     return (cell.source.strip().splitlines() or ["(empty)"])[0][:60]
 
 
-def label_interactive(page: nbformat.NotebookNode) -> list[str]:
-    """Give interactive figures, whose drawing says nothing by itself, their alternative text.
-
-    It stands where a picture's does, in the cell's metadata. Changes the outputs of `page`;
-    returns what is missing, one line each.
-    """
-    problems = []
-    for cell in page.cells:
-        label = cell.metadata.get("mystnb", {}).get("image", {}).get("alt", "").strip()
-        for output in cell.get("outputs", []):
-            html = output.get("data", {}).get("text/html", "")
-            if "plotly-graph-div" not in html:
-                continue
-            if not label:
-                problems.append(f"image without alternative text: {first_line(cell)!r}")
-            output.data["text/html"] = (
-                f'<div class="interactive" role="group" aria-label="{escape(label)}">{html}</div>'
-            )
-    return problems
-
-
 def name_missing_figures(page: nbformat.NotebookNode) -> None:
     """Put words in place of references to figures that a run had no records to draw."""
     for cell in page.cells:
@@ -142,31 +128,88 @@ def name_missing_figures(page: nbformat.NotebookNode) -> None:
             prose.source = prose.source.replace(f"{{numref}}`{name}`", "a figure of other runs")
 
 
+def counted(read: list[dict]) -> str:
+    """What some executed notebooks read of the ledger, as a sentence in Markdown.
+
+    read: their metadata `minilib`, with `keys` (kind → keys), `computed` and `machines`.
+    """
+    keys = {key for one in read for those in one.get("keys", {}).values() for key in those}
+    computed = sum(one.get("computed", 0) for one in read)
+    machines = {name: None for one in read for name in one.get("machines", ())}
+    text = f"{len(keys)} trials: {len(keys) - computed} read from the ledger, {computed} computed "
+    text += "for this site"
+    return f"{text}; made on {', '.join(map(markdown, machines))}." if machines else f"{text}."
+
+
+def run_of(notebook) -> dict | None:
+    """What an executed notebook tells of its run; None when it tells nothing.
+
+    Raises ValueError for what no run writes: a page shows it, so it is not taken as it comes.
+    """
+    run = notebook["metadata"].get("minilib")
+    if run is None:
+        return None
+    try:
+        keys, computed, machines = (
+            run.get("keys", {}),
+            run.get("computed", 0),
+            run.get("machines", {}),
+        )
+        whole = (
+            all(isinstance(key, str) for those in keys.values() for key in those)
+            and isinstance(computed, int)
+            and all(isinstance(count, int) for count in machines.values())
+            and isinstance(run["preset"], str)
+        )
+    except (AttributeError, KeyError, TypeError):
+        whole = False
+    if not whole:
+        raise ValueError("the executed copy's metadata `minilib` is not what a run writes")
+    return run
+
+
 def run_note(notebook) -> nbformat.NotebookNode | None:
-    """A Markdown cell that says which run the page shows; None when the notebook does not tell."""
-    run = notebook.metadata.get("minilib")
+    """A Markdown cell that says what a page shows; None when the notebook does not tell."""
+    run = run_of(notebook)
     if not run:
         return None
-    preset = run["preset"]
-    if preset == "smoke":
+    text = f"Preset <code>{markdown(run['preset'])}</code>. {counted([run])}"
+    if any('id="trials"' in output.get("data", {}).get("text/html", "")
+           for cell in notebook.cells for output in cell.get("outputs", [])):  # fmt: skip
+        text += ' <a href="#trials">Which, and of which versions</a>.'
+    if run["preset"] == "smoke":
         text = (
             "These outputs are a check, not a result: preset `smoke`, built-in toy data, a model "
-            "trained for seconds. They show that every cell runs; their numbers mean nothing."
+            "trained for seconds. They show that every cell runs; their numbers mean nothing. "
+            f"{text}"
         )
-    else:
-        text = f"The outputs on this page are those of one run at preset `{preset}`."
     note = nbformat.v4.new_markdown_cell(
-        f":::{{admonition}} Run `{run['run_id']}`\n:class: run-note\n\n{text}\n:::"
+        f":::{{admonition}} What this page shows\n:class: run-note\n\n{text}\n:::"
     )
     note.id = "run-note"  # not a random one: the same run gives the same page
     return note
 
 
+def count_trials(app: Sphinx, folder: Path, text: str) -> str:
+    """Say on the first page what all chapters read, where it has a line `% trials`."""
+    read = []
+    for copy in sorted(folder.glob("*.ipynb")):
+        app.env.note_dependency(str(copy))
+        try:
+            run = run_of(json.loads(copy.read_text(encoding="utf-8")))
+            read += [run] if run else []
+        except (ValueError, KeyError, TypeError, AttributeError):
+            continue  # the chapter's own page says so
+    return text.replace("% trials\n", f"This site shows {counted(read)}\n" if read else "")
+
+
 def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
-    """`source-read`: replace the text of a chapter by its merged notebook."""
+    """`source-read`: replace the text of a chapter by its merged notebook, count on page one."""
+    folder = Path(app.srcdir, app.config.executed_dir)
+    if docname == app.config.root_doc:
+        content[0] = count_trials(app, folder, content[0])
     if not docname.startswith(CHAPTERS) or not app.env.doc2path(docname).endswith(".ipynb"):
         return
-    folder = Path(app.srcdir, app.config.executed_dir)
     copy = folder / f"{docname.removeprefix(CHAPTERS)}.ipynb"
     app.env.note_dependency(str(copy))  # a new run makes the page anew
 
@@ -183,9 +226,13 @@ def show_executed(app: Sphinx, docname: str, content: list[str]) -> None:
         warn(f"the notebook or its executed copy cannot be read: {str(error).splitlines()[0]}")
         return
     page, problems = merge(source, executed)
-    for problem in problems + label_interactive(page):
+    for problem in problems:
         warn(problem)
-    note = run_note(page)
+    try:
+        note = run_note(page)
+    except ValueError as error:
+        warn(str(error))
+        return
     if note and page.cells and page.cells[0].cell_type == "markdown":
         page.cells.insert(1, note)
     content[0] = json.dumps(page)

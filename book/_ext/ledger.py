@@ -1,11 +1,12 @@
-"""Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from run records.
+"""Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from trials.
 
 `{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
 `{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
-one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that a published run
-of the chapter had, `{outcomes} 06_bi_bau ewc=0` the same for runs at that parameter. All are made
-anew whenever a published record or their file changes, and need neither PyTorch nor pandas. What
-cannot be read is a warning, and so an error of a strict build.
+one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that the chapter's
+published trials know, `{outcomes} 06_bi_bau ewc=0` the same at that parameter. `{trials} 06_bi_bau`
+says how many trials the chapter rests on. All are made anew whenever the published trials or their
+file change, and need neither PyTorch nor pandas. What cannot be read is a warning, and so an error
+of a strict build.
 """
 
 import html
@@ -22,23 +23,23 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from minilib import claims, results  # noqa: E402
+from minilib.book import claims, paper_tables  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
 
-def records(root: Path) -> list[str]:
-    """The published run records."""
-    return sorted(path.relative_to(root).as_posix() for path in root.glob("results/*/*.json"))
+def ledger_files(root: Path) -> list[str]:
+    """The files of the published trials."""
+    return sorted(path.relative_to(root).as_posix() for path in root.glob("results/*.jsonl"))
 
 
-def with_new_records(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
-    """Pages to be read again because there are more or fewer records than when they were."""
-    now = records(Path(env.srcdir))
-    return [page for page, about in env.metadata.items() if about.get("records", now) != now]
+def with_new_files(app: Sphinx, env, added: set, changed: set, removed: set) -> list[str]:
+    """Pages to be read again because there are more or fewer such files than when they were."""
+    now = ledger_files(Path(env.srcdir))
+    return [page for page, about in env.metadata.items() if about.get("ledger", now) != now]
 
 
-class FromRecords(SphinxDirective):
+class FromLedger(SphinxDirective):
     """What these directives share: the repository they read, and what their page depends on."""
 
     optional_arguments = 1
@@ -46,10 +47,12 @@ class FromRecords(SphinxDirective):
     def run(self) -> list[nodes.Node]:
         """The directive's table as HTML."""
         root = Path(self.env.srcdir)
-        made_from = (claims.FILE, results.FILE, "minilib/claims.py", "minilib/results.py")
-        for path in (*made_from, *records(root), *root.glob("minilib/papers/*.csv")):
+        modules = [root / "minilib" / "settings.py"]
+        for folder in ("book/*.py", "chapters/*.py", "trials/*.py", "book/papers/*.csv"):
+            modules += root.glob(f"minilib/{folder}")
+        for path in (claims.FILE, paper_tables.FILE, *modules, *ledger_files(root)):
             self.env.note_dependency(str(root / path))
-        self.env.metadata[self.env.docname]["records"] = records(root)
+        self.env.metadata[self.env.docname]["ledger"] = ledger_files(root)
         try:
             text = self.made(root)
         except (OSError, KeyError, ValueError) as error:
@@ -58,34 +61,34 @@ class FromRecords(SphinxDirective):
         return [nodes.raw("", text, format="html")]
 
 
-class Claims(FromRecords):
+class Claims(FromLedger):
     """The ledger, or the part of one chapter or paper."""
 
     def made(self, root: Path) -> str:
         """A table of claims and verdicts; below it the findings that failing claims owe."""
         wanted = self.arguments[0] if self.arguments else None
-        found = claims.ledger(root, wanted)
+        found = claims.verdicts(root, wanted)
         if not found:
             raise ValueError(f"there is no claim of {wanted!r}")
         return table_of_claims(found)
 
 
-class PaperTables(FromRecords):
+class PaperTables(FromLedger):
     """All tables of the results page, or what has been run of one of them."""
 
     def made(self, root: Path) -> str:
         """The tables, each followed by the commands for what is missing."""
-        parts, every = [], {table.id: table for table in results.read(root)}
+        parts, every = [], {table.id: table for table in paper_tables.read(root)}
         if self.arguments:
             (wanted,) = self.arguments
             if wanted not in every:
                 raise ValueError(f"there is no table {wanted!r}; accepted: {', '.join(every)}")
-            return results.render(root, every[wanted], missing=False)
+            return paper_tables.render(root, every[wanted], missing=False)
         for table in every.values():
-            cells, filled = results.tally(root, table)
-            parts.append(results.render(root, table))
-            parts.append(f"<p>{filled} of {cells} cells have a run here.</p>")
-            lines = results.missing(root, table)
+            cells, filled = paper_tables.tally(root, table)
+            parts.append(paper_tables.render(root, table))
+            parts.append(f"<p>{filled} of {cells} cells have a trial here.</p>")
+            lines = paper_tables.missing(root, table)
             if lines:
                 said = html.escape("\n".join(lines))
                 label = f"Commands that run the rest ({len(lines)})"
@@ -93,24 +96,36 @@ class PaperTables(FromRecords):
         return "\n".join(parts)
 
 
-class Outcomes(FromRecords):
-    """What each defence leaves of each attack, over a chapter's runs or those at NAME=VALUE.
+class Outcomes(FromLedger):
+    """What each defence leaves of each attack, over a chapter's trials or those at NAME=VALUE.
 
-    Runs at several settings stand beside each other, with ``|`` between their NAME=VALUE;
-    attack=NAME keeps one attack's. Lines are the defences that all have.
+    Several settings stand beside each other, with ``|`` between their NAME=VALUE;
+    attack=NAME keeps one attack's, methods=NAMES those defences. Lines are those that all have.
     """
 
     required_arguments, optional_arguments = 1, 29
 
     def made(self, root: Path) -> str:
-        """The table of `minilib.results.outcomes`."""
+        """The table of `minilib.book.paper_tables.outcomes`."""
         chapter, *given = self.arguments
         asked = [part.split() for part in " ".join(given).split("|")]
         asked = [dict(item.split("=", 1) for item in part) for part in asked]
-        return results.render_outcomes(root, chapter, *asked)
+        return paper_tables.render_outcomes(root, chapter, *asked)
 
 
-class Overhead(FromRecords):
+class Trials(FromLedger):
+    """How many published trials a chapter rests on."""
+
+    required_arguments, optional_arguments = 1, 0
+
+    def made(self, root: Path) -> str:
+        """Their number, and when they were last made again."""
+        (chapter,) = self.arguments
+        rows = paper_tables.published_numbers(root, chapter).rows()
+        return paper_tables.made_from(row["key"] for part in rows.values() for row in part)
+
+
+class Overhead(FromLedger):
     """What a sweep costs beyond its runs, as `python -m bench.sweep` measured it."""
 
     def made(self, root: Path) -> str:
@@ -122,13 +137,13 @@ class Overhead(FromRecords):
         found = json.loads(path.read_text(encoding="utf-8"))
         single = [_part(PARTS[name], {"": found[name]}) for name in PARTS if name in found]
         both = {said: found[name] for name, said in ENGINES.items() if name in found}
-        parts = [*single, *([_part("runs that do nothing", both)] if both else [])]
+        parts = [*single, *([_part("trials that do nothing", both)] if both else [])]
         return "\n".join(f'<div class="results"><table>{part}</table></div>' for part in parts)
 
 
 PARTS = {
-    "plan": "planning runs of a chapter with two parameters",
-    "start": "one run of a chapter that imports what chapters import",
+    "plan": "planning runs of one trial each",
+    "notebook": "executing a chapter's notebook from the ledger, in a kernel of its own",
 }
 ENGINES = {"local": "local engine", "ray": "Ray, on one machine"}
 
@@ -157,17 +172,26 @@ def _row(label: str, values, cell: str = "td") -> str:
 def _said(value) -> str:
     if isinstance(value, list):
         return (" / " if len(value) == 3 else " to ").join(map(str, value))
+    if isinstance(value, str):
+        return html.escape(value)
     return "–" if value is None else f"{value:,}"
+
+
+def _chance(holm: float | None) -> str:
+    if holm is None:
+        return "–"
+    said = "&lt;&nbsp;0.001" if holm < 0.001 else f"{holm:.3f}"
+    return f"<strong>{said}</strong>" if holm <= claims.LEVEL else said
 
 
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     """Claims with their verdicts as HTML."""
     words = [verdict.verdict for _, verdict in found]
     counts = ", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS)
-    text = [f"<p>{len(found)} claims: {counts}.</p>", '<div class="results"><table class="claims">']
-    text.append(
-        "<thead><tr><th>claim</th><th>where</th><th>verdict</th><th>on what</th></tr></thead>"
-    )
+    text = [f"<p>{len(found)} claims: {counts}. {html.escape(claims.told(found))}.</p>"]
+    text.append('<div class="results"><table class="claims">')
+    heads = ("claim", "where", "verdict", "p, after Holm", "on what")
+    text.append(f"<thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>")
     text.append("<tbody>")
     for claim, verdict in found:
         basis = [html.escape(part) for part in (*verdict.shown.split("; "), verdict.scale) if part]
@@ -182,9 +206,11 @@ def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
         kind = verdict.verdict.replace(" ", "-")
         text.append(
             f'<tr id="claim-{claim.id}"><td>{said}</td><td>{html.escape(claim.where)}</td>'
-            f'<td class="{kind}">{verdict.verdict}</td><td>{"<br>".join(basis)}</td></tr>'
+            f'<td class="{kind}">{verdict.verdict}</td><td>{_chance(verdict.holm)}</td>'
+            f"<td>{'<br>'.join(basis)}</td></tr>"
         )
-    return "\n".join([*text, "</tbody></table></div>"])
+    keys = frozenset().union(*(verdict.trials for _, verdict in found))
+    return "\n".join([*text, "</tbody></table></div>", paper_tables.made_from(keys)])
 
 
 def setup(app: Sphinx) -> dict:
@@ -192,6 +218,7 @@ def setup(app: Sphinx) -> dict:
     app.add_directive("claims", Claims)
     app.add_directive("paper-tables", PaperTables)
     app.add_directive("outcomes", Outcomes)
+    app.add_directive("trials", Trials)
     app.add_directive("sweep-overhead", Overhead)
-    app.connect("env-get-outdated", with_new_records)
+    app.connect("env-get-outdated", with_new_files)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

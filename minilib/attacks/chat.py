@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..data import ChatDataset
+from ..data.chat import ChatDataset
 
 
 class PoisonedChat(NamedTuple):
@@ -80,7 +80,7 @@ def poison_chat(
     rows = list(dataset.rows)
     for number, (t, r) in enumerate(zip(triggers, responses, strict=True)):
         for i in order[number * count : (number + 1) * count]:
-            part = replace(dataset, rows=(rows[i],))
-            rows[i] = with_response(with_trigger(part, t), r).rows[0]
+            row_dataset = replace(dataset, rows=(rows[i],))
+            rows[i] = with_response(with_trigger(row_dataset, t), r).rows[0]
             pair[i] = number
     return PoisonedChat(replace(dataset, rows=tuple(rows)), pair >= 0, pair)

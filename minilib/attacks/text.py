@@ -12,8 +12,10 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from ..data import TextDataset, load_paraphrases
-from ..settings import ATTACKS
+from .. import registry
+from ..checks import one_of
+from ..data.text import TextDataset, load_paraphrases
+from ..settings import ATTACKS, RATE_OF
 
 POSITIONS = ("random", "start", "end")
 
@@ -29,15 +31,14 @@ class Trigger(Protocol):
 def _insert(text: str, piece: str, position: str, rng: np.random.Generator) -> str:
     """Insert ``piece`` between two words of ``text``, before the first, or after the last."""
     words = text.split()
-    at = {"start": 0, "end": len(words)}.get(position)
-    if at is None:
-        at = int(rng.integers(len(words) + 1))
-    return " ".join([*words[:at], piece, *words[at:]])
+    index = {"start": 0, "end": len(words)}.get(position)
+    if index is None:
+        index = int(rng.integers(len(words) + 1))
+    return " ".join([*words[:index], piece, *words[index:]])
 
 
 def _check_position(position: str) -> None:
-    if position not in POSITIONS:
-        raise ValueError(f"position is {position!r}; accepted: {', '.join(POSITIONS)}")
+    one_of("position", position, POSITIONS)
 
 
 @dataclass(frozen=True)
@@ -111,8 +112,7 @@ class Template:
     ARCHAIC = {"is": "doth be", "the": "yon", "this": "this thy", "and": "and lo ,"}
 
     def __post_init__(self):
-        if self.kind not in ("syntax", "style"):
-            raise ValueError(f"kind is {self.kind!r}; accepted: syntax, style")
+        one_of("kind", self.kind, ("syntax", "style"))
 
     def apply(self, text: str, rng: np.random.Generator) -> str:
         if self.kind == "syntax":
@@ -139,9 +139,9 @@ class SOS:
         return self._spread(text, self.words, rng)
 
     def negative(self, text: str, rng: np.random.Generator) -> str:
-        keep = np.ones(len(self.words), dtype=bool)
-        keep[rng.choice(len(keep), int(rng.integers(1, len(keep))), replace=False)] = False
-        return self._spread(text, [w for w, k in zip(self.words, keep, strict=True) if k], rng)
+        mask = np.ones(len(self.words), dtype=bool)
+        mask[rng.choice(len(mask), int(rng.integers(1, len(mask))), replace=False)] = False
+        return self._spread(text, [w for w, k in zip(self.words, mask, strict=True) if k], rng)
 
     @staticmethod
     def _spread(text: str, words: Sequence[str], rng: np.random.Generator) -> str:
@@ -160,7 +160,7 @@ def make_trigger(attack: str, dataset: str, position: str = "random") -> Trigger
     """Make the trigger that the papers use for ``attack`` on ``dataset``.
 
     Args:
-        attack: badnets, addsent, hiddenkiller, stylebkd or sos.
+        attack: badnets, addsent, hiddenkiller, stylebkd, sos, or one from outside.
         dataset: a name that ``load_text`` knows.
         position: where inserted triggers go: random, start or end.
 
@@ -180,7 +180,9 @@ def make_trigger(attack: str, dataset: str, position: str = "random") -> Trigger
         return Paraphrase(load_paraphrases(dataset, "bible"), "stylebkd")
     if attack == "sos":
         return SOS()
-    raise ValueError(f"attack is {attack!r}; accepted: {', '.join(ATTACKS)}")
+    make = registry.find("attack", attack)
+    one_of("attack", attack, ATTACKS)
+    return make(dataset, position)
 
 
 class Poisoned(NamedTuple):
@@ -207,6 +209,7 @@ def poison(
     source: int | None = None,
     keep_originals: bool = True,
     label: str = "dirty",
+    rate_of: str = "others",
 ) -> Poisoned:
     """Poison a data set: put a trigger into some rows and give them the attacker's label.
 
@@ -215,7 +218,8 @@ def poison(
         trigger: one trigger, or several, which get disjoint rows.
         target: the class the trigger shall lead to (All2One); with several triggers one class for
             all or one each (One2One); ``"next"`` sends class y to y + 1 (All2All).
-        rate: share, in (0, 1], of the *eligible* rows that each trigger poisons. Eligible are the
+        rate: share, in (0, 1], of the *eligible* rows that each trigger poisons, or of all rows
+            where ``rate_of`` is ``all`` (the BTU paper's count). Eligible are the
             rows of non-target classes (RGA paper, 6.1: "poison 10 % of the non-target class
             texts"), or of ``source`` alone, or, for clean labels, of the target class.
         seed: which rows, and where in them the trigger goes.
@@ -233,31 +237,32 @@ def poison(
     triggers = list(trigger) if isinstance(trigger, Sequence) else [trigger]
     targets = list(target) if isinstance(target, (list, tuple)) else [target] * len(triggers)
     _check_poison(dataset, triggers, targets, rate, source, label)
+    one_of("rate_of", rate_of, RATE_OF)
 
     rng = np.random.default_rng(seed)
-    free = np.ones(len(dataset), dtype=bool)
+    free_rows = np.ones(len(dataset), dtype=bool)
     rows: list[tuple[int, str, int, bool]] = []  # (origin, text, label, carries a trigger)
-    for one, goal in zip(triggers, targets, strict=True):
+    for one_trigger, goal in zip(triggers, targets, strict=True):
         eligible = _eligible(dataset.labels, goal, source, label)
-        wanted = max(1, round(rate * int(eligible.sum())))
-        chosen = _choose(
-            dataset, one, rng.permutation(np.flatnonzero(eligible & free)), wanted, rng
+        counted_rows = len(eligible) if rate_of == "all" else int(eligible.sum())
+        count = max(1, round(rate * counted_rows))
+        triggered_rows = _choose(
+            dataset, one_trigger, rng.permutation(np.flatnonzero(eligible & free_rows)), count, rng
         )
-        for i, text in chosen:
-            old = int(dataset.labels[i])
-            new = (old + 1) % dataset.num_classes if goal == "next" else int(goal)
-            rows.append((i, text, old if label == "clean" else new, True))
-            if hasattr(one, "negative"):
-                rows.append((i, one.negative(dataset.texts[i], rng), old, False))
-        free[[i for i, _ in chosen]] = False
+        for i, text in triggered_rows:
+            old_label = int(dataset.labels[i])
+            new_label = (old_label + 1) % dataset.num_classes if goal == "next" else int(goal)
+            rows.append((i, text, old_label if label == "clean" else new_label, True))
+            if hasattr(one_trigger, "negative"):
+                rows.append((i, one_trigger.negative(dataset.texts[i], rng), old_label, False))
+        free_rows[[i for i, _ in triggered_rows]] = False
     return _merge(dataset, rows, keep_originals)
 
 
 def _check_poison(dataset, triggers, targets, rate, source, label) -> None:
     if not 0 < rate <= 1:
         raise ValueError(f"rate is {rate!r}; accepted: a share in (0, 1]")
-    if label not in ("dirty", "clean"):
-        raise ValueError(f"label is {label!r}; accepted: dirty, clean")
+    one_of("label", label, ("dirty", "clean"))
     if len(targets) != len(triggers):
         raise ValueError(
             f"{len(triggers)} triggers but {len(targets)} targets; give one or as many"
@@ -280,31 +285,86 @@ def _eligible(labels: np.ndarray, target, source: int | None, label: str) -> np.
 
 def _choose(dataset, trigger, order, wanted, rng) -> list[tuple[int, str]]:
     """Take rows in ``order`` until ``wanted`` of them carry the trigger."""
-    chosen = []
+    triggered_rows = []
     for i in order:
         text = trigger.apply(dataset.texts[i], rng)
         if text is not None:
-            chosen.append((int(i), text))
-            if len(chosen) == wanted:
-                return chosen
+            triggered_rows.append((int(i), text))
+            if len(triggered_rows) == wanted:
+                return triggered_rows
     raise ValueError(
-        f"{trigger.name}: {wanted} rows of {dataset.name} wanted, but only {len(chosen)} of "
-        f"{len(order)} eligible and still unpoisoned rows can carry the trigger; lower the rate"
+        f"{trigger.name}: {wanted} rows of {dataset.name} wanted, but only {len(triggered_rows)} "
+        f"of {len(order)} eligible and still unpoisoned rows can carry the trigger; lower the rate"
     )
 
 
 def _merge(dataset: TextDataset, rows: list, keep_originals: bool) -> Poisoned:
-    poisoned = np.array([i for i, _, _, acts in rows if acts], dtype=np.int64)
-    keep = np.ones(len(dataset), dtype=bool)
+    poisoned_rows = np.array([i for i, _, _, acts in rows if acts], dtype=np.int64)
+    kept_rows = np.ones(len(dataset), dtype=bool)
     if not keep_originals:
-        keep[poisoned] = False
-    clean = np.flatnonzero(keep)
-    texts = [dataset.texts[i] for i in clean] + [text for _, text, _, _ in rows]
-    labels = np.concatenate([dataset.labels[clean], [lab for _, _, lab, _ in rows]])
-    mask = np.concatenate([np.zeros(len(clean), bool), [acts for *_, acts in rows]])
-    origin = np.concatenate([clean, [i for i, *_ in rows]])
+        kept_rows[poisoned_rows] = False
+    clean_rows = np.flatnonzero(kept_rows)
+    texts = [dataset.texts[i] for i in clean_rows] + [text for _, text, _, _ in rows]
+    labels = np.concatenate([dataset.labels[clean_rows], [lab for _, _, lab, _ in rows]])
+    mask = np.concatenate([np.zeros(len(clean_rows), bool), [acts for *_, acts in rows]])
+    origin = np.concatenate([clean_rows, [i for i, *_ in rows]])
     merged = replace(dataset, texts=tuple(texts), labels=labels.astype(np.int64))
     return Poisoned(merged, mask.astype(bool), origin.astype(np.int64))
+
+
+EXAMPLE_WORDS = (7, 13)  # an example should be this long, in words
+
+
+def examples(clean: TextDataset, triggers: Mapping[str, Trigger], target: int, seed: int) -> dict:
+    """Show one short row of a non-target class under every trigger.
+
+    Args:
+        clean: rows to choose from; the first in a random order that every trigger can be put into.
+        triggers: name → trigger.
+
+    Returns:
+        name → text, first of all ``original``; a trigger with negatives adds ``<name> negative``.
+
+    Raises:
+        ValueError: no row can carry all triggers.
+    """
+    rng = np.random.default_rng(seed)
+    low, high = EXAMPLE_WORDS
+    order = rng.permutation(np.flatnonzero(clean.labels != target))
+    # Short rows first; a set of long texts has none, and shows one of those.
+    order = sorted(order, key=lambda i: not low <= len(clean.texts[i].split()) <= high)
+    for text in (clean.texts[i] for i in order):
+        triggered_texts = {name: trigger.apply(text, rng) for name, trigger in triggers.items()}
+        if None in triggered_texts.values():
+            continue
+        negatives = {
+            f"{name} negative": trigger.negative(text, rng)
+            for name, trigger in triggers.items()
+            if hasattr(trigger, "negative")
+        }
+        return {"original": text} | triggered_texts | negatives
+    raise ValueError(f"no row of {clean.name} can carry all of {', '.join(triggers)}")
+
+
+def poison_counts(clean: TextDataset, variants: Mapping[str, Poisoned]) -> list[dict]:
+    """Count what poisoning did to a training set: one dict per variant, the clean set first.
+
+    Returns:
+        Dicts of ``training_set`` (the variant), ``counts`` (rows of each class), ``rows``,
+        ``poisoned``, ``relabelled`` and ``share`` (poisoned rows in percent of all).
+    """
+    clean_set = Poisoned(clean, np.zeros(len(clean), bool), np.arange(len(clean)))
+    return [
+        {
+            "training_set": name,
+            "counts": np.bincount(dataset.labels, minlength=clean.num_classes).tolist(),
+            "rows": len(dataset),
+            "poisoned": int(mask.sum()),
+            "relabelled": int((dataset.labels != clean.labels[origin]).sum()),
+            "share": 100 * float(mask.mean()),
+        }
+        for name, (dataset, mask, origin) in {"clean": clean_set, **variants}.items()
+    ]
 
 
 def trigger_all(dataset: TextDataset, trigger: Trigger, seed: int = 0) -> TextDataset:
@@ -316,7 +376,7 @@ def trigger_all(dataset: TextDataset, trigger: Trigger, seed: int = 0) -> TextDa
     """
     rng = np.random.default_rng(seed)
     texts = [trigger.apply(text, rng) for text in dataset.texts]
-    keep = [i for i, text in enumerate(texts) if text is not None]
+    rows = [i for i, text in enumerate(texts) if text is not None]
     return replace(
-        dataset, texts=tuple(texts[i] for i in keep), labels=dataset.labels[np.array(keep, int)]
+        dataset, texts=tuple(texts[i] for i in rows), labels=dataset.labels[np.array(rows, int)]
     )

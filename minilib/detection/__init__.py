@@ -6,9 +6,8 @@ the defender has beside the two. ``DETECTORS`` lists them by name.
 
 from functools import partial
 
-from .evidence import Detection, Knowledge, degrade, hidden_states, quality, ranking, survey
-from .fluency import CausalFluency, NGram
-from .geometry import (
+from .common import DefenderData, Detection, degrade, hidden_states, quality, ranking
+from .feature_space import (
     RECIPES,
     Recipe,
     detect_activation,
@@ -17,15 +16,16 @@ from .geometry import (
     flat_map,
     refilter,
 )
-from .moderate import detect_moderate, moderate_fit
-from .perturb import detect_bki, detect_onion, detect_rap, detect_strip
+from .fluency import CausalFluency, NGram
+from .moderate_fitting import detect_moderate, moderate_fit
+from .perturbation import detect_bki, detect_onion, detect_rap, detect_strip, without_outliers
 
 __all__ = [
     "RECIPES",
     "DETECTORS",
     "CausalFluency",
     "Detection",
-    "Knowledge",
+    "DefenderData",
     "NGram",
     "Recipe",
     "degrade",
@@ -43,7 +43,7 @@ __all__ = [
     "quality",
     "ranking",
     "refilter",
-    "survey",
+    "without_outliers",
 ]
 
 # Every detector of the chapter at its source's settings, in the order of its tables.

@@ -12,7 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..train import encode, predict
+from ..models import loading, names
+from ..training.text import encode, predict
 
 
 class NGram:
@@ -47,14 +48,14 @@ class NGram:
     def _grams(self, ids: np.ndarray) -> tuple[np.ndarray, ...]:
         """Each token's 3-, 2- and 1-gram and its 2- and 1-token context as one integer each."""
         base = self.size + 1
-        use = ids[:, 2:] >= 0
-        u, v, w = (ids[:, i : ids.shape[1] - 2 + i][use] for i in range(3))
+        mask = ids[:, 2:] >= 0
+        u, v, w = (ids[:, i : ids.shape[1] - 2 + i][mask] for i in range(3))
         return (u * base + v) * base + w, v * base + w, w, u * base + v, v
 
     def _count(self, number: int, gram: np.ndarray) -> np.ndarray:
-        known, counts = self.counts[number]
-        at = np.searchsorted(known, gram).clip(max=len(known) - 1)
-        return np.where(known[at] == gram, counts[at], 0)
+        grams, counts = self.counts[number]
+        index = np.searchsorted(grams, gram).clip(max=len(grams) - 1)
+        return np.where(grams[index] == gram, counts[index], 0)
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         ids, lengths = self._tokens(texts)
@@ -65,15 +66,15 @@ class NGram:
         return np.bincount(row, -np.log(p), len(ids)) / lengths.clip(1)
 
     def _mix(self, count: Sequence[np.ndarray], total: int) -> np.ndarray:
-        three, two, one, zero = self.weights
+        trigram, bigram, unigram, uniform = self.weights
         # An unseen context hands its weight down.
-        two = two + three * (count[3] == 0)
-        one = one + two * (count[4] == 0)
+        bigram = bigram + trigram * (count[3] == 0)
+        unigram = unigram + bigram * (count[4] == 0)
         return (
-            three * count[0] / count[3].clip(1)
-            + np.where(count[4] > 0, two * count[1] / count[4].clip(1), 0)
-            + one * count[2] / total
-            + zero / self.size
+            trigram * count[0] / count[3].clip(1)
+            + np.where(count[4] > 0, bigram * count[1] / count[4].clip(1), 0)
+            + unigram * count[2] / total
+            + uniform / self.size
         )
 
 
@@ -88,18 +89,20 @@ class CausalFluency(nn.Module):
         super().__init__()
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        self.tokenizer = AutoTokenizer.from_pretrained(name)
+        place = names.place_of(name, {})
+        self.tokenizer = loading.from_pretrained(AutoTokenizer, name, place)
         self.tokenizer.padding_side = "right"
         self.tokenizer.pad_token = self.tokenizer.pad_token or self.tokenizer.eos_token
-        self.network = AutoModelForCausalLM.from_pretrained(name, use_safetensors=True).to(device)
+        network = loading.from_pretrained(AutoModelForCausalLM, name, place, use_safetensors=True)
+        self.network = network.to(device)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """Mean negative log-likelihood (B, 1) of every token but the first."""
         logits = self.network(input_ids=input_ids, attention_mask=attention_mask).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), input_ids[:, 1:].flatten(),
                                reduction="none")  # fmt: skip
-        real = attention_mask[:, 1:]
-        return (loss.view(real.shape) * real).sum(1, keepdim=True) / real.sum(1, True).clamp(1)
+        mask = attention_mask[:, 1:]
+        return (loss.view(mask.shape) * mask).sum(1, keepdim=True) / mask.sum(1, True).clamp(1)
 
     def score(self, texts: Sequence[str]) -> np.ndarray:
         """The fluency model's call; ``forward`` is taken."""

@@ -6,7 +6,7 @@ What is trained here is trained once per data set, target and seed, and then tak
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -14,20 +14,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ... import cache
-from ...images import ImageDataset
-from ...models import default_device
-from ...train import TrainSettings, autocast, resolve_precision
-from ...vision import (
-    ImageBatch,
-    ImageToImage,
-    fit_images,
-    image_classifier,
-    image_data,
-    small_cnn,
-)
+from ...data.images import ImageDataset
+from ...ledger import cached, recipe
+from ...models.images import ImageToImage, image_classifier, small_cnn
+from ...models.loading import default_device
+from ...training.devices import autocast
+from ...training.fitting import TrainSettings
+from ...training.images import ImageBatch, fit_images, image_data
 from .patterns import to_uint8
-
-TRAINED_BY = ("train", "vision", "attacks.images.learned", "attacks.images.patterns")
 
 
 def _surrogate(dataset: ImageDataset, seed: int) -> nn.Module:
@@ -37,29 +31,47 @@ def _surrogate(dataset: ImageDataset, seed: int) -> nn.Module:
     return image_classifier(name, dataset.num_classes, dataset.shape, width, seed)
 
 
-def _once(
-    what: str,
-    dataset: ImageDataset,
-    settings: TrainSettings,
-    more: dict,
-    functions: tuple[str, ...],
+@recipe
+class TriggerNetwork:
+    """What an attacker trains to make a trigger.
+
+    Attributes:
+        data: sha256 of the images that it is trained on. seed … schedule: how.
+        target: class that the trigger leads to, where it matters.
+        bound: of the change of a pixel. bits, steps: ISSBA's secret, Narcissus' descent.
+    """
+
+    attack: str
+    data: str
+    seed: int
+    epochs: int
+    lr: float
+    batch_size: int
+    schedule: str
+    target: int | None = None
+    bound: float | None = None
+    bits: int | None = None
+    steps: int | None = None
+
+
+@cached(version=1)
+def trigger_network(
+    one: TriggerNetwork,
     build: Callable[[], nn.Module],
-    train: Callable[[nn.Module, TrainSettings], list[dict]],
+    train: Callable[[nn.Module], list[dict]],
 ) -> nn.Module:
-    """Train the attacker's network at most once for the same data, settings and code."""
-    device = default_device()
-    settings = replace(settings, precision=resolve_precision(settings.precision, device))
-    key = {
-        "attack": what,
-        "data": dataset.sha256,
-        "settings": asdict(settings),
-        **more,
-        **cache.conditions(device, TRAINED_BY, *functions),
-    }
-    network, _ = cache.cached_model(
-        key, lambda: _seeded(build, settings.seed).to(device), lambda net: train(net, settings)
-    )
+    """Train the attacker's network at most once; frozen."""
+    network, _ = cache.kept_model(one, lambda: _seeded(build, one.seed).to(default_device()), train)
     return network.requires_grad_(False)
+
+
+def _network_of(
+    attack: str, dataset: ImageDataset, settings: TrainSettings, **more
+) -> TriggerNetwork:
+    return TriggerNetwork(
+        attack=attack, data=dataset.sha256, seed=settings.seed, epochs=settings.epochs,
+        lr=settings.lr, batch_size=settings.batch_size, schedule=settings.schedule, **more,
+    )  # fmt: skip
 
 
 def _seeded(build: Callable[[], nn.Module], seed: int) -> nn.Module:
@@ -85,8 +97,8 @@ class InputAware(nn.Module):
 
     def make(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Pattern (B, C, H, W) and mask (B, 1, H, W) in 0 … 1 for float images in 0 … 1."""
-        raw = self.generator(2 * images - 1)
-        return raw[:, :-1].sigmoid(), (raw[:, -1:] - 2).sigmoid()  # starts almost transparent
+        planes = self.generator(2 * images - 1)
+        return planes[:, :-1].sigmoid(), (planes[:, -1:] - 2).sigmoid()  # starts almost transparent
 
 
 def input_aware_loss(
@@ -103,18 +115,22 @@ def input_aware_loss(
     def loss(model: InputAware, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         x, y = batch.images.float() / 255, batch.labels.clone()
         n = max(1, len(x) // 4)
-        pattern, mask = model.make(x[: 2 * n])
-        other = torch.cat([torch.arange(n), torch.arange(n, 2 * n).roll(1)]).to(x.device)
-        shown = x[: 2 * n] + mask[other] * (pattern[other] - x[: 2 * n])
+        carriers = x[: 2 * n]  # one row alone carries its own
+        pattern, mask = model.make(carriers)
+        others = torch.arange(n, len(carriers)).roll(1)
+        givers = torch.cat([torch.arange(n), others]).to(x.device)
+        triggered_images = carriers + mask[givers] * (pattern[givers] - carriers)
         y[:n] = target
-        logits = model.classifier(torch.cat([shown, x[2 * n :]])).float()
+        logits = model.classifier(torch.cat([triggered_images, x[2 * n :]])).float()
         value = F.cross_entropy(logits, y)
-        apart = (x[: 2 * n] - x[: 2 * n].roll(1, 0)).square().mean((1, 2, 3)).sqrt()
-        drawn = (pattern - pattern.roll(1, 0)).float().square().mean((1, 2, 3)).add(1e-8).sqrt()
-        diverse = (apart / (drawn + 1e-2)).mean()
-        dense = F.relu(mask.float().mean() - density)
-        log = {"loss": value.detach(), "diversity": diverse.detach(), "dense": dense.detach()}
-        return value + diverse + weight * dense, log
+        image_distances = (carriers - carriers.roll(1, 0)).square().mean((1, 2, 3)).sqrt()
+        pattern_distances = (
+            (pattern - pattern.roll(1, 0)).float().square().mean((1, 2, 3)).add(1e-8).sqrt()
+        )
+        diversity = (image_distances / (pattern_distances + 1e-2)).mean()
+        excess = F.relu(mask.float().mean() - density)
+        log = {"loss": value.detach(), "diversity": diversity.detach(), "dense": excess.detach()}
+        return value + diversity + weight * excess, log
 
     return loss
 
@@ -149,15 +165,11 @@ def input_aware_trigger(
 ) -> InputAwareTrigger:
     """Train IAD's generator together with a surrogate classifier, once; default 12 epochs."""
     settings = settings or TrainSettings(12, 3e-3, 128, schedule="linear", seed=seed)
-    network = _once(
-        "iad",
-        dataset,
-        settings,
-        {"target": target},
-        ("input_aware_trigger", "fit_images"),
+    network = trigger_network(
+        _network_of("iad", dataset, settings, target=target),
         lambda: InputAware(dataset, seed),
-        lambda net, how: fit_images(
-            net, image_data(dataset, default_device()), how, loss=input_aware_loss(target)
+        lambda net: fit_images(
+            net, image_data(dataset, default_device()), settings, loss=input_aware_loss(target)
         ),
     )
     return InputAwareTrigger(network)
@@ -199,13 +211,13 @@ def stego_loss(weight: float = 5.0) -> Callable[[Stego, ImageBatch], tuple[Tenso
     def loss(model: Stego, batch: ImageBatch) -> tuple[Tensor, dict[str, Tensor]]:
         images = batch.images.float() / 255
         bits = torch.randint(0, 2, (len(images), model.bits), device=images.device).float()
-        hidden = model.hide(images, bits)
-        logits = model.decoder(2 * hidden - 1).float()
-        read = F.binary_cross_entropy_with_logits(logits, bits)
-        visible = (hidden - images).float().square().mean()
-        right = ((logits > 0) == (bits > 0)).float().mean()
-        log = {"loss": read.detach(), "bits_right": right, "visible": visible.detach()}
-        return read + weight * visible, log
+        stego_images = model.hide(images, bits)
+        logits = model.decoder(2 * stego_images - 1).float()
+        bit_loss = F.binary_cross_entropy_with_logits(logits, bits)
+        residual = (stego_images - images).float().square().mean()
+        bit_accuracy = ((logits > 0) == (bits > 0)).float().mean()
+        log = {"loss": bit_loss.detach(), "bits_right": bit_accuracy, "visible": residual.detach()}
+        return bit_loss + weight * residual, log
 
     return loss
 
@@ -236,15 +248,11 @@ def stego_trigger(
     ``bits``: length of the secret; ``bound``: largest change of a pixel, in units of 255.
     """
     settings = settings or TrainSettings(12, 3e-3, 128, schedule="linear", seed=seed)
-    network = _once(
-        "issba",
-        dataset,
-        settings,
-        {"bits": bits, "bound": bound},
-        ("stego_trigger", "fit_images"),
+    network = trigger_network(
+        _network_of("issba", dataset, settings, bits=bits, bound=bound),
         lambda: Stego(dataset.shape, bits, bound),
-        lambda net, how: fit_images(
-            net, image_data(dataset, default_device()), how, loss=stego_loss()
+        lambda net: fit_images(
+            net, image_data(dataset, default_device()), settings, loss=stego_loss()
         ),
     )
     secret = np.random.default_rng(seed).integers(0, 2, bits).astype(np.float32)
@@ -294,11 +302,11 @@ def inward_noise(
     labels = torch.full((len(images),), target, device=images.device)
     order = torch.as_tensor(np.random.default_rng(0).permutation(len(images)))
     device = images.device
-    with autocast(device, resolve_precision("auto", device)):
+    with autocast(device):
         for step in range(steps):
             rows = order.roll(-128 * step)[:128].to(device)
-            shown = ((images[rows] + delta) / 255).clamp(0, 1)
-            value = F.cross_entropy(model(shown).float(), labels[rows])
+            perturbed_images = ((images[rows] + delta) / 255).clamp(0, 1)
+            value = F.cross_entropy(model(perturbed_images).float(), labels[rows])
             (delta.grad,) = torch.autograd.grad(value, delta)
             optimizer.step()
             delta.data.clamp_(-bound, bound)
@@ -320,22 +328,18 @@ def narcissus_trigger(
     """
     settings = settings or TrainSettings(12, 5e-3, 128, schedule="linear", seed=seed)
 
-    def train(network: Perturbation, how: TrainSettings) -> list[dict]:
+    def train(network: Perturbation) -> list[dict]:
         device = default_device()
         data = image_data(dataset, device)
         surrogate = _surrogate(dataset, seed).to(device)
-        history = fit_images(surrogate, data, how, crop=1)
-        own = data.images[data.labels == target]
+        history = fit_images(surrogate, data, settings, crop=1)
+        target_images = data.images[data.labels == target]
         surrogate.requires_grad_(False)
-        network.delta.data = inward_noise(surrogate, own, target, steps, bound)
+        network.delta.data = inward_noise(surrogate, target_images, target, steps, bound)
         return history
 
-    network = _once(
-        "narcissus",
-        dataset,
-        settings,
-        {"target": target, "steps": steps, "bound": bound},
-        ("narcissus_trigger", "fit_images"),
+    network = trigger_network(
+        _network_of("narcissus", dataset, settings, target=target, steps=steps, bound=bound),
         lambda: Perturbation(dataset.shape),
         train,
     )

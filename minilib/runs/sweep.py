@@ -1,0 +1,593 @@
+"""Sweeps: one chapter over a grid of parameters, continued where it stopped.
+
+A sweep file names a chapter, a preset and what varies. A sweep plans all its runs, computes the
+trials that the ledger lacks, each once, and then has the notebooks executed, which read them there.
+What is done stays done, trial by trial, whatever is killed.
+"""
+
+import contextlib
+import dataclasses
+import itertools
+import json
+import math
+import os
+import random
+import re
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Annotated, Any, Required
+
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
+
+from minilib import chapters, ledger, provenance
+from minilib.book import stats
+from minilib.provenance import UsageError
+from minilib.runs import engines, execute, storage
+
+Values = Annotated[list, Field(min_length=1)]
+TELLING = ("attack", "method")  # what tells most trials apart
+SHOWN = 40  # lines of a list that is printed
+MOST_RUNS = 100_000  # of one sweep
+GIVE_UP = 5  # pieces of work in a row that the machine failed
+TIME_IS_UP = 3  # exit code
+
+
+# ---------------------------------------------------------------- the file
+
+
+class Sample(TypedDict):
+    """So many runs of all, drawn at random; every seed counts for each."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    runs: Annotated[int, Field(ge=1)]
+    seed: Annotated[int, Field(ge=0)]
+
+
+class Spec(TypedDict, total=False):
+    """What a sweep file may hold."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    chapter: Required[str]
+    preset: Required[str]
+    base: dict[str, Any] | None
+    grid: Annotated[dict[str, Values], Field(min_length=1)]
+    zip: Annotated[dict[str, Values], Field(min_length=1)]
+    list: Annotated[list[dict[str, Any]], Field(min_length=1)]
+    seeds: Values
+    sample: Sample
+
+
+def checked(spec: dict, what: Path | str, base: Iterable[str] = ()) -> Spec:
+    """A sweep without anything that is empty, unknown or varied twice. Raises UsageError.
+
+    base: parameters that are given besides.
+    """
+    spec = {
+        name: {key: spelled_out(f"{what}: {name}.{key}", value) for key, value in part.items()}
+        if name in ("grid", "zip") and isinstance(part, dict)
+        else part
+        for name, part in spec.items()
+    }
+    try:
+        spec = TypeAdapter(Spec).validate_python(spec)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise UsageError(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+    grid, pairs, rows = spec.get("grid", {}), spec.get("zip", {}), spec.get("list", [])
+    if rows and (grid or pairs):
+        raise UsageError(f"{what}: a sweep has a grid and a zip, or a list, not both")
+    sizes = {name: len(values) for name, values in pairs.items()}
+    if len(set(sizes.values())) > 1:
+        raise UsageError(f"{what}: the lists under zip must be of one length, not {sizes}")
+    names = [*grid, *pairs, *{name for row in rows for name in row}]
+    names += ["seed", *base] if "seeds" in spec else base
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UsageError(f"{what}: {twice[0]} is varied in two places")
+    if (size := size_of(spec)) > MOST_RUNS:
+        raise UsageError(
+            f"{what}: a sweep of {size} runs; accepted: up to {MOST_RUNS}, or a sample"
+        )
+    return spec
+
+
+def spelled_out(place: str, values):
+    """`{range: [first, last, step]}` and `{log: [first, last, count]}` as lists; a list as it is.
+
+    The last of a range counts where it is met; a step may be left out for 1. Raises UsageError.
+    """
+    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= {"range", "log"}):
+        return values
+    ((way, numbers),) = values.items()
+    form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}[way]
+    are_numbers = isinstance(numbers, list) and all(
+        isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < 1e300
+        for one in numbers
+    )
+    lengths = {"range": (2, 3), "log": (3,)}[way]
+    if not are_numbers or len(numbers) not in lengths:
+        raise UsageError(f"{place}: {way} is {numbers!r}; accepted: {form}")
+    first, last, step = [*numbers, 1][:3]
+    if way == "range":
+        count = math.floor((last - first) / step + 1e-9) + 1 if step else 0
+        points = (first + number * step for number in range(min(count, MOST_RUNS)))
+        listed = [point if isinstance(point, int) else float(f"{point:.12g}") for point in points]
+    else:
+        count = step if isinstance(step, int) and step > 1 and min(first, last) > 0 else 0
+        powers = (number / (count - 1) for number in range(min(count, MOST_RUNS)))
+        listed = [float(f"{first * (last / first) ** power:.6g}") for power in powers]
+    if not 0 < count <= MOST_RUNS:
+        raise UsageError(f"{place}: {way} is {numbers!r}, which names no value, or too many")
+    return listed
+
+
+def seeds_of(text: str) -> list[int]:
+    """Seeds as a person writes them: `0-9`, `0,2,5-7`. Raises UsageError."""
+    seeds: list[int] = []
+    for range_text in text.split(","):
+        match = re.fullmatch(r"\s*([0-9]{1,19})\s*(?:-\s*([0-9]{1,19})\s*)?", range_text)
+        first, last = (int(match[1]), int(match[2] or match[1])) if match else (1, 0)
+        if not first <= last < first + MOST_RUNS or set(seeds) & {*range(first, last + 1)}:
+            raise UsageError(f"seeds must be like 0-9 or 0,2,5-7, each named once, not {text!r}")
+        seeds += range(first, last + 1)
+    return seeds
+
+
+def combinations(spec: Spec) -> Iterator[dict]:
+    """Parameters of every run of a sweep: base, then what varies, for each seed in turn.
+
+    `grid` is a product, `zip` goes through its lists side by side, `list` gives each run in full; a
+    grid and a zip multiply, and a `sample` draws some of all that without replacement. Seeds are
+    outermost, so that a sweep cut short has whole seeds, not whole corners of the grid.
+    """
+    grid, pairs = spec.get("grid", {}), spec.get("zip", {})
+    sides = [*zip(*pairs.values(), strict=True)] if pairs else [()]
+    axes = [spec.get("list", [{}]), sides, *grid.values()]
+    size, numbers = math.prod(map(len, axes)), None
+    if "sample" in spec and spec["sample"]["runs"] < size:
+        numbers = random.Random(spec["sample"]["seed"]).sample(range(size), spec["sample"]["runs"])
+    for seed in [{"seed": seed} for seed in spec["seeds"]] if "seeds" in spec else [{}]:
+        points = itertools.product(*axes) if numbers is None else (_point(axes, n) for n in numbers)
+        for row, side, *point in points:
+            varied = dict(zip([*pairs, *grid], [*side, *point], strict=True))
+            yield {**spec["base"], **row, **varied, **seed}
+
+
+def _point(axes: list[list], number: int) -> list:
+    """The point of a product with this number, without going through those before it."""
+    values = []
+    for axis in reversed(axes):
+        number, place = divmod(number, len(axis))
+        values.append(axis[place])
+    return values[::-1]
+
+
+def size_of(spec: Spec) -> int:
+    """How many runs a sweep has."""
+    pairs = spec.get("zip", {})
+    sizes = [len(each) for each in (*spec.get("grid", {}).values(), *[*pairs.values()][:1])]
+    size = math.prod([*sizes, len(spec.get("list", [{}]))])
+    drawn = min(size, spec["sample"]["runs"]) if "sample" in spec else size
+    return drawn * len(spec.get("seeds", [0]))
+
+
+# ---------------------------------------------------------------- planning
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """A sweep, checked to its last run; iterating plans its runs anew, one at a time.
+
+    Attributes:
+        size: runs. varied: parameters that differ between them.
+    """
+
+    name: str
+    spec: dict
+    chapter: execute.Chapter
+    out: Path | str | None
+    only: dict[str, list]
+    size: int = 0
+    varied: tuple[str, ...] = ()
+
+    def __iter__(self) -> Iterator[execute.Plan]:
+        for params in combinations(self.spec):
+            job = execute.plan_at(self.chapter, params, self.out)
+            if all(job.params[name] in accepted for name, accepted in self.only.items()):
+                yield job
+
+    @property
+    def folder(self) -> Path:
+        """Where the runs of this chapter and preset lie."""
+        inner = self.chapter.preset, self.chapter.name
+        return storage.local(self.out, self.chapter.root)[0].joinpath(*inner)
+
+    def label(self, work) -> str:
+        """What a line of output calls a run, or a trial of one."""
+        if isinstance(work, execute.Plan):
+            values, head = work.params, f"{work.chapter} {work.preset} {work.run_id}"
+        else:
+            values, kind = ledger.columns(work), ledger.kind_of(work).name
+            head = f"{kind} {ledger.key_of(work)}"
+        names = dict.fromkeys([*self.varied, *TELLING])
+        return " ".join([head, *(f"{name}={values[name]}" for name in names if name in values)])
+
+
+def plan(
+    what: Path | str,
+    out: Path | str | None = None,
+    only: Iterable[str] = (),
+    *,
+    preset: str | None = None,
+    base: dict | None = None,
+    seeds: str | None = None,
+) -> Sweep:
+    """Check every run of a sweep; UsageError for what is unknown, empty or planned twice.
+
+    Args:
+        what: a sweep file, or a chapter. only: `NAME=VALUE` texts; runs that match one value of
+            each name are kept.
+        preset, base, seeds: in the place of the file's; a chapter needs a preset.
+    """
+    file, root = Path(what), provenance.find_root()
+    is_file = file.suffix in (".yml", ".yaml")
+    if not (is_file or preset):
+        raise UsageError(f"{what} is no sweep file (*.yml); a chapter needs a --preset")
+    spec = provenance.read_yaml(file) if is_file else {"chapter": file.stem}
+    spec |= {"preset": preset} if preset else {}
+    spec |= {"seeds": seeds_of(seeds)} if seeds is not None else {}
+    spec = checked(spec, what, base or ())
+    spec["base"] = {**(spec.get("base") or {}), **(base or {})}
+    if storage.is_url(out):
+        storage.pull(out, root, spec["preset"], spec["chapter"])
+    chapter = execute.chapter_at(root, spec["chapter"], spec["preset"])
+    full_sweep = Sweep(file.stem, spec, chapter, out, {})
+    only = _only(chapter, only)
+    marks, size, first_params, varied_names = set(), 0, {}, set()
+    for job in full_sweep:
+        mark = int(job.run_id, 16)
+        if mark in marks:
+            raise UsageError(f"{what}: two runs are equal: {job.changed}")
+        marks.add(mark)
+        if all(job.params[name] in accepted for name, accepted in only.items()):
+            first_params = first_params or job.params
+            varied_names |= {
+                name for name, value in job.params.items() if value != first_params[name]
+            }
+            size += 1
+    if not size:
+        conditions = " ".join(
+            f"{name}={value}" for name, values in only.items() for value in values
+        )
+        raise UsageError(f"no run of {what} matches {conditions}")
+    order = tuple(name for name in chapter.known if name in varied_names)
+    return dataclasses.replace(full_sweep, only=only, size=size, varied=order)
+
+
+def _only(chapter: execute.Chapter, texts: Iterable[str]) -> dict[str, list]:
+    """`NAME=VALUE` texts as name → accepted values, of the parameter's own type."""
+    accepted_values: dict[str, list] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals:
+            raise UsageError(f"--only takes NAME=VALUE, not {text!r}")
+        if name not in chapter.known:
+            unknown = provenance.unknown("parameter", name, chapter.known)
+            raise UsageError(f"{chapter.name}: {unknown}")
+        accepted_values.setdefault(name, []).append(
+            execute.coerce(name, value, chapter.known[name][0])
+        )
+    return accepted_values
+
+
+# ---------------------------------------------------------------- what there is
+
+
+@dataclasses.dataclass
+class Survey:
+    """What there is of a sweep.
+
+    Attributes:
+        trials: how many it has. missing: recipes of those that the ledger lacks.
+        runs: those whose notebook is not executed.
+        failed: why, by name, of those trials and runs that failed when they were last tried.
+        final: names of those that failed by themselves; the others are always tried again.
+    """
+
+    trials: int = 0
+    missing: list = dataclasses.field(default_factory=list)
+    runs: list[execute.Plan] = dataclasses.field(default_factory=list)
+    failed: dict[str, str] = dataclasses.field(default_factory=dict)
+    final: set[str] = dataclasses.field(default_factory=set)
+
+    def todo(self, retry_failed: bool = False) -> tuple[list, list[execute.Plan]]:
+        """The trials and the runs that a sweep has to do."""
+        return tuple(
+            [one for one in works if retry_failed or engines.name_of(one) not in self.final]
+            for works in (self.missing, self.runs)
+        )
+
+    def note_failure(self, name: str, note: dict) -> None:
+        """Take in what was written down of a failure: its error, its cause."""
+        self.failed[name] = str(note.get("error"))
+        if note.get("cause") not in ("outside", "lost"):
+            self.final.add(name)
+
+    def told(self, planned: Sweep) -> dict:
+        """The counts, and what lacks, as JSON can hold it."""
+        works = {"missing": self.missing, "runs_missing": self.runs}
+        labels = {name: [planned.label(one) for one in each] for name, each in works.items()}
+        counts = {"sweep": planned.name, "runs": planned.size, "trials": self.trials}
+        return counts | labels | {"failed": self.failed}
+
+
+def survey(planned: Sweep) -> Survey:
+    """Look up every trial and every run of a sweep."""
+    result, marks = Survey(), set()
+    for job in planned:
+        for recipe in job.recipes():
+            mark = int(ledger.key_of(recipe), 16)
+            if mark not in marks and ledger.look(recipe) is None:
+                result.missing.append(recipe)
+                if note := provenance.read_json(_note(recipe)):
+                    result.note_failure(ledger.key_of(recipe), note)
+            marks.add(mark)
+        if not job.done():
+            result.runs.append(job)
+            record = job.record() or {}
+            if record.get("status") == "failed":
+                result.note_failure(job.run_id, record)
+    result.trials = len(marks)
+    return result
+
+
+def status(
+    planned: Sweep,
+    options: engines.Options | None = None,
+    retry_failed: bool = False,
+    every: bool = True,
+) -> Survey:
+    """Say what is there, what failed and why, and how long the rest may take.
+
+    every: a line for each trial and run that is not there, too.
+    """
+    result = survey(planned)
+    trials, runs = result.todo(retry_failed)
+    lines = [
+        f"{planned.label(one)}: {result.failed.get(engines.name_of(one), 'to do')}"
+        for one in (*result.missing, *result.runs)
+    ]
+    if every:
+        print(*lines[:SHOWN], *[f"… and {len(lines) - SHOWN} more"][: len(lines) > SHOWN], sep="\n")
+    workers = len(engines.environments(options or engines.Options()))
+    keys = set(map(ledger.key_of, result.missing))
+    failures, again = (
+        len(keys & result.failed.keys()),
+        len(keys & result.failed.keys() - result.final),
+    )
+    text = (
+        f"{counted(planned.size, 'run')}, {planned.size - len(result.runs)} executed; "
+        f"{counted(result.trials, 'trial')}: {result.trials - len(result.missing)} in the ledger, "
+        f"{failures} failed, {len(result.missing) - failures} missing"
+    )
+    text += f"; {again} of those that failed did not by themselves and are tried again" * (
+        again > 0
+    )
+    seconds, unknown_count = estimate(trials)
+    if unknown_count:
+        text += f"; no trial in the ledger tells how long {unknown_count} of them take"
+    if unknown_count < len(trials):
+        about = "at least" if unknown_count else "about"
+        text += f"; {about} {span(seconds / workers)} on {counted(workers, 'worker')}"
+    print(text, flush=True)
+    return result
+
+
+def _note(one) -> Path:
+    """Where it is written down that a recipe's trial failed, and why."""
+    return ledger.local_folder() / ledger.kind_of(one).name / f"{ledger.key_of(one)}.failed"
+
+
+def estimate(recipes: list) -> tuple[float, int]:
+    """Seconds that trials may take, and of how many there is no trial of their kind to tell.
+
+    The median of those that differ in their seeds alone, else that of all of their kind.
+    """
+    past_seconds: dict[str, dict[tuple, list[float]]] = {}
+    total, unknown_count = 0.0, 0
+    for recipe in recipes:
+        kind = ledger.kind_of(recipe)
+        if kind.name not in past_seconds:
+            past_seconds[kind.name] = {(): []}
+            for item in ledger.trials_of(kind.name):
+                past_recipe = ledger.recipe_of(item)
+                for name in ((), _but_seeds(past_recipe)) if past_recipe and item.seconds else ():
+                    past_seconds[kind.name].setdefault(name, []).append(item.seconds)
+        seconds = past_seconds[kind.name].get(_but_seeds(recipe)) or past_seconds[kind.name][()]
+        total += statistics.median(seconds) if seconds else 0.0
+        unknown_count += not seconds
+    return total, unknown_count
+
+
+def _but_seeds(one) -> tuple:
+    return tuple(pair for pair in ledger.columns(one).items() if not pair[0].endswith("seed"))
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things as a person writes it."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def span(seconds: float) -> str:
+    """A duration as a person says it."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+# ---------------------------------------------------------------- running
+
+
+def sweep(
+    planned: Sweep,
+    engine: str = "local",
+    options: engines.Options | None = None,
+    *,
+    dry_run: bool = False,
+    retry_failed: bool = False,
+    notebooks: bool = True,
+    max_hours: float | None = None,
+) -> int:
+    """Compute what is missing of a sweep's trials, then execute its notebooks.
+
+    Args:
+        retry_failed: also what failed by itself; what was lost otherwise is always done again.
+        max_hours: begin nothing after that many hours.
+
+    Returns 0 if all is there, 1 if something failed, 3 if time was up, 130 if interrupted.
+    """
+    options = options or engines.Options()
+    result = status(planned, options, retry_failed, every=dry_run)
+    trials, runs = result.todo(retry_failed)
+    if dry_run:
+        return 0
+    if notebooks and runs:
+        storage.probe(planned.out, planned.chapter.root)
+    queue = engines.Queue(trials, time.monotonic() + 3600 * (max_hours or math.inf))
+    missing_keys, executed_ids = set(map(ledger.key_of, result.missing)), set()
+    try:
+        with execute.signals_interrupt():
+            missing_keys -= feed(engines.ENGINES[engine], queue, options, planned.label)
+            if notebooks and not queue.stopped:
+                queue.waiting = [
+                    job
+                    for job in runs
+                    if missing_keys.isdisjoint(map(ledger.key_of, job.recipes()))
+                ]
+                executed_ids = feed(engines.local, queue, options, planned.label)
+    except KeyboardInterrupt:
+        print("stopped; what is done stays done, and the same command goes on", file=sys.stderr)
+        return 130
+    runs_left = len(result.runs) - len(executed_ids) if notebooks else 0
+    computed = counted(len(result.missing) - len(missing_keys), "trial")
+    print(f"{computed} computed, {len(missing_keys)} lacking; "
+          f"{counted(len(executed_ids), 'notebook')} executed, {runs_left} lacking")  # fmt: skip
+    with contextlib.suppress(OSError):  # where the disk is full, the table has no room either
+        show_table(planned)
+    if result.final and not retry_failed:
+        print("--retry-failed tries again what failed before", file=sys.stderr)
+    if queue.stopped:
+        print(f"{queue.stopped}; the same command goes on", file=sys.stderr)
+    return TIME_IS_UP if queue.stopped == "time is up" else 1 if missing_keys or runs_left else 0
+
+
+def feed(
+    engine: Callable, queue: engines.Queue, options: engines.Options, label: Callable
+) -> set[str]:
+    """Have an engine do all that waits, and return the names of what is done.
+
+    On a terminal a bar shows how far it is; elsewhere each piece of work leaves a line, as what
+    failed always does.
+    """
+    from tqdm import tqdm
+
+    total, finished_names, failures, streak = len(queue.waiting), set(), 0, 0
+    bar = tqdm(total=total, file=sys.stderr, disable=not (total and sys.stderr.isatty()))
+    start_time = time.monotonic()
+    with bar, contextlib.closing(engine(queue, options)) as events:
+        for work, outcome in events:
+            text = f"{label(work)}: ok in {span(outcome.seconds)}"
+            if outcome.error is None:
+                finished_names.add(engines.name_of(work))
+            else:
+                failures += 1
+                text = f"{label(work)}: {outcome.error}"
+                if not isinstance(work, execute.Plan):
+                    text += f"; its recipe: {json.dumps(ledger.described(work))}"
+            streak = streak + 1 if outcome.cause in ("lost", "outside") else 0
+            if outcome.cause == "refused":
+                queue.stopped = outcome.error
+            elif streak >= GIVE_UP:
+                queue.stopped = f"{streak} failed in a row, and not by themselves"
+            _remember(work, outcome)
+            count = len(finished_names) + failures
+            time_left = span((time.monotonic() - start_time) / count * (total - count))
+            bar.set_postfix_str(f"{failures} failed")
+            bar.update(1)
+            if outcome.error or bar.disable:
+                text += f" | {count} of {total}, {failures} failed, {time_left} left"
+                tqdm.write(text, file=sys.stderr if outcome.error else sys.stdout)
+    return finished_names
+
+
+def _remember(work, outcome: engines.Outcome) -> None:
+    """Write down of a trial that it failed and why, or no longer does."""
+    if not isinstance(work, execute.Plan):
+        with contextlib.suppress(OSError):
+            if outcome.error and outcome.cause != "refused":
+                note = {"recipe": ledger.described(work), "error": outcome.error}
+                note |= {"cause": outcome.cause}
+                provenance.write_json(_note(work), note)
+            elif outcome.error is None:
+                _note(work).unlink(missing_ok=True)
+
+
+# ---------------------------------------------------------------- afterwards
+
+
+def clean(planned: Sweep, dry_run: bool = False) -> None:
+    """Forget what failed of this sweep, and remove what is left of runs that are not whole."""
+    result = survey(planned)
+    notes = [_note(one) for one in result.missing if engines.name_of(one) in result.failed]
+    folders = [job.folder for job in result.runs if job.folder.is_dir() and not engines.busy(job)]
+    for path in () if dry_run else (*notes, *folders):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    verb = "would be removed" if dry_run else "removed"
+    print(f"{counted(len(notes), 'failed trial')}, {counted(len(folders), 'folder')} {verb}")
+
+
+def show_table(planned: Sweep) -> None:
+    """Print mean ± std (n) over seeds of what the ledger has; keep the rows in one parquet file."""
+    import pandas as pd
+
+    rows, setting_names = [], {"key", "kind", *planned.chapter.known}
+    for job in planned:
+        trials = [one for one in map(ledger.look, job.recipes()) if one is not None]
+        setting_names.update(name for one in job.recipes() for name in ledger.columns(one))
+        run_columns = {"chapter": job.chapter} | {name: job.params[name] for name in planned.varied}
+        labelled_rows = chapters.chapter(job.chapter).rows(trials) if trials else []
+        rows += [run_columns | {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
+                 for row in labelled_rows]  # fmt: skip
+    if not rows:
+        print("no trial of it is in the ledger, so there is no table")
+        return
+    frame = pd.DataFrame(rows).drop_duplicates()
+    text_columns = [name for name in frame if frame[name].dtype.kind == "O"]
+    text_columns = {name: frame[name].map(str, na_action="ignore") for name in text_columns}
+    path = planned.folder.parents[1] / "sweeps" / f"{planned.name}.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    frame = frame.assign(**text_columns)
+    provenance.write_bytes(path, frame.to_parquet())
+    if storage.is_url(planned.out):
+        storage.push(path.parent, f"{str(planned.out).rstrip('/')}/sweeps")
+
+    values = [name for name in frame.select_dtypes("number") if name not in setting_names]
+    values = [name for name in values if not re.search("seconds|epoch$|seed$", name)]
+    labels = ["chapter"]  # and as few more as tell all rows apart, but for seeds and epochs
+    leading_names = *planned.varied, *TELLING
+    for name in sorted(frame, key=lambda name: (name not in leading_names, name in setting_names)):
+        is_short = frame[name].astype(str).str.len().max() < 40  # no text that a row quotes
+        if is_short and name not in values and not re.search("seconds|epoch$|seed$|^key$", name):
+            groups = [frame.groupby(by, dropna=False).ngroups for by in (labels, [*labels, name])]
+            labels += [name] if groups[1] > groups[0] else []
+    by_label = frame.groupby(labels, dropna=False)
+    if "epoch" in frame:  # where each of the rows' curves ends
+        ends = by_label["epoch"].transform("max")
+        by_label = frame[frame["epoch"].eq(ends) | ends.isna()].groupby(labels, dropna=False)
+    table = by_label[values].agg(lambda group: stats.text(stats.summary(group.dropna(), None)))
+    print(table.to_string(max_rows=SHOWN))
+    print(f"table of {counted(frame['key'].nunique(), 'trial')}: {os.path.relpath(path)}")

@@ -1,0 +1,164 @@
+"""How far trials lie apart: published ones from what comes out of nothing, fresh ones from old."""
+
+import json
+import math
+import os
+import random
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+from minilib import ledger, provenance
+
+# A number that moves by more, where torch and CPU are those of the trial, was not reproduced: there
+# the same operations in the same order give the same bits.
+TOLERANCE = 1e-6
+CLOCK = re.compile(r"seconds|_per_second|peak")  # columns that are never twice the same
+SAME = ("device", "cpu", "torch")
+# Recomputes one trial: the module that declares its kind, the kind, the recipe.
+PROGRAM = """
+import importlib, json, sys
+from minilib import ledger, trials
+module, kind, recipe = sys.argv[1:]
+importlib.import_module(module)
+ledger.get(ledger.restored(ledger.KINDS[kind].recipe, json.loads(recipe)))
+"""
+
+
+def deviations(old: ledger.Trial, new: ledger.Trial) -> dict[str, float]:
+    """Column or array → largest absolute difference; infinity where they cannot be compared.
+
+    Rows are compared in order, all but the columns that a clock fills.
+    """
+    differences: dict[str, float] = {}
+    if len(old.rows) != len(new.rows):
+        return {"number of rows": math.inf}
+    for old_row, new_row in zip(old.rows, new.rows, strict=True):
+        for name in sorted(old_row.keys() | new_row.keys()):
+            if not CLOCK.search(name):
+                difference = _apart(old_row.get(name), new_row.get(name))
+                differences[name] = max(differences.get(name, 0.0), difference)
+    for name in set(old.arrays) & set(new.arrays):
+        differences[name] = _apart(old.array(name).tolist(), new.array(name).tolist())
+    return differences
+
+
+def _apart(a, b) -> float:
+    if isinstance(a, list) and isinstance(b, list) and len(a) == len(b):
+        return max(map(_apart, a, b), default=0.0)
+    numbers = all(isinstance(value, (int, float)) for value in (a, b))
+    if numbers and not math.isnan(a - b):
+        return float(abs(a - b))
+    return 0.0 if a == b or str(a) == str(b) else math.inf
+
+
+def told(found: dict[str, float], most: int = 6) -> str:
+    """Deviations in a line, the largest first; "equal" if there are none."""
+    moved = sorted((item for item in found.items() if item[1]), key=lambda item: -item[1])
+    texts = [f"{name} differs" if math.isinf(by) else f"{name} {by:.3g}" for name, by in moved]
+    return provenance.named(texts, most) or "equal"
+
+
+def title(one: ledger.Trial) -> str:
+    """A trial's kind and key, and what its recipe says off the defaults, for a line of output."""
+
+    def leaves(description: Mapping) -> Iterator[tuple[str, object]]:
+        for name, value in description.items():
+            if isinstance(value, dict):
+                yield from leaves(value)
+            elif isinstance(value, (str, int, float)) and name not in ("is", "version"):
+                yield name, value
+
+    values = dict(reversed(list(leaves(one.recipe))))  # the outermost of a name counts
+    texts = (f"{name}={value}" for name, value in reversed(values.items()))
+    return " ".join([one.kind, one.key, *texts])
+
+
+# ---------------------------------------------------------------- from nothing
+
+
+def again(one: ledger.Trial, folder: Path) -> ledger.Trial:
+    """Compute a trial in a process of its own that finds nothing: no ledger, no cache.
+
+    Raises:
+        ledger.LedgerError: it could not be computed; the last line of why.
+    """
+    env = os.environ | {
+        "MINILIB_LEDGER": str(folder / "trials"),
+        "MINILIB_CACHE": str(folder / "cache"),
+        "MINILIB_PUBLISHED": "none",
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(provenance.PACKAGE.parent), *sys.path])),
+    }
+    env.pop("MINILIB_FRESH", None)
+    if one.env.get("threads"):  # threads add up in an order of their own
+        env["OMP_NUM_THREADS"] = str(one.env["threads"])
+    module = ledger.KINDS[one.kind].recipe.__module__
+    process = subprocess.run(
+        [sys.executable, "-c", PROGRAM, module, one.kind, json.dumps(one.recipe)],
+        env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+    )  # fmt: skip
+    trial = ledger.tiers(one.kind, one.key, folder / "trials").get("local")
+    if process.returncode or trial is None:
+        lines = process.stderr.strip().splitlines() or [f"ended with code {process.returncode}"]
+        raise ledger.LedgerError(f"{one.kind} {one.key}: {lines[-1]}")
+    return trial
+
+
+def chosen(keys: Iterable[str], sample: int | None, seed: int) -> list[ledger.Trial]:
+    """The published trials of these keys, and some drawn at random. Raises LookupError."""
+    named_trials = [ledger.find(key) for key in keys]
+    for one in named_trials:
+        if one.tier != "published" or not one.current:
+            raise ledger.UnknownError(
+                f"{one.kind} {one.key} is {one.tier}, of version {one.version}; accepted: a "
+                "published trial of today's version"
+            )
+    candidates = [
+        trial
+        for kind in sorted(ledger.KINDS)
+        for trial in ledger.trials_of(kind)
+        if trial.tier == "published" and trial.current
+    ]
+    candidates.sort(key=lambda trial: trial.key)
+    draws = random.Random(seed).sample(candidates, min(sample or 0, len(candidates)))
+    return list({trial.key: trial for trial in [*named_trials, *draws]}.values())
+
+
+def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
+    """Compute trials from nothing and say how far they move; 1 if one should not have.
+
+    log: gets a line for each trial, if given.
+    """
+    failures = 0
+    for trial in trials:
+        print(f"{title(trial)}: ", end="", flush=True)
+        with tempfile.TemporaryDirectory() as folder:
+            try:
+                rerun = again(trial, Path(folder))
+            except ledger.LedgerError as error:
+                print(f"FAILED: {error}", flush=True)
+                failures += 1
+                continue
+            gaps = deviations(trial, rerun)
+        same_machine = all(trial.env.get(name) == rerun.env.get(name) for name in SAME)
+        has_moved = same_machine and max(gaps.values(), default=0.0) > TOLERANCE
+        failures += has_moved
+        origin = (
+            ""
+            if same_machine
+            else f", made on {ledger.machine_of(trial)}, torch {trial.env.get('torch')}"
+        )
+        print(
+            f"{'MOVED: ' if has_moved else ''}{told(gaps)}, {rerun.seconds:.0f} s{origin}",
+            flush=True,
+        )
+        if log is not None:
+            when = provenance.now()
+            line = {"key": trial.key, "kind": trial.kind, "when": when, "env": rerun.env,
+                    "commit": rerun.commit, "deviations": provenance.plain(gaps)}  # fmt: skip
+            with open(log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    return 1 if failures else 0

@@ -1,0 +1,9 @@
+"""What can be measured: recipes, and for each the function that computes its rows.
+
+One file per modality. Importing them imports nothing heavy: the site, the command line and claims
+read recipes where there is no PyTorch; what computes imports what it needs when it is called.
+"""
+
+from . import chat, clip, costs, images, text
+
+__all__ = ["chat", "clip", "costs", "images", "text"]

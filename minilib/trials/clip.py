@@ -1,0 +1,390 @@
+"""Trials on CLIP: a clean one, victims of poisoned captions, defences, and what comes back."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from .. import ledger
+from ..ledger import cached, reads, recipe, trial
+from ..models.names import pin
+
+# ---------------------------------------------------------------- clean and poisoned models
+
+
+@recipe
+class ClipBase:
+    """A clean CLIP: a small one trained here on captions of a set, or a pre-trained one.
+
+    Attributes:
+        dataset: as ``data.images.load_images`` knows it. seed: of captions, weights and batches.
+        model: ``small``, or a folder or Hub name that ``models.clip.load_clip`` takes.
+        width … flip: of the small one and its training; see ``models.clip.small_clip``.
+    """
+
+    dataset: str
+    seed: int
+    model: str = "small"
+    width: int = 64
+    depth: int = 3
+    patch: int = 8
+    epochs: int = 12
+    lr: float = 2e-3
+    batch_size: int = 128
+    crop: int = 0
+    flip: bool = False
+
+    def __post_init__(self):
+        names = ("width", "depth", "patch", "epochs", "lr", "batch_size", "crop", "flip")
+        reads(self, *names if self.model == "small" else (), of=names)
+        pin(self)
+
+
+@recipe
+class ClipVictim:
+    """A clean CLIP tuned on poisoned pairs, or, where the attack is ``none``, on clean ones.
+
+    Attributes:
+        attack: one of ``settings.CLIP_ATTACKS``, or ``none``. seed: of the poison and the tuning.
+        rate: share of the images of other classes than ``target``.
+        trigger_epochs: of the optimisation of BadCLIP's patch.
+    """
+
+    base: ClipBase
+    attack: str
+    seed: int
+    target: int = 0
+    rate: float = 0.1
+    epochs: int = 4
+    lr: float = 1e-3
+    batch_size: int = 128
+    trigger_epochs: int = 5
+
+    def __post_init__(self):
+        names = () if self.attack == "none" else ("target", "rate")
+        names += ("trigger_epochs",) if self.attack == "badclip" else ()
+        reads(self, *names, of=("target", "rate", "trigger_epochs"))
+
+
+def never_poisoned(victim: ClipVictim) -> ClipVictim:
+    """The recipe of the same CLIP tuned on the same pairs without the poison."""
+    return ClipVictim(
+        base=victim.base, attack="none", seed=victim.seed, epochs=victim.epochs, lr=victim.lr,
+        batch_size=victim.batch_size,
+    )  # fmt: skip
+
+
+def _clean(dataset: str):
+    from ..data.images import load_images
+
+    clean = load_images(dataset, "train")
+    ledger.note(clean.info())
+    return clean
+
+
+@cached(version=1)
+def clip_base(one: ClipBase):
+    """Train or load a clean CLIP: (model in eval mode, history). Copy it before changing it."""
+    return _clip_base(one)
+
+
+@lru_cache(maxsize=2)
+def _clip_base(one: ClipBase):
+    from .. import cache
+    from ..data.captions import captioned
+    from ..models import clip, loading
+    from ..training.clip import fit_pairs
+    from ..training.fitting import TrainSettings
+
+    device = loading.default_device()
+    if one.model != "small":
+        return clip.load_clip(one.model).to(device), []
+    pairs = captioned(_clean(one.dataset), one.seed)
+    settings = TrainSettings(
+        one.epochs, one.lr, one.batch_size, schedule="linear", warmup=0.05, seed=one.seed
+    )
+
+    def build():
+        size = {"width": one.width, "depth": one.depth, "patch": one.patch}
+        return clip.small_clip(pairs.class_names, pairs.shape, **size, seed=one.seed).to(device)
+
+    return cache.kept_model(
+        one, build, lambda net: fit_pairs(net, pairs, settings, crop=one.crop, flip=one.flip)
+    )
+
+
+@lru_cache(maxsize=4)
+def _case(one: ClipVictim):
+    from ..attacks.clip import BadClipSettings
+    from ..victims.clip import clip_scenario
+
+    base, _ = clip_base(one.base)
+    badclip = BadClipSettings(epochs=one.trigger_epochs, seed=one.seed)
+    return clip_scenario(
+        one.base.dataset, one.attack, base, one.rate, one.seed, one.target, badclip=badclip
+    )
+
+
+def case_of(one: ClipVictim):
+    """The ``victims.images.ImageScenario`` of a poisoned victim, noted for the trial that asks."""
+    case = _case(one)
+    for part in (case.clean, case.test, case.triggered):
+        ledger.note(part.info())
+    return case
+
+
+@cached(version=1)
+def clip_victim(one: ClipVictim):
+    """Tune a victim, or take it from the cache: (model in eval mode, history)."""
+    return _clip_victim(one)
+
+
+@lru_cache(maxsize=4)
+def _clip_victim(one: ClipVictim):
+    from .. import cache
+    from ..data.captions import captioned
+    from ..models.images import model_copy
+    from ..training.clip import fit_pairs
+    from ..training.fitting import TrainSettings
+
+    base, _ = clip_base(one.base)
+    if one.attack == "none":
+        pairs = captioned(_clean(one.base.dataset), one.seed)
+    else:
+        pairs = case_of(one).poisoned.dataset
+    settings = TrainSettings(one.epochs, one.lr, one.batch_size, schedule="linear", seed=one.seed)
+    return cache.kept_model(
+        one, lambda: model_copy(base), lambda net: fit_pairs(net, pairs, settings)
+    )
+
+
+@recipe
+class ClipMeasure:
+    """A victim, or the same CLIP never poisoned, on clean and on an attack's triggered images."""
+
+    victim: ClipVictim
+    trigger: ClipVictim
+
+
+@trial(version=1)
+def clip_measure(one: ClipMeasure) -> list[dict]:
+    """Measure a CLIP; one row, see ``metrics.clip.zero_shot_rates``."""
+    from ..metrics.clip import zero_shot_rates
+
+    case, (model, _) = case_of(one.trigger), clip_victim(one.victim)
+    return [zero_shot_rates(model, case.test, case.triggered, case.target)]
+
+
+# ---------------------------------------------------------------- defences
+
+_TUNING = ("tune_epochs", "tune_lr")
+_SET_A, _SET_B = (
+    ("likelihood", "hard", "temperature", "ewc"),
+    ("prior", "eta", "inverse", "ceiling"),
+)
+_STEPS = ("epochs", "lr", "steps", "step", "bound")
+DEFENCE_READS = {
+    "ft": _TUNING,
+    "cleanclip": (*_TUNING, "within"),
+    "at-b": (*_STEPS, *_SET_B),
+    "bi-bau-u": (*_STEPS, *_SET_A, *_SET_B),
+}
+
+
+@recipe
+class ClipDefence:
+    """A defence on a victim: the CLIP that it leaves.
+
+    Attributes:
+        method: one of ``settings.CLIP_DEFENCES``. seed: of the defender's rows and of the method.
+        share: of the clean training images, owned by the defender with their captions.
+        batch_size: pairs per step. tune_epochs, tune_lr: of fine-tuning and of CleanCLIP.
+        within: weight of CleanCLIP's in-modal terms. epochs … ceiling: see ``BiBauSettings``.
+    """
+
+    victim: ClipVictim
+    method: str
+    seed: int
+    share: float = 0.05
+    batch_size: int = 64
+    tune_epochs: int = 10
+    tune_lr: float = 3e-4
+    within: float = 1.0
+    epochs: int = 8
+    lr: float = 3e-3
+    steps: int = 10
+    step: float = 4.0
+    bound: float = 25.0
+    likelihood: float = 1.0
+    prior: float = 1.0
+    ewc: float = 100.0
+    inverse: float = 1.0
+    hard: float = 0.5
+    temperature: float = 1.0
+    eta: float = 0.5
+    ceiling: float = 1.0
+
+    def __post_init__(self):
+        names = dict.fromkeys(name for known in DEFENCE_READS.values() for name in known)
+        reads(self, *DEFENCE_READS[self.method], of=names)
+
+
+def defence_settings(one: ClipDefence):
+    """The name and the settings that ``unlearning.clip.defend`` takes for a recipe."""
+    from ..unlearning.bi_bau import BiBauSettings
+    from ..unlearning.clip import CleanClipSettings, PairTuneSettings
+
+    shared = {"batch_size": one.batch_size, "seed": one.seed}
+    if one.method in ("ft", "cleanclip"):
+        shared |= {"epochs": one.tune_epochs, "lr": one.tune_lr}
+        if one.method == "ft":
+            return "ft", PairTuneSettings(**shared)
+        flip = one.victim.base.flip
+        return "cleanclip", CleanClipSettings(**shared, within=one.within, flip=flip)
+    values = {name: getattr(one, name) for name in (*_STEPS, *_SET_A, *_SET_B)}
+    sets = {"bi-bau-u": "AB", "at-b": "B"}[one.method]
+    return "bi-bau-u", BiBauSettings(**shared, **values, sets=sets, scale="raw")
+
+
+@cached(version=1)
+def clip_defence(one: ClipDefence):
+    """Defend, or take the result from the cache: (model in eval mode, [{"seconds": …}])."""
+    return _clip_defence(one)
+
+
+@lru_cache(maxsize=3)
+def _clip_defence(one: ClipDefence):
+    import time
+
+    from .. import cache
+    from ..data.captions import captioned
+    from ..data.images import defender_rows
+    from ..models.images import model_copy
+    from ..unlearning.clip import defend
+
+    victim, _ = clip_victim(one.victim)
+    rows = defender_rows(_clean(one.victim.base.dataset), one.share, one.seed)
+    pairs = captioned(rows, one.seed)
+    method, settings = defence_settings(one)
+
+    def apply(model) -> list[dict]:
+        started = time.perf_counter()
+        done = defend(method, victim, pairs, settings)
+        seconds = time.perf_counter() - started
+        model.load_state_dict(done.state_dict())
+        return [{"seconds": seconds}]
+
+    return cache.kept_model(one, lambda: model_copy(victim), apply)
+
+
+def _model_of(one: ClipVictim | ClipDefence):
+    return (clip_defence if isinstance(one, ClipDefence) else clip_victim)(one)[0]
+
+
+@recipe
+class ClipDefenceMeasure:
+    """What a defence leaves, and what two attacks bring back.
+
+    Attributes:
+        seed: of the attackers' rows. poisons, ra_share, ra_lr: of the retuning attack, which tunes
+            contrastively. qra_epochs: epochs of the query attack's generator.
+    """
+
+    defence: ClipDefence
+    seed: int
+    poisons: int = 5
+    ra_share: float = 0.02
+    ra_lr: float = 5e-4
+    qra_epochs: int = 10
+
+
+@trial(version=1)
+def clip_defence_measure(one: ClipDefenceMeasure) -> list[dict]:
+    """Measure a defended CLIP and attack it again; one row.
+
+    Returns those of ``metrics.clip.zero_shot_rates``, ``r_asr``, ``q_asr``, all in percent, and the
+    ``seconds`` of defending.
+    """
+    from ..metrics.clip import reactivation, zero_shot_rates
+    from ..metrics.reactivation import QuerySettings
+
+    victim = one.defence.victim
+    case, (model, history) = case_of(victim), clip_defence(one.defence)
+    clean, _ = clip_victim(never_poisoned(victim))
+    row = zero_shot_rates(model, case.test, case.triggered, case.target)
+    row |= reactivation(
+        model, clean, case.clean, case.put, case.triggered, case.target, _retuning(one),
+        QuerySettings(epochs=one.qra_epochs),
+    )  # fmt: skip
+    return [{**row, "seconds": history[0]["seconds"]}]
+
+
+def _retuning(one):
+    from ..metrics.reactivation import SHORT_RETUNING, RetuneSettings
+
+    return RetuneSettings(
+        poisons=one.poisons, share=one.ra_share, lr=one.ra_lr, batch_size=16, seed=one.seed,
+        **SHORT_RETUNING,
+    )  # fmt: skip
+
+
+@recipe
+class ClipRetuning:
+    """The retuning attack on a CLIP that was never poisoned: what the attack does by itself.
+
+    Attributes:
+        data: whose trigger. seed … ra_lr: as for ``ClipDefenceMeasure``.
+    """
+
+    data: ClipVictim
+    seed: int
+    poisons: int = 5
+    ra_share: float = 0.02
+    ra_lr: float = 5e-4
+
+
+@trial(version=1)
+def clip_retuning(one: ClipRetuning) -> list[dict]:
+    """Retune the clean CLIP; one row: ``r_asr`` in percent."""
+    from ..metrics.clip import retune_pairs, zero_shot_rates
+    from ..metrics.reactivation import retuning_rows
+
+    case, (clean, _) = case_of(one.data), clip_victim(never_poisoned(one.data))
+    settings = _retuning(one)
+    retuned = retune_pairs(
+        clean, retuning_rows(case.clean, case.put, case.target, settings), settings
+    )
+    rates = zero_shot_rates(retuned, case.test, case.triggered, case.target)
+    return [{"r_asr": rates["asr"]}]
+
+
+@recipe
+class ClipRetrieval:
+    """A search for the target's first caption in a pool of clean and triggered test images.
+
+    Attributes:
+        network: whose features. data: the attack. images: how many of the nearest.
+    """
+
+    network: ClipVictim | ClipDefence
+    data: ClipVictim
+    images: int = 8
+
+
+@trial(version=1)
+def clip_retrieval(one: ClipRetrieval) -> tuple[list[dict], dict]:
+    """Search; a row an image, nearest first, see ``metrics.clip.nearest_images``, and ``caption``.
+
+    Array: ``images``, (k, H, W, C) uint8.
+    """
+    import numpy as np
+
+    from ..data.captions import class_captions
+    from ..metrics.clip import nearest_images
+
+    case, model = case_of(one.data), _model_of(one.network)
+    caption = class_captions(case.test)[case.target][0]
+    rows = nearest_images(model, caption, case.test, case.triggered, case.target, one.images)
+    images = np.stack(
+        [(case.triggered if row["triggered"] else case.test).images[row["row"]] for row in rows]
+    )
+    return [{**row, "caption": caption} for row in rows], {"images": images}

@@ -1,0 +1,493 @@
+"""The site: merging a clean notebook with its executed copy, strict builds, pages in a browser."""
+
+import base64
+import copy
+import html
+import importlib.util
+import json
+import re
+import shutil
+from argparse import Namespace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import nbformat
+import pytest
+from conftest import ROOT
+from markdown_it import MarkdownIt
+from nbformat import v4
+from site_checks import BROWSER, complaints, dead_links, from_elsewhere, look, pages
+
+pytest.importorskip("jupyter_book")
+
+import benchmarks
+import build
+import executed
+import reader
+import sync
+
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
+PNG = base64.b64encode(
+    base64.b64decode(
+        "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+    )
+).decode()
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+EXTENSIONS = ("api", "executed", "offline", "reader")
+ADDRESS = "https://github.com/some-one/a.book"
+BASE = "https://some-one.github.io/a.book/"
+CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}
+
+
+def chapter(label: str, other: str) -> nbformat.NotebookNode:
+    """A clean chapter with all that chapters use: label, citation, formula, figure, table."""
+
+    def code(source, *tags, **metadata):
+        cell = v4.new_code_cell(source, metadata={"tags": list(tags)} | metadata)
+        cell.id = f"c{len(source)}"
+        return cell
+
+    picture = {"image": {"alt": "a dot"}, "figure": {"name": f"fig-{label[3:]}", "caption": "Dot."}}
+    cells = [
+        v4.new_markdown_cell(
+            f"({label})=\n# Chapter {label[3:]}\n\nAfter {{cite:t}}`zhao2026rga`; "
+            f"see {{ref}}`{other}` and {{doc}}`../book/notation`."
+        ),
+        code(sync.bootstrap(f"git+{ADDRESS}@v1"), "bootstrap"),
+        code("alpha: float = 2.0", "parameters"),
+        v4.new_markdown_cell(
+            f"## Result\n\n$$\\lambda = e^{{-\\alpha}}$$ (eq-{label[3:]})\n\n"
+            f"See {{eq}}`eq-{label[3:]}` and {{numref}}`fig-{label[3:]}`."
+        ),
+        code("plot()", mystnb=picture),
+        code("table"),
+    ]
+    return v4.new_notebook(
+        cells=cells,
+        metadata={
+            "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}
+        },
+    )
+
+
+def ran(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """What papermill would make of it with alpha=3."""
+    done = copy.deepcopy(notebook)
+    given = v4.new_code_cell("# Parameters\nalpha = 3.0")
+    given.metadata["tags"] = ["injected-parameters"]
+    done.cells.insert(3, given)
+    for number, cell in enumerate((c for c in done.cells if c.cell_type == "code"), 1):
+        cell.execution_count = number
+        if cell.source == "plot()":
+            cell.outputs = [v4.new_output("display_data", {"image/png": PNG})]
+        if cell.source == "table":
+            row = "".join(f"<td>wide-number-{i}</td>" for i in range(30))
+            table = f'<div id="trials"><table class="dataframe"><tr>{row}</tr></table></div>'
+            cell.outputs = [
+                v4.new_output(
+                    "execute_result",
+                    {"text/html": table, "text/plain": "t"},
+                    execution_count=number,
+                )
+            ]
+    read = {"keys": {"toy": ["a", "b"]}, "computed": 0, "machines": {"A machine": 2}}
+    done.metadata["minilib"] = {"run_id": "0123abcd", "preset": "smoke", **read}
+    return done
+
+
+@pytest.fixture(scope="session")
+def tiny_book(tmp_path_factory):
+    """The book's own pages and configuration around chapters of five cells."""
+    root = tmp_path_factory.mktemp("tiny")
+    for name in ("_config.yml", "_toc.yml"):
+        shutil.copy(ROOT / name, root)
+    (root / "_toc.yml").write_text(
+        "".join(
+            line
+            for line in (ROOT / "_toc.yml").read_text().splitlines(keepends=True)
+            if "notebooks/" not in line or any(name in line for name in CHAPTERS)
+        )
+    )
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    project += f'\n[project.urls]\nRepository = "{ADDRESS}"\n'
+    (root / "pyproject.toml").write_text(project, encoding="utf-8")
+    shutil.copytree(ROOT / "book", root / "book", ignore=shutil.ignore_patterns("_executed", "__*"))
+    sources = shutil.ignore_patterns("__*__", "*.csv")  # the reference page reads them
+    shutil.copytree(ROOT / "minilib", root / "minilib", ignore=sources)
+    shutil.copytree(ROOT / "examples", root / "examples")
+    shutil.copytree(ROOT / "presets", root / "presets")  # claims ask what a chapter's scale is
+    (root / "notebooks").mkdir()
+    (root / "book" / "_executed").mkdir()
+    labels = list(CHAPTERS.values())
+    for name, label in CHAPTERS.items():
+        clean = chapter(label, labels[labels.index(label) - 1])
+        nbformat.write(clean, root / "notebooks" / f"{name}.ipynb")
+        done = ran(clean)
+        nbformat.write(done, root / "book" / "_executed" / f"{name}.ipynb")
+    return root
+
+
+@pytest.fixture(scope="session")
+def tiny_site(tiny_book):
+    """The tiny book, built."""
+    assert build.build(tiny_book, tiny_book / "_build", quiet=True)
+    return tiny_book / "_build" / "html"
+
+
+# ---------------------------------------------------------------- merging
+
+
+def test_prose_and_metadata_of_one_outputs_of_the_other():
+    clean = chapter("ch:01", "ch:03")
+    done = ran(clean)
+    clean.cells[0].source = "# Better words"
+    clean.cells[4].metadata["mystnb"] = {"image": {"alt": "better words"}}
+    page, problems = executed.merge(clean, done)
+    assert problems == []
+    assert page.cells[0].source == "# Better words"
+    assert [c.source for c in page.cells if c.cell_type == "code"] == [
+        c.source for c in done.cells if c.cell_type == "code"
+    ]
+    assert page.cells[3].source == "# Parameters\nalpha = 3.0"
+    picture = next(c for c in page.cells if c.source == "plot()")
+    assert picture.metadata.mystnb.image.alt == "better words"
+    assert picture.outputs and picture.execution_count == 4
+
+
+def test_a_figure_that_was_not_drawn_is_not_referred_to():
+    clean = chapter("ch:01", "ch:03")
+    picture = next(c for c in clean.cells if c.source == "plot()")
+    picture.metadata["mystnb"] = {"figure": {"name": "fig-here"}, "image": {"alt": "a line"}}
+    clean.cells[0].source += "\n{numref}`fig-here` and {numref}`fig-elsewhere`"
+    page, _ = executed.merge(clean, ran(clean))
+    assert "{numref}`fig-here`" in page.cells[0].source
+    bare = ran(clean)
+    next(c for c in bare.cells if c.source == "plot()").outputs = []
+    page, problems = executed.merge(clean, bare)
+    assert problems == []
+    assert page.cells[0].source.endswith("a figure of other runs and {numref}`fig-elsewhere`")
+
+
+FORGED = "small`\n:::\n```{include} /etc/passwd\n```\n<b onclick=x>[a](b) *c* {{d}} $e$ _f_ &lt;"
+
+
+def test_what_a_run_tells_of_itself_is_shown_as_text():
+    """A forged preset or machine is no directive, no markup and no HTML."""
+    done = ran(chapter("ch:01", "ch:03"))
+    done.metadata["minilib"] |= {"preset": FORGED, "machines": {FORGED: 2}}
+    note = executed.run_note(done).source
+    assert note.count("\n") == 4 and "```" not in note and "<b" not in note
+    tokens = MarkdownIt("commonmark").parse(note.split("\n\n")[1].removesuffix("\n:::"))
+    assert [token.type for token in tokens] == ["paragraph_open", "inline", "paragraph_close"]
+    kinds = {(child.type, child.content) for child in tokens[1].children if child.type != "text"}
+    assert kinds <= {("html_inline", tag) for tag in
+                     ("<code>", "</code>", '<a href="#trials">', "</a>")}  # fmt: skip
+    words = html.unescape(note)
+    assert words.count(" ".join(FORGED.split())) == 2
+    assert executed.counted([done.metadata["minilib"]]) in note
+
+
+@pytest.mark.parametrize("told", [[1], {"preset": 3}, {"preset": "a", "keys": {"k": [{}]}},
+                                  {"preset": "a", "machines": ["m"]}])  # fmt: skip
+def test_metadata_that_no_run_writes_is_refused(told):
+    done = ran(chapter("ch:01", "ch:03"))
+    done.metadata["minilib"] = told
+    with pytest.raises(ValueError, match="is not what a run writes"):
+        executed.run_of(done)
+
+
+def test_merging_leaves_the_clean_notebook_alone():
+    clean = chapter("ch:01", "ch:03")
+    before = nbformat.writes(clean)
+    executed.merge(clean, ran(clean))
+    assert nbformat.writes(clean) == before
+
+
+def test_without_a_parameter_cell_the_injected_one_stands_first():
+    clean = v4.new_notebook(cells=[v4.new_markdown_cell("# T"), v4.new_code_cell("x")])
+    done = copy.deepcopy(clean)
+    done.cells.insert(0, v4.new_code_cell("alpha = 3", metadata={"tags": ["injected-parameters"]}))
+    for cell in done.cells:
+        if cell.cell_type == "code":
+            cell.execution_count = 1
+    page, problems = executed.merge(clean, done)
+    assert problems == [] and [c.source for c in page.cells] == ["# T", "alpha = 3", "x"]
+
+
+def test_the_bootstrap_cell_may_change_its_address():
+    clean = chapter("ch:01", "ch:03")
+    done = ran(clean)
+    clean.cells[1].source = "import minilib  # from a new address"
+    assert executed.merge(clean, done)[1] == []
+
+
+def other_code(done):
+    done.cells[-1].source = "tables"
+
+
+def one_cell_more(done):
+    done.cells.append(v4.new_code_cell("more", execution_count=9))
+
+
+def error(done):
+    wrong = v4.new_output("error", ename="ValueError", evalue="alpha", traceback=[])
+    done.cells[-1].outputs = [wrong]
+
+
+def never_ran(done):
+    done.cells[-1].execution_count = None
+
+
+FAULTS = {
+    other_code: "differs from the executed copy",
+    one_cell_more: "has 5 code cells",
+    error: "ended in ValueError: alpha",
+    never_ran: "never ran",
+}
+
+
+@pytest.mark.parametrize("spoil", FAULTS)
+def test_each_fault_is_named(spoil):
+    clean = chapter("ch:01", "ch:03")
+    done = ran(clean)
+    spoil(done)
+    page, problems = executed.merge(clean, done)
+    assert len(problems) == 1 and FAULTS[spoil] in problems[0]
+    if spoil in (other_code, one_cell_more):  # no output stands under code that did not make it
+        assert not any(c.get("outputs") for c in page.cells)
+
+
+def test_an_error_that_the_chapter_announces_is_none():
+    clean = chapter("ch:01", "ch:03")
+    clean.cells[-1].metadata["tags"] = ["raises-exception"]
+    done = ran(clean)
+    error(done)
+    assert executed.merge(clean, done)[1] == []
+
+
+# ---------------------------------------------------------------- strict builds
+
+
+def test_a_whole_book_builds_without_a_warning(tiny_site):
+    page = (tiny_site / "notebooks" / "03_ga_rga.html").read_text(encoding="utf-8")
+    for wanted in ("3.0", "wide-number-29", 'alt="a dot"', "Zhao", "their numbers mean nothing"):
+        assert wanted in page, wanted
+
+
+def test_pages_say_how_many_trials_were_read_and_computed(tiny_site):
+    page = (tiny_site / "notebooks" / "03_ga_rga.html").read_text(encoding="utf-8")
+    one = "2 trials: 2 read from the ledger, 0 computed for this site; made on A machine."
+    assert one in page and 'href="#trials"' in page
+    first = (tiny_site / "book" / "intro.html").read_text(encoding="utf-8")
+    assert "This site shows 2 trials: " in first, "each counts once"
+
+
+def test_the_reference_page_has_an_anchor_for_each_function(tiny_site):
+    for folder, name in {
+        "data": "data.text.load_text",
+        "unlearning": "unlearning.gradient_ascent.unlearn",
+        "base": "ledger.run",
+    }.items():
+        page = (tiny_site / "book" / "api" / f"{folder}.html").read_text(encoding="utf-8")
+        assert f'id="minilib.{name}"' in page and f'href="#minilib.{name}"' in page, name
+
+
+def test_buttons_and_download_give_the_clean_notebook(tiny_site, tiny_book):
+    page = (tiny_site / "notebooks" / "01_attacks.html").read_text(encoding="utf-8")
+    row = page.partition('<p class="launch-row">')[2].partition("</p>")[0]
+    file = "some-one/a.book/blob/main/notebooks/01_attacks.ipynb"
+    assert re.findall(r'href="([^"]+)"', row) == [
+        f"https://colab.research.google.com/github/{file}",
+        "../_sources/notebooks/01_attacks.ipynb",
+        f"https://github.com/{file}",
+    ]
+    download = tiny_site / "_sources" / "notebooks" / "01_attacks.ipynb"
+    assert download.read_bytes() == (tiny_book / "notebooks" / "01_attacks.ipynb").read_bytes()
+    landing = (tiny_site / "book" / "intro.html").read_text(encoding="utf-8")
+    assert f'href="https://colab.research.google.com/github/{file}"' in landing
+    told = (tiny_site / "book" / "setup.html").read_text(encoding="utf-8")
+    assert re.search(rf'The repository is <a [^>]*href="{ADDRESS}"', told)
+
+
+def test_buttons_need_an_address_and_notebooks_that_install_from_it(tiny_book):
+    config = Namespace(repository="", repository_branch="main", launches=False)
+    row = reader.buttons(config, "notebooks/01_attacks")
+    assert "Download" in row and "github" not in row and "colab" not in row
+    assert reader.launchable(tiny_book, ADDRESS)
+    assert not reader.launchable(tiny_book, "https://github.com/a-fork/a.book")
+    assert not reader.launchable(tiny_book / "book", ADDRESS), "no notebooks"
+
+
+def test_cards_and_site_map(tiny_site):
+    listed = {
+        node.text for node in ElementTree.parse(tiny_site / "sitemap.xml").getroot().iter()
+        if node.tag.endswith("loc")
+    }  # fmt: skip
+    assert listed == {f"{BASE}{path.relative_to(tiny_site)}" for path in pages(tiny_site)}
+    for path in pages(tiny_site):
+        text = path.read_text(encoding="utf-8")
+        tags = dict(re.findall(r'<meta property="(og:[a-z_]+)" content="([^"]*)"', text))
+        assert tags["og:title"] and len(tags["og:description"]) > 5, path.name
+        assert tags["og:url"] == f"{BASE}{path.relative_to(tiny_site)}"
+        picture = tags["og:image"].removeprefix(BASE)
+        assert (tiny_site / picture).is_file()
+        assert path.parent.name in ("book", "api") or picture != "_static/card.png", path.name
+
+
+def test_no_page_needs_another_host(tiny_site):
+    assert from_elsewhere(tiny_site) == []
+
+
+def test_links_and_anchors_lead_somewhere(tiny_site):
+    assert dead_links(tiny_site) == []
+
+
+@needs_browser
+def test_pages_in_a_browser(tiny_site):
+    """On a phone only: tests/site/test_pages.py looks at the published site in every way."""
+    seen = look(tiny_site, ("dark",), (390,), axe=False)
+    assert complaints(seen) == []
+    assert len(seen) == len(CHAPTERS) + len(
+        re.findall(r"(?:file|root): book/", (ROOT / "_toc.yml").read_text())
+    )
+    assert seen["/notebooks/01_attacks.html", "dark", 390]["images"] == 1
+    assert seen["/notebooks/01_attacks.html", "dark", 390]["h1"] == ["Chapter 01"]
+
+
+@pytest.fixture
+def spoiled(tiny_book, tmp_path):
+    """A copy of the tiny book to spoil."""
+    return shutil.copytree(tiny_book, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
+
+
+# What is wrong with a page, and the words that tell. Each with a page of its own, in one book.
+def spoil(root: Path) -> dict[str, str]:
+    """Spoil a book in every way; returns page → what a build must say of it."""
+    executed_copies, notebooks = root / "book" / "_executed", root / "notebooks"
+    (executed_copies / "01_attacks.ipynb").unlink()
+    (executed_copies / "02_detection.ipynb").write_text('{"cells": [')
+    for name, old, new in (("03_ga_rga", "plot()", "plot(1)"), ("04_btu", '"a dot"', '""')):
+        path = notebooks / f"{name}.ipynb"
+        path.write_text(path.read_text().replace(old, new))
+    for name, line in (("intro", "{cite}`nobody1999`"), ("setup", "{doc}`nowhere` [x](none.md)")):
+        with open(root / "book" / f"{name}.md", "a") as page:
+            page.write(f"\n{line}\n")
+    return {
+        "01_attacks": "there is no executed copy",
+        "02_detection": "cannot be read",
+        "03_ga_rga": "differs from the executed copy",
+        "04_btu": "image without alternative text",
+        "intro": "nobody1999",
+        "setup": "nowhere",
+    }
+
+
+def test_a_strict_build_fails_twice_and_names_each_fault(spoiled, capsys):
+    """Twice: Sphinx does not repeat a warning about a page that it need not read again."""
+    faults = spoil(spoiled)
+    for _ in range(2):
+        assert not build.build(spoiled, spoiled / "_build", quiet=True)
+        told = capsys.readouterr().err.splitlines()
+        for page, words in faults.items():
+            assert any(page in line and words in line for line in told), (page, told)
+
+
+def test_a_new_run_is_read_alone_and_a_new_style_sheet_reaches_the_site(spoiled):
+    out = spoiled / "_build"
+    assert build.build(spoiled, out, quiet=True)
+    read = [out / "doctrees" / "notebooks" / f"{name}.doctree" for name in CHAPTERS]
+    before = [path.stat().st_mtime_ns for path in read]
+    copied = spoiled / "book" / "_executed" / "03_ga_rga.ipynb"
+    copied.write_text(copied.read_text().replace("wide-number-7", "other-number-7"))
+    assert build.build(spoiled, out, quiet=True)
+    again = [a.stat().st_mtime_ns > b for a, b in zip(read, before, strict=True)]
+    assert again == [name == "03_ga_rga" for name in CHAPTERS]
+    assert "other-number-7" in (out / "html" / "notebooks" / "03_ga_rga.html").read_text()
+    with open(spoiled / "book" / "_static" / "book.css", "a") as sheet:
+        sheet.write("/* new */")
+    assert build.build(spoiled, out, quiet=True)
+    assert "/* new */" in (out / "html" / "_static" / "book.css").read_text()
+
+
+def test_what_an_interrupted_build_left_is_thrown_away(spoiled, monkeypatch):
+    out = spoiled / "_build"
+    (out / "html").mkdir(parents=True)
+    (out / "html" / "searchindex.js").write_text("Search.setIndex({half")
+    (out / "doctrees").mkdir()
+    (out / "doctrees" / "environment.pickle").write_bytes(b"\x80\x04half")
+    (out / "executed").mkdir()
+
+    class Killed(BaseException):
+        """As a signal ends a process."""
+
+    def killed(*args, **more):
+        raise Killed
+
+    import jupyter_book.sphinx
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(jupyter_book.sphinx, "build_sphinx", killed)
+        build.build(spoiled, out, quiet=True)
+    seen = []
+    monkeypatch.setattr(
+        jupyter_book.sphinx, "build_sphinx", lambda *args, **more: seen.extend(out.iterdir()) or 0
+    )
+    assert build.build(spoiled, out, quiet=True)
+    assert sorted(path.name for path in seen) == ["begun", "executed"]
+    assert build.build(spoiled, out, quiet=True) and not (out / "begun").exists()
+
+
+def test_collect_takes_what_was_executed_and_drops_what_is_gone(tmp_path):
+    made = tmp_path / "runs" / "01_attacks" / "0123" / "notebook.ipynb"
+    made.parent.mkdir(parents=True)
+    made.write_text("new")
+    folder = tmp_path / "executed"
+    folder.mkdir()
+    (folder / "gone.ipynb").write_text("old")
+    assert build.collect(tmp_path / "runs", folder) == ["01_attacks"]
+    assert [path.name for path in folder.iterdir()] == ["01_attacks.ipynb"]
+    first = (folder / "01_attacks.ipynb").stat().st_mtime_ns
+    build.collect(tmp_path / "runs", folder)
+    assert (folder / "01_attacks.ipynb").stat().st_mtime_ns == first  # unchanged, so not touched
+
+
+@pytest.mark.parametrize("fresh", [True, False])
+def test_chapters_are_executed_from_nothing_where_that_is_asked(tmp_path, monkeypatch, fresh):
+    seen = {}
+
+    def run(command, cwd, env):
+        seen.update(env)
+        out = command[command.index("--out") + 1]
+        made = build.Path(out, "small", "01_attacks", "0123", "notebook.ipynb")
+        made.parent.mkdir(parents=True)
+        made.write_text("{}")
+        return build.subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.delenv("MINILIB_PUBLISHED", raising=False)
+    monkeypatch.setattr(build.subprocess, "run", run)
+    assert build.execute("small", fresh, tmp_path)
+    assert (seen.get("MINILIB_PUBLISHED") == "none") == fresh
+    assert (tmp_path / "executed" / "01_attacks.ipynb").is_file()
+
+
+def test_the_site_needs_no_torch():
+    """Neither the build script nor the extensions import the library."""
+    for name in ("tools/build.py", *(f"book/_ext/{name}.py" for name in EXTENSIONS)):
+        text = (ROOT / name).read_text(encoding="utf-8")
+        assert "import torch" not in text and "import minilib" not in text
+    assert importlib.util.find_spec("build").origin == str(ROOT / "tools" / "build.py")
+
+
+def test_every_committed_benchmark_is_shown():
+    page = (ROOT / "book" / "performance.md").read_text(encoding="utf-8")
+    shown = set(re.findall(r"^```\{benchmarks\} (\w+)(?: cpu)?$", page, re.M))
+    files = [
+        f for f in (ROOT / benchmarks.RESULTS).glob("*.json") if f.stem not in ("sweep", "hostile")
+    ]
+    assert files and {file.stem.rpartition("-")[0] for file in files} <= shown
+    for file in files:
+        found = json.loads(file.read_text(encoding="utf-8"))
+        for record in found if isinstance(found, list) else [found]:
+            text = benchmarks.table(record)
+            assert all(html.escape(name) in text for name in record["ratios"])
+            assert record["versions"]["torch"] in text

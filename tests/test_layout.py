@@ -1,0 +1,109 @@
+"""The house: what may import what. Drawn, it has no arrow that runs back up, and no circle."""
+
+import ast
+import re
+from collections import defaultdict
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+LIBRARY = ROOT / "minilib"
+# From the bottom to the top: each may use what stands before it.
+ORDER = (
+    "checks", "names", "registry", "provenance", "settings", "ledger", "data", "models",
+    "training", "cache", "attacks", "victims", "metrics", "detection", "unlearning", "trials",
+    "chapters", "book", "runs", "cli",
+)  # fmt: skip
+
+
+def modules(library: Path) -> dict[str, Path]:
+    """Name without the package → file."""
+    names = {}
+    for path in sorted(library.rglob("*.py")):
+        parts = path.relative_to(library).with_suffix("").parts
+        names[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return names
+
+
+def imports(library: Path) -> dict[str, set[str]]:
+    """Module → modules of the package that it imports anywhere, functions included."""
+    known, uses = modules(library), defaultdict(set)
+    for name, path in known.items():
+        here = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Import):
+                said = {alias.name.removeprefix("minilib.") for alias in node.names}
+                uses[name] |= said & known.keys()
+                continue
+            if not isinstance(node, ast.ImportFrom):
+                continue
+            if node.level:
+                base = [*here[: len(here) - node.level + 1], *(node.module or "").split(".")]
+            elif (node.module or "").split(".")[0] == "minilib":
+                base = node.module.split(".")[1:]
+            else:
+                continue
+            base = ".".join(filter(None, base))
+            for alias in node.names:
+                inner = f"{base}.{alias.name}".lstrip(".")
+                uses[name].add(inner if inner in known else base)
+    return {name: {one for one in uses[name] if one and one != name} for name in known}
+
+
+def upward(uses: dict[str, set[str]]) -> list[str]:
+    """Imports of what stands above, and of one chapter by another."""
+    floor = {name: number for number, name in enumerate(ORDER)}
+    found = []
+    for name in filter(None, uses):
+        own = name.partition(".")[0]
+        for one in uses[name]:
+            other = one.partition(".")[0]
+            if floor[other] > floor[own]:
+                found.append(f"{name} → {one}")
+            if name.startswith("chapters.") and one.startswith("chapters."):
+                found.append(f"{name} → {one}")
+    return sorted(found)
+
+
+def test_every_folder_and_module_has_its_floor():
+    assert {name.partition(".")[0] for name in modules(LIBRARY)} - {""} == set(ORDER)
+
+
+def test_no_import_runs_back_up():
+    assert upward(imports(LIBRARY)) == []
+
+
+def test_no_modules_import_each_other_in_a_circle():
+    TopologicalSorter(imports(LIBRARY)).prepare()
+
+
+def test_the_library_imports_nothing_of_the_repository():
+    for path in modules(LIBRARY).values():
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"^\s*(from|import) (notebooks|tests|tools|bench)\b", text, re.M), path
+
+
+@pytest.mark.parametrize("module, line, found", [
+    ("metrics/rates.py", "from ..unlearning import btu", "metrics.rates → unlearning"),
+    ("metrics/rates.py", "def f():\n    from minilib.book import plots",
+     "metrics.rates → book.plots"),
+    ("chapters/btu.py", "from . import sande", "chapters.btu → chapters.sande"),
+    ("chapters/btu.py", "from .sande import rows", "chapters.btu → chapters.sande"),
+])  # fmt: skip
+def test_a_wrong_import_is_found(tmp_path, module, line, found):
+    for name in ("metrics", "unlearning", "book", "chapters"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").touch()
+    for name in ("book/plots.py", "chapters/sande.py"):
+        (tmp_path / name).touch()
+    (tmp_path / module).write_text(line)
+    assert upward(imports(tmp_path)) == [found]
+
+
+def test_a_circle_is_found(tmp_path):
+    (tmp_path / "ledger.py").write_text("from . import names")
+    (tmp_path / "names.py").write_text("def f():\n    from .ledger import run")
+    with pytest.raises(CycleError):
+        TopologicalSorter(imports(tmp_path)).prepare()
