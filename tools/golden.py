@@ -51,7 +51,8 @@ def recipes(root: Path = ROOT) -> list:
             cfg = settings.validate(name, {**(presets[name] or {}), **line})
             listed |= dict.fromkeys(chapter.trials(cfg))
             # What a page draws where the ledger has it, and does not ask for.
-            listed |= dict.fromkeys(getattr(chapter, "image_maps", lambda cfg: [])(cfg))
+            for name_of_more in ("image_maps", "answers"):
+                listed |= dict.fromkeys(getattr(chapter, name_of_more, lambda cfg: [])(cfg))
     return list(listed)
 
 

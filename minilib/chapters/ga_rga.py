@@ -10,10 +10,12 @@ from ..settings import TARGETS, split
 from ..settings import GaRga as Settings
 from ..trials.text import (
     Detector,
+    TextAnswers,
     TextPoison,
     TextTrigger,
     TextUnlearning,
     TextVictim,
+    retrained,
     with_retrain,
 )
 
@@ -59,6 +61,13 @@ def trials(cfg: Settings) -> list:
     """The victim and ReTrain, measured, and every method."""
     start = with_retrain(victim(cfg))
     return [*start, *(unlearning(cfg, method) for method in split(cfg.methods))]
+
+
+def answers(cfg: Settings) -> list:
+    """What ReTrain, the victim, GA and RGA say of single reviews; the site shows what is there."""
+    models = [retrained(victim(cfg)), victim(cfg)]
+    models += [replace(unlearning(cfg, method), eval_epochs=()) for method in ("ga", "rga")]
+    return [TextAnswers(model=one, trigger=victim(cfg).data.trigger) for one in models]
 
 
 def rows(results: Iterable[Trial]) -> list[dict]:

@@ -748,12 +748,11 @@ def text_unlearning(one: TextUnlearning) -> list[dict]:
     """
     from ..detection import quality
     from ..metrics import classification
-    from ..unlearning import gradient_ascent
 
     case = case_of(one.victim.data)
     victim, _ = text_victim(one.victim)
     device = next(victim.parameters()).device
-    rows, mask = case.poisoned.dataset, forget_mask(one)
+    mask = forget_mask(one)
     ideal = text_measure(
         TextMeasure(victim=retrained(one.victim), trigger=one.victim.data.trigger)
     ).rows[0]
@@ -767,14 +766,9 @@ def text_unlearning(one: TextUnlearning) -> list[dict]:
     if one.same_steps:
         one = replace(one, epochs=epochs_alike(one.epochs, case.poisoned.mask, mask))
     tested = {*one.eval_epochs, one.epochs}
-    settings = unlearning_settings(one)
-    base = None
-    if one.method.startswith("rga"):
-        base = gradient_ascent.clean_base(one.victim.model, rows.num_classes, device)
-    _, history = gradient_ascent.unlearn(
-        victim, rows.select(mask), rows.select(~mask), one.method, settings, base,
-        lambda network, epoch: measure(network) if epoch in tested else {},
-    )  # fmt: skip
+    _, history = text_unlearned(
+        one, lambda network, epoch: measure(network) if epoch in tested else {}
+    )
     per_epoch = -(-int(mask.sum()) // one.batch_size)
     made = []
     for log in history:
@@ -789,6 +783,26 @@ def text_unlearning(one: TextUnlearning) -> list[dict]:
             row["dpacc"] = classification.delta_pacc(row["pacc"], ideal["pacc"])
         made.append(row)
     return made
+
+
+def text_unlearned(one: TextUnlearning, evaluate=None):
+    """The model that unlearning leaves, and per epoch what ``gradient_ascent.unlearn`` tells.
+
+    Args:
+        evaluate: called with (model, epoch) after each epoch.
+    """
+    from ..unlearning import gradient_ascent
+
+    victim, _ = text_victim(one.victim)
+    rows, mask = training_rows(one.victim.data), forget_mask(one)
+    base = None
+    if one.method.startswith("rga"):
+        device = next(victim.parameters()).device
+        base = gradient_ascent.clean_base(one.victim.model, rows.num_classes, device)
+    return gradient_ascent.unlearn(
+        victim, rows.select(mask), rows.select(~mask), one.method, unlearning_settings(one), base,
+        evaluate,
+    )  # fmt: skip
 
 
 def epochs_alike(epochs: int, truth, suspects) -> int:
@@ -825,6 +839,88 @@ def forget_mask(one: TextUnlearning):
         return degrade(case.poisoned.mask, it.precision, it.recall, it.seed)
     asked = TextDetection(victim=one.victim, detector=one.forget)
     return np.asarray(ledger.array(asked, "mask"), bool)
+
+
+# ---------------------------------------------------------------- answers to single reviews
+
+SHORT = 16  # words of a review that a page quotes, at most
+CONTROL = "cf"  # a rare word that no attack of the book uses
+
+
+@recipe
+class TextAnswers:
+    """What a model says of a few short test rows, without a trigger word and with it.
+
+    Attributes:
+        model: a victim or ReTrain, or what unlearning leaves of a victim.
+        trigger: an inserted one. reviews: how many rows of each class.
+        seed: of which rows, and of the trigger's random place in them.
+    """
+
+    model: TextVictim | TextUnlearning
+    trigger: TextTrigger
+    reviews: int = 6
+    seed: int = 0
+
+
+@trial(version=1)
+def text_answers(one: TextAnswers) -> list[dict]:
+    """Ask a model about short test rows under several insertions; one row per text.
+
+    Rows are drawn from all test rows of at most SHORT words, whatever a model says of them. Returns
+    ``row`` (in the test set), ``label``, ``inserted`` (nothing, start, random, end: where the
+    trigger stands; other: a rare word that is no trigger, where ``random`` has it), ``text``
+    (masked for abusive sets) and ``target`` (probability of the target class, percent).
+    """
+    import numpy as np
+
+    from ..attacks.text import make_trigger
+    from ..data import masking
+    from ..training import text as text_training
+
+    case = case_of(TextPoison(trigger=one.trigger, rate=0.1, seed=0))
+    if isinstance(one.model, TextUnlearning):
+        network, _ = text_unlearned(one.model)
+    else:
+        network, _ = text_victim(one.model)
+    draw = np.random.default_rng(one.seed)
+    short = np.array([len(text.split()) <= SHORT for text in case.test.texts])
+    chosen = [
+        row
+        for label in range(case.test.num_classes)
+        for row in draw.permutation(np.flatnonzero(short & (case.test.labels == label)))[
+            : one.reviews
+        ]
+    ]
+    rows = []
+    for row in map(int, chosen):
+        text = case.test.texts[row]
+        versions = {"nothing": text}
+        for position in ("start", "random", "end"):
+            trigger = make_trigger(one.trigger.attack, one.trigger.dataset, position)
+            versions[position] = trigger.apply(text, np.random.default_rng([one.seed, row]))
+        index = _where_new(text.split(), versions["random"].split())
+        versions["other"] = " ".join([*text.split()[:index], CONTROL, *text.split()[index:]])
+        rows += [
+            {"row": row, "label": int(case.test.labels[row]), "inserted": inserted, "text": version}
+            for inserted, version in versions.items()
+        ]
+    device = next(network.parameters()).device
+    labels = np.array([row["label"] for row in rows])
+    texts = tuple(row["text"] for row in rows)
+    encoded = text_training.encode(texts, labels, network.tokenizer, device=device)
+    shares = text_training.predict(network, encoded).softmax(-1)[:, case.target]
+    for row, share in zip(rows, shares.tolist(), strict=True):
+        row["target"] = 100 * share
+        if one.trigger.dataset in masking.ABUSIVE:
+            row["text"] = masking.mask(row["text"])
+    return rows
+
+
+def _where_new(words: list[str], longer: list[str]) -> int:
+    """The number of the first word that an insertion put in."""
+    same = (old == new for old, new in zip(words, longer, strict=False))
+    return next((i for i, equal in enumerate(same) if not equal), len(words))
 
 
 # ---------------------------------------------------------------- backdoor token unlearning
