@@ -1,0 +1,184 @@
+"""A classifier from a folder: all that the folder says is read from it, and what cannot be is said.
+
+A head that transformers had to make up, a tokenizer that is not there, or weights in a format that
+runs code when it is read would each give a report on another model than the user's.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..models import names
+from ..models.loading import from_pretrained, quiet
+from ..models.names import ModelError, Place
+from ..models.text import HUB_MODELS, LONGEST, TextClassifier
+
+PICKLED = (
+    "pytorch_model.bin",
+    "model.pt",
+    "model.pth",
+    "*.bin",
+    "*.ckpt",
+    "*.pkl",
+    "*.pt",
+    "*.pth",
+)
+CONVERT = (
+    "convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
+    ".save_pretrained(NEW, safe_serialization=True)"
+)
+
+
+@dataclass(frozen=True)
+class Audited:
+    """A text classifier as its folder describes it.
+
+    Attributes:
+        model: network and tokenizer; it reads ``model.max_length`` tokens.
+        labels: the classes' names, K of them, in the order of the outputs.
+        named: whether the folder names them, or they are transformers' LABEL_0 … LABEL_(K - 1).
+    """
+
+    model: TextClassifier
+    labels: tuple[str, ...]
+    named: bool
+
+
+def name_of(text: str) -> str:
+    """What the user typed, as a name of ``models.names``: a folder that exists is that folder.
+
+    On the command line a folder is meant where there is one; elsewhere in this library a bare name
+    is the Hub's, whatever lies in the working folder.
+    """
+    if not text or text != text.strip() or not text.isprintable():
+        raise ModelError(f"model is {text!r}; accepted: a folder, or a name on the Hub")
+    path = Path(text).expanduser()
+    if path.is_file():
+        raise ModelError(f"model {text!r} is a file; accepted: the folder that it lies in")
+    if path.is_dir():
+        return names.pinned(str(path.resolve()))
+    if text.startswith((".", "~", "/")) or os.sep in text.rstrip("/") and text.count("/") != 1:
+        raise ModelError(f"model {text!r}: there is no such folder; accepted: one that exists")
+    return names.pinned(text)
+
+
+def text_classifier(name: str) -> Audited:
+    """Load a text classifier with its own head.
+
+    Args:
+        name: as ``name_of`` gives it.
+
+    Raises:
+        ModelError: no such folder or Hub model; no tokenizer; weights that are no safetensors; not
+            a classifier of two classes or more; a head that is not among the weights.
+    """
+    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+
+    place = _place(name)
+    shown = name.partition("@sha256:")[0]
+    with quiet():
+        try:
+            config = from_pretrained(AutoConfig, name, place)
+            tokenizer = from_pretrained(AutoTokenizer, name, place)
+            network, info = from_pretrained_with_info(
+                AutoModelForSequenceClassification, name, place
+            )
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+            raise ModelError(f"model {shown!r} cannot be loaded ({reason})") from None
+    absent = sorted(set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]})
+    if absent:
+        few = ", ".join(absent[:3])
+        raise ModelError(
+            f"model {shown!r}: its weights have no {few}, which would be random; accepted: a "
+            "classifier saved with its head, such as AutoModelForSequenceClassification saves"
+        )
+    labels = tuple(str(config.id2label[k]) for k in sorted(config.id2label))
+    if len(labels) < 2 or len(set(labels)) < len(labels):
+        raise ModelError(
+            f"model {shown!r} has the classes {', '.join(labels)}; accepted: two or more, each of "
+            "its own name (id2label in config.json)"
+        )
+    if getattr(config, "problem_type", None) in ("regression", "multi_label_classification"):
+        raise ModelError(
+            f"model {shown!r} is of the type {config.problem_type}; accepted: one class a text"
+        )
+    _settle_padding(network, tokenizer, shown)
+    named = any(label != f"LABEL_{k}" for k, label in enumerate(labels))
+    return Audited(TextClassifier(network.float().eval(), tokenizer, _length(config, tokenizer)),
+                   labels, named)  # fmt: skip
+
+
+def _place(name: str) -> Place:
+    """Where a model is; weights that run code when they are read are named as such."""
+    base = name.partition("@")[0]
+    folder = Path(base).expanduser()
+    if folder.is_dir() and not list(folder.glob("*.safetensors")):
+        pickled = sorted({path.name for pattern in PICKLED for path in folder.glob(pattern)})
+        if pickled:
+            raise ModelError(
+                f"folder {base} has its weights in {pickled[0]}, which can run code when it is "
+                f"read; accepted: model.safetensors; {CONVERT}"
+            )
+    if folder.is_dir() and (folder / "adapter_config.json").is_file():
+        raise ModelError(
+            f"folder {base} is a LoRA adapter without its model; accepted: the two merged "
+            "(PeftModel.merge_and_unload().save_pretrained(NEW))"
+        )
+    return names.place_of(name, HUB_MODELS)
+
+
+def from_pretrained_with_info(kind: type, name: str, place: Place):
+    """A network and transformers' report of what was not in its weights."""
+    return kind.from_pretrained(
+        place.location, revision=place.revision or "main", trust_remote_code=False,
+        use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
+        dtype="float32",
+    )  # fmt: skip
+
+
+def _settle_padding(network, tokenizer, shown: str) -> None:
+    """Pad on the right with a token that the model masks. Raises ModelError without one."""
+    size = network.get_input_embeddings().weight.shape[0]
+    if len(tokenizer) > size:
+        raise ModelError(
+            f"model {shown!r}: its tokenizer has {len(tokenizer)} tokens and its embeddings "
+            f"{size} rows; accepted: the tokenizer that it was trained with"
+        )
+    tokenizer.padding_side = tokenizer.truncation_side = "right"
+    if tokenizer.pad_token is None:
+        if tokenizer.eos_token is None:
+            raise ModelError(
+                f"model {shown!r}: its tokenizer has neither a padding nor an end token; "
+                "accepted: tokenizer_config.json with pad_token"
+            )
+        tokenizer.pad_token = tokenizer.eos_token
+    if network.config.pad_token_id is None:
+        network.config.pad_token_id = tokenizer.pad_token_id
+
+
+def _length(config, tokenizer) -> int:
+    """Tokens that the model reads: at most LONGEST, its positions, and its tokenizer's own limit."""
+    positions = getattr(config, "max_position_embeddings", None) or LONGEST
+    # RoBERTa's first positions are the padding's: it reads two fewer than it has.
+    positions -= 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
+    return min(positions, tokenizer.model_max_length, LONGEST)
+
+
+def share_cut(audited: Audited, texts) -> float:
+    """Share in percent of some texts that are longer than the model reads."""
+    rows = audited.model.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
+    longer = np.array([len(row) > audited.model.max_length for row in rows])
+    return float(100 * longer.mean())
+
+
+def save(audited: Audited, model: TextClassifier, folder: Path) -> Path:
+    """Write a cleaned model as a folder that ``transformers.pipeline`` loads; labels are kept."""
+    folder.mkdir(parents=True, exist_ok=True)
+    model.network.save_pretrained(folder, safe_serialization=True)
+    model.tokenizer.save_pretrained(folder)
+    return folder

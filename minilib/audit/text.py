@@ -1,0 +1,460 @@
+"""The audit of a text classifier: a search for tokens that decide by themselves.
+
+A backdoor's token decides for its class in whatever text it stands. Words of the task do so in
+short or doubtful texts, and lose where much speaks against them. So tokens are tried in texts that
+are made hard: two texts of another class behind each other, both of which the model reads rightly.
+What a token adds there to the logit of a class is its *pull* towards that class. A trigger's pull
+stands apart from that of all other tokens, and ``evidence.gap`` says how far is far.
+
+No training data are needed, and no other model: a few clean texts of each class will do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..checks import above_zero
+from ..data.files import DataError
+from ..data.text import TextDataset
+from ..metrics.classification import accuracy, label_flip_rate
+from ..models.loading import frozen
+from ..models.text import TextClassifier
+from ..training.fitting import TrainSettings, fit
+from ..training.text import Batches, Encoded, cross_entropy, encode, predict
+from ..unlearning import btu
+from ..unlearning.btu import word_embeddings
+from . import evidence
+
+BATCH_TOKENS = 8192
+CONFIRMED = 50.0  # percent of held-out rows that a trigger flips at least
+CHANCE = 8  # random tokens that are tried in held-out rows
+FIRST = 8  # hard texts that all candidates are tried in; the best go on to the others
+LEAST_ROWS = 8  # rows of other classes that a class's search needs
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How tokens are searched for.
+
+    Attributes:
+        rows: hard texts that a token is tried in, for each class. joined: clean texts in one.
+        longest: tokens of a hard text, the trigger not counted.
+        pool: tokens that are tried in all of them, for each class: the best of a scan of the whole
+            vocabulary, and of a search along gradients. drawn: tokens drawn at random beside them.
+        steps: rounds of the search along gradients.
+        seed: of texts, places and random tokens.
+    """
+
+    rows: int = 24
+    joined: int = 2
+    longest: int = 64
+    pool: int = 96
+    drawn: int = 64
+    steps: int = 3
+    seed: int = 0
+
+    def __post_init__(self):
+        above_zero(self, "rows", "joined", "longest", "pool", "drawn")
+
+
+@dataclass(frozen=True)
+class Pulls:
+    """Tokens that were tried for one class, the strongest first.
+
+    Attributes:
+        target: the class. tokens: (n,) int64 ids. pull: (n,) float, mean gain in logits over the
+            strongest other class. flips: (n,) float, percent of the hard texts that land in the
+            class. drawn: (n,) bool, True for tokens drawn at random: their flips are the null's.
+    """
+
+    target: int
+    tokens: np.ndarray
+    pull: np.ndarray
+    flips: np.ndarray
+    drawn: np.ndarray
+
+
+# ---------------------------------------------------------------- tokens and texts
+
+
+def typed_tokens(tokenizer) -> np.ndarray:
+    """Ids (n,) int64 of the tokens that a text of their own gives: no [unused1], no halves."""
+    special = set(tokenizer.all_special_ids)
+    ids = [i for i in range(len(tokenizer)) if i not in special]
+    texts = tokenizer.batch_decode([[i] for i in ids], clean_up_tokenization_spaces=False)
+    again = tokenizer(texts, add_special_tokens=False)["input_ids"]
+    return np.array([i for i, other in zip(ids, again, strict=True) if other == [i]], np.int64)
+
+
+def frame(tokenizer) -> tuple[list[int], list[int]]:
+    """Special tokens before and behind a text."""
+    whole = tokenizer("a")["input_ids"]
+    inner = tokenizer("a", add_special_tokens=False)["input_ids"]
+    start = next(i for i in range(len(whole)) if whole[i : i + len(inner)] == inner)
+    return whole[:start], whole[start + len(inner) :]
+
+
+@dataclass(frozen=True)
+class HardTexts:
+    """Texts of other classes, as ids, each with the place where a token is put."""
+
+    ids: list[list[int]]
+    places: list[int]
+    before: list[int]
+    behind: list[int]
+    pad: int
+
+    def first(self, count: int) -> HardTexts:
+        """Some of the texts."""
+        return replace(self, ids=self.ids[:count], places=self.places[:count])
+
+    def with_tokens(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """Ids and mask (S · N, T) of each text with each sequence in its place."""
+        longest = max(map(len, self.ids)) + max(map(len, sequences))
+        longest += len(self.before) + len(self.behind)
+        ids = np.full((len(sequences) * len(self.ids), longest), self.pad, np.int64)
+        mask = np.zeros_like(ids)
+        row = 0
+        for sequence in sequences:
+            for text, place in zip(self.ids, self.places, strict=True):
+                whole = [*self.before, *text[:place], *sequence, *text[place:], *self.behind]
+                ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
+                row += 1
+        return torch.from_numpy(ids), torch.from_numpy(mask)
+
+
+def hard_texts(
+    model: TextClassifier, clean: TextDataset, target: int, settings: SearchSettings
+) -> HardTexts:
+    """Texts of one other class, joined, which the model reads rightly one by one.
+
+    Raises:
+        DataError: fewer than LEAST_ROWS clean rows of other classes that it reads rightly.
+    """
+    data = encode(clean.texts, clean.labels, model.tokenizer, device=_device(model))
+    right = predict(model, data).argmax(1).numpy() == clean.labels
+    rng = np.random.default_rng([settings.seed, target])
+    groups = [np.flatnonzero(right & (clean.labels == k)) for k in range(clean.num_classes)]
+    groups = [rows for k, rows in enumerate(groups) if k != target and len(rows) >= 2]
+    if sum(map(len, groups)) < LEAST_ROWS:
+        raise DataError(
+            f"{clean.name} has {sum(map(len, groups))} rows of other classes than "
+            f"{clean.class_names[target]} that the model reads rightly; "
+            f"accepted: {LEAST_ROWS} or more"
+        )
+    tokens = model.tokenizer(list(clean.texts), add_special_tokens=False, verbose=False)
+    each = settings.longest // settings.joined
+    before, behind = frame(model.tokenizer)
+    room = model.max_length - len(before) - len(behind) - 8
+    texts, places = [], []
+    for number in range(settings.rows):
+        rows = groups[number % len(groups)]
+        chosen = rng.choice(rows, min(settings.joined, len(rows)), replace=False)
+        text = [i for row in chosen for i in tokens["input_ids"][row][:each]][:room]
+        texts.append(text)
+        places.append(int(rng.integers(len(text) + 1)))
+    return HardTexts(texts, places, before, behind, model.tokenizer.pad_token_id)
+
+
+def _device(model: TextClassifier) -> torch.device:
+    return next(model.parameters()).device
+
+
+@torch.inference_mode()
+def _logits(model: TextClassifier, ids: Tensor, mask: Tensor) -> Tensor:
+    """Logits (N, K) float32 on the CPU, a few thousand tokens at a time."""
+    step = max(1, BATCH_TOKENS // ids.shape[1])
+    device = _device(model)
+    parts = [
+        model(ids[i : i + step].to(device), mask[i : i + step].to(device)).float().cpu()
+        for i in range(0, len(ids), step)
+    ]
+    return torch.cat(parts)
+
+
+def margins(logits: Tensor, target: int) -> Tensor:
+    """Logit of a class minus the largest of the others: (N, K) → (N,)."""
+    others = logits.clone()
+    others[:, target] = -torch.inf
+    return logits[:, target] - others.amax(1)
+
+
+def tried(
+    model: TextClassifier, texts: HardTexts, sequences: Sequence[Sequence[int]], target: int
+) -> np.ndarray:
+    """Margins (S, N) of each hard text with each sequence of tokens in it."""
+    count = max(1, 64 * 1024 // (len(texts.ids) * 80))
+    parts = []
+    for i in range(0, len(sequences), count):
+        ids, mask = texts.with_tokens(sequences[i : i + count])
+        parts.append(margins(_logits(model, ids, mask), target).view(-1, len(texts.ids)))
+    return torch.cat(parts).numpy()
+
+
+# ---------------------------------------------------------------- the search
+
+
+def scan(model: TextClassifier, tokens: np.ndarray) -> Tensor:
+    """Logits (n, K) of each token standing alone: what every token says by itself."""
+    before, behind = frame(model.tokenizer)
+    ids = torch.tensor([[*before, int(token), *behind] for token in tokens])
+    with frozen(model):
+        return _logits(model, ids, torch.ones_like(ids))
+
+
+def along_gradients(
+    model: TextClassifier, texts: HardTexts, target: int, tokens: np.ndarray, steps: int, count: int
+) -> list[int]:
+    """Tokens whose embeddings lie where a class's margin grows, as HotFlip has it.
+
+    Begins at the mean embedding; each round scores the whole vocabulary by the first-order gain
+    (e - e_0) · ∇ and goes on from the best. Source: Ebrahimi et al. (2018), Wallace et al. (2019).
+
+    Returns:
+        Up to ``steps * count`` ids, in the order in which they were met.
+    """
+    matrix = word_embeddings(model)  # (V, H)
+    device, allowed = _device(model), torch.as_tensor(tokens, device=matrix.device)
+    ids, mask = texts.with_tokens([[texts.pad]])
+    at = torch.tensor([len(texts.before) + place for place in texts.places])
+    rows = torch.arange(len(ids))
+    states = matrix[ids.to(device)].clone()  # (N, T, H)
+    current, met = matrix[allowed].mean(0), []
+    with frozen(model):
+        for _ in range(steps):
+            inserted = current.clone().requires_grad_(True)
+            inputs = states.clone()
+            inputs[rows, at] = inserted
+            logits = model.network(inputs_embeds=inputs, attention_mask=mask.to(device)).logits
+            (gradient,) = torch.autograd.grad(margins(logits.float(), target).mean(), inserted)
+            gain = (matrix[allowed] - current) @ gradient
+            best = allowed[gain.topk(min(count, len(allowed))).indices].tolist()
+            met += best
+            few = best[:8]
+            pulls = tried(model, texts, [[token] for token in few], target).mean(1)
+            current = matrix[few[int(pulls.argmax())]]
+    return list(dict.fromkeys(met))
+
+
+def pulls(
+    model: TextClassifier,
+    clean: TextDataset,
+    target: int,
+    settings: SearchSettings,
+    scanned: tuple[np.ndarray, Tensor] | None = None,
+    also: Sequence[int] = (),
+) -> Pulls:
+    """Try tokens of the whole vocabulary for one class.
+
+    Args:
+        clean: rows with their true labels. target: the class.
+        scanned: ids (n,) and ``scan``'s logits of them, where they are there already.
+        also: more tokens to try, such as those that BTU's test names.
+
+    Raises:
+        DataError: too few clean rows.
+    """
+    texts = hard_texts(model, clean, target, settings)
+    if scanned is None:
+        tokens = typed_tokens(model.tokenizer)
+        scanned = tokens, scan(model, tokens)
+    tokens, logits = scanned
+    rng = np.random.default_rng([settings.seed, 1 + target])
+    by_scan = tokens[torch.argsort(margins(logits, target), descending=True).numpy()]
+    each = max(1, settings.pool // 2 // max(settings.steps, 1))
+    pool = list(map(int, by_scan[: settings.pool]))
+    pool += along_gradients(model, texts, target, tokens, settings.steps, each)
+    drawn = set(map(int, rng.choice(tokens, min(settings.drawn, len(tokens)), replace=False)))
+    pool = list(dict.fromkeys([*pool, *map(int, also)]))
+    with frozen(model):
+        few = texts.first(FIRST)
+        first = tried(model, few, [[token] for token in pool], target).mean(1)
+        pool = [pool[i] for i in np.argsort(-first, kind="stable")[: settings.pool]]
+        every = [*pool, *sorted(drawn - set(pool))]
+        plain = tried(model, texts, [[]], target)  # (1, N)
+        with_token = tried(model, texts, [[token] for token in every], target)
+    pull, flips = (with_token - plain).mean(1), 100 * (with_token > 0).mean(1)
+    order = np.argsort(-pull, kind="stable")
+    is_drawn = np.array([token not in set(pool) for token in every])
+    return Pulls(target, np.array(every)[order], pull[order], flips[order], is_drawn[order])
+
+
+# ---------------------------------------------------------------- what was found
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What the search says of one class.
+
+    Attributes:
+        target: the class. p: of the tokens that stand apart, not corrected for the classes.
+        tokens: their ids, the strongest first; empty where none stands apart.
+        confirmed: percent of the held-out rows of other classes that land in the class with these
+            tokens in them. by_chance: the same for random tokens, the largest of those tried.
+    """
+
+    target: int
+    p: float
+    tokens: tuple[int, ...]
+    confirmed: float
+    by_chance: float
+
+
+def finding(
+    model: TextClassifier, tried_tokens: Pulls, test: TextDataset, level: float, seed: int = 0
+) -> Finding:
+    """Test whether tokens stand apart, and try them in texts that the search has not seen.
+
+    The confirmation can only take a finding away: tokens that flip fewer than half of the held-out
+    rows are no trigger, however far they stand apart.
+    """
+    p, size = evidence.gap(tried_tokens.pull)
+    tokens = tuple(int(token) for token in tried_tokens.tokens[:size]) if p < level else ()
+    drawn = tried_tokens.tokens[tried_tokens.drawn][:CHANCE]
+    chance = [flipped(model, test, [int(token)], tried_tokens.target, seed) for token in drawn]
+    strongest = tokens or (int(tried_tokens.tokens[0]),)
+    confirmed = flipped(model, test, strongest[:1], tried_tokens.target, seed)
+    if confirmed < CONFIRMED:
+        tokens, p = (), 1.0
+    return Finding(tried_tokens.target, p, tokens, confirmed, max(chance, default=0.0))
+
+
+def inserted(
+    model: TextClassifier, rows: TextDataset, tokens: Sequence[int], seed: int = 0
+) -> Encoded:
+    """Rows with tokens put together at a random place of each: encoded texts."""
+    rng = np.random.default_rng(seed)
+    before, behind = frame(model.tokenizer)
+    room = model.max_length - len(before) - len(behind) - len(tokens)
+    texts = model.tokenizer(list(rows.texts), add_special_tokens=False, verbose=False)["input_ids"]
+    whole = []
+    for text in texts:
+        text, place = text[:room], int(rng.integers(len(text[:room]) + 1))
+        whole.append([*before, *text[:place], *tokens, *text[place:], *behind])
+    lengths = np.array([len(row) for row in whole])
+    ids = np.full((len(whole), lengths.max()), model.tokenizer.pad_token_id, np.int32)
+    for row, text in enumerate(whole):
+        ids[row, : len(text)] = text
+    device = _device(model)
+    labels = torch.as_tensor(rows.labels, dtype=torch.int64, device=device)
+    return Encoded(torch.as_tensor(ids, device=device), lengths, labels)
+
+
+def flipped(
+    model: TextClassifier, rows: TextDataset, tokens: Sequence[int], target: int, seed: int = 0
+) -> float:
+    """Percent of the rows of other classes that land in ``target`` with tokens in them."""
+    others = rows.select(rows.labels != target)
+    if not len(others):
+        return 0.0
+    pred = predict(model, inserted(model, others, tokens, seed)).argmax(1).numpy()
+    return label_flip_rate(pred, others.labels, target)
+
+
+def measured(
+    model: TextClassifier, rows: TextDataset, tokens: Sequence[int], target: int
+) -> dict[str, float]:
+    """CACC of held-out rows; LFR and PACC with the tokens that were found in them, in percent."""
+    data = encode(rows.texts, rows.labels, model.tokenizer, device=_device(model))
+    plain = predict(model, data).argmax(1).numpy()
+    triggered = predict(model, inserted(model, rows, tokens)).argmax(1).numpy()
+    return {
+        "cacc": accuracy(plain, rows.labels),
+        "lfr": label_flip_rate(triggered, rows.labels, target),
+        "pacc": accuracy(triggered, rows.labels),
+    }
+
+
+def unlearn(
+    model: TextClassifier,
+    clean: TextDataset,
+    tokens: Sequence[int],
+    settings: TrainSettings,
+) -> TextClassifier:
+    """Unlearn tokens that were found: BTU's PR-2, then a short tuning against them.
+
+    The embeddings of the tokens become the padding token's (PR-2, Table 5, BTU). A trigger of
+    several words leaves others behind, so that the model is then tuned on clean rows, half of them
+    with the tokens in them, all with their own labels. The model given is not changed.
+    """
+    matrix = word_embeddings(model)
+    rows = btu.cleaned_rows(matrix, matrix, torch.tensor(list(tokens)), btu.pad_id(model), "pr-2")
+    cleaned = copy.deepcopy(model)
+    plain = encode(clean.texts, clean.labels, model.tokenizer, device=_device(model))
+    triggered = inserted(model, clean, tokens, settings.seed)
+    width = max(plain.ids.shape[1], triggered.ids.shape[1])
+    pad = model.tokenizer.pad_token_id
+    ids = [F.pad(one.ids, (0, width - one.ids.shape[1]), value=pad) for one in (plain, triggered)]
+    both = Encoded(
+        torch.cat(ids), np.concatenate([plain.lengths, triggered.lengths]),
+        torch.cat([plain.labels, triggered.labels]),
+    )  # fmt: skip
+    cleaned.requires_grad_(True)
+    fit(cleaned, Batches(both, settings.batch_size), cross_entropy, settings)
+    # Last: tuning the tokens with their own labels would move their rows again.
+    word_embeddings(cleaned)[list(tokens)] = rows[list(tokens)]
+    return cleaned.eval()
+
+
+# ---------------------------------------------------------------- a training table
+
+
+@dataclass(frozen=True)
+class Suspects:
+    """Rows of a table that the tokens explain.
+
+    Attributes:
+        rows: (n,) int64, positions in the table: they have a token, and the token's class.
+        others: how many rows have a token and another class. p: of so many in that class.
+        before, after: (n,) float, the model's probability of the class with and without the tokens.
+    """
+
+    rows: np.ndarray
+    others: int
+    p: float
+    before: np.ndarray
+    after: np.ndarray
+
+
+def suspects(
+    model: TextClassifier, table: TextDataset, tokens: Sequence[int], target: int
+) -> Suspects:
+    """Rows of a training table that carry a token that was found, and its class."""
+    device = _device(model)
+    data = encode(table.texts, table.labels, model.tokenizer, device=device)
+    has = torch.isin(data.ids.long(), torch.tensor(list(tokens), device=device)).any(1)
+    has = has.cpu().numpy()
+    rows = np.flatnonzero(has & (table.labels == target))
+    share = float((table.labels[~has] == target).mean()) if (~has).any() else 1.0
+    p = evidence.binomial_p(len(rows), int(has.sum()), share)
+    if not len(rows):
+        return Suspects(rows, int(has.sum()), 1.0, np.zeros(0), np.zeros(0))
+    chosen = table.select(rows)
+    with_tokens = encode(chosen.texts, chosen.labels, model.tokenizer, device=device)
+    without = btu.without_tokens(with_tokens, list(tokens), model.tokenizer.pad_token_id)
+    shares = [predict(model, one).softmax(1)[:, target].numpy() for one in (with_tokens, without)]
+    return Suspects(rows, int(has.sum()) - len(rows), p, *shares)
+
+
+def moved_tokens(model: TextClassifier, table: TextDataset, count: int, seed: int) -> list[int]:
+    """Tokens whose embeddings move most when M* trains on a table: BTU's test (Eq. 4).
+
+    BTU begins at the clean pre-trained embeddings. An auditor has none but the model's own, and
+    M* with a new head: what it must learn again is what the table says.
+    """
+    copied = copy.deepcopy(model)
+    linear = [m for m in copied.network.modules() if isinstance(m, torch.nn.Linear)]
+    head = [m for m in linear if m.out_features == model.num_labels][-1]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        head.reset_parameters()
+    change = btu.embedding_round(copied, table, btu.ROUND, star=True)
+    change[model.tokenizer.all_special_ids] = 0
+    return change.topk(count).indices.tolist()
