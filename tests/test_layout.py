@@ -13,8 +13,8 @@ LIBRARY = ROOT / "minilib"
 # From the bottom to the top: each may use what stands before it.
 ORDER = (
     "checks", "names", "registry", "provenance", "settings", "ledger", "data", "models",
-    "training", "cache", "attacks", "victims", "metrics", "detection", "unlearning", "audit", "trials",
-    "chapters", "book", "runs", "cli",
+    "training", "cache", "attacks", "victims", "metrics", "detection", "unlearning", "audit",
+    "trials", "chapters", "book", "runs", "cli",
 )  # fmt: skip
 
 

@@ -84,7 +84,7 @@ def gap(values, most: int = MOST_OUTLIERS, tail: int = TAIL) -> tuple[float, int
 
 
 def rank_p(value: float, null: Sequence[float]) -> float:
-    """p of a statistic among those of models (or permutations) known to be clean: (1 + r)/(1 + n)."""
+    """p of a statistic among those of models known to be clean: (1 + r) / (1 + n)."""
     null = np.asarray(null, np.float64)
     return float((1 + np.sum(null >= value)) / (1 + len(null)))
 

@@ -162,7 +162,7 @@ def _settle_padding(network, tokenizer, shown: str) -> None:
 
 
 def _length(config, tokenizer) -> int:
-    """Tokens that the model reads: at most LONGEST, its positions, and its tokenizer's own limit."""
+    """Tokens that the model reads: up to LONGEST, its positions, its tokenizer's own limit."""
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     # RoBERTa's first positions are the padding's: it reads two fewer than it has.
     positions -= 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
