@@ -22,6 +22,62 @@ EXIT_CODES = """exit codes: 0 done; 1 a run failed, a number moved, or doctor ha
 MOST_WORKERS = 1024
 
 
+def flag(text: str) -> dict:
+    """What argparse is told of an option without a value."""
+    return {"action": "store_true", "help": text}
+
+
+def valued(metavar: str, text: str, kind: type = str, **more) -> dict:
+    """What argparse is told of an option with a value."""
+    return {"metavar": metavar, "help": text, "type": kind, **more}
+
+
+def repeated(text: str, **more) -> dict:
+    """What argparse is told of an option that may be given several times, as NAME=VALUE."""
+    return {"metavar": "NAME=VALUE", "action": "append", "default": [], "help": text, **more}
+
+
+OPTIONS = {
+    "--out": valued("DIR", "folder of runs (default: runs/), or a URL"),
+    "--json": flag("print JSON, one object a line"),
+    "--preset": {"help": "smoke, small or paper; of a sweep file in the place of its own"},
+    "-p": repeated("set one parameter (repeatable)", dest="params"),
+    "-f": valued("FILE", "parameters from a YAML file", dest="file"),
+    "--all": flag("every chapter of the book"),
+    "--force": flag("run again even if it exists"),
+    "--fresh": valued(
+        "KIND[,KIND]", "compute trials of these kinds anew, beside the old ones, and compare",
+        lambda text: text.split(","), default=[],
+    ),
+    "--workers": valued("N", "so many trials or chapters at a time", int),
+    "--time-limit": valued("MIN", "minutes after which a run or a trial has failed", float),
+    "--seeds": valued("0-9", "in the place of the file's; also 0,2,5-7"),
+    "--only": repeated("runs with this value (repeatable; the same name twice: either value)"),
+    "--dry-run": flag("show what would be done"),
+    "--resume": flag("go on where it stopped (always so)"),
+    "--retry-failed": flag("also what failed by itself"),
+    "--no-notebooks": {
+        "dest": "notebooks", "action": "store_false", "help": "compute the trials alone",
+    },
+    "--max-hours": valued("H", "begin nothing after that", float),
+    "--engine": {"choices": ("local", "ray"), "default": "local"},
+    "--per-gpu": valued("K", "trials that share a GPU", int, default=1),
+    "--address": valued("A", "of a Ray cluster"),
+    "--replace": flag("also replace published trials that it made anew"),
+    "--sort": valued("METRIC", "the highest first"),
+    "--top": valued("K", "the first so many", int),
+    "--csv": flag("print CSV"),
+    "--cache": flag("models that trials were made from"),
+    "--sample": valued("N", "draw as many at random", int),
+    "--seed": valued("S", "of the draw", int),
+}  # fmt: skip
+SWEEP_USAGE = """minilib sweep [status|table|clean] FILE [options]
+       minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"""
+TRIALS_USAGE = """minilib trials [list KIND [CONDITION …] [--sort METRIC] [--top K] [--csv|--json]]
+       minilib trials show KEY | diff KEY KEY [--json]"""
+RUNS_USAGE = "minilib runs [list [CONDITION …] [--sort COLUMN] [--top K] | show ID | diff ID ID]"
+
+
 def parser() -> argparse.ArgumentParser:
     """The command line: one sub-command per verb, each with the function that does it."""
     command_line = argparse.ArgumentParser(
@@ -32,127 +88,46 @@ def parser() -> argparse.ArgumentParser:
     command_line.add_argument("--version", action="version", version=f"minilib {__version__}")
     verbs = command_line.add_subparsers(dest="verb", required=True, metavar="COMMAND")
 
-    def verb(name, action, text):
-        command = verbs.add_parser(name, help=text, description=text, epilog=EXIT_CODES)
+    def verb(name, action, text, options="", usage=None, **positional):
+        told = {"help": text, "description": text, "epilog": EXIT_CODES, "usage": usage}
+        command = verbs.add_parser(name, **told)
         command.set_defaults(action=action, result=[], file=None)
-        command.add_argument("--json", action="store_true", help="print JSON, one object a line")
-        command.add_argument(
-            "--out", metavar="DIR", help="folder of runs (default: runs/), or a URL"
-        )
-        return command
+        for option in ("--json", "--out", *options.split()):  # one with ! must be given
+            must = {"required": True} if option[-1] == "!" else {}
+            command.add_argument(option.rstrip("!"), **OPTIONS[option.rstrip("!")], **must)
+        for label, settings in positional.items():
+            command.add_argument(label, **settings)
 
-    def chapter_options(command, chapters):
-        command.add_argument("chapter", nargs=chapters, help="for example 03_ga_rga")
-        command.add_argument("--preset", required=True, help="smoke, small or paper")
-        command.add_argument(
-            "-p",
-            dest="params",
-            action="append",
-            default=[],
-            metavar="NAME=VALUE",
-            help="set one parameter (repeatable)",
-        )
-        command.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
-
-    command = verb("run", do_run, "execute a chapter; a run that exists is not made again")
-    chapter_options(command, "?")
-    command.add_argument("--all", action="store_true", help="every chapter of the book")
-    command.add_argument("--force", action="store_true", help="run again even if it exists")
-    command.add_argument(
-        "--fresh", metavar="KIND[,KIND]", type=lambda text: text.split(","), default=[],
-        help="compute trials of these kinds anew, beside the old ones, and compare",
-    )  # fmt: skip
-    command.add_argument(
-        "--workers", type=int, default=1, metavar="N", help="with --all: so much at a time"
-    )
-    command.add_argument(
-        "--time-limit", type=float, metavar="MIN", help="minutes after which a run has failed"
-    )
-    command = verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped")
-    sweep_options(command)
-    text = "publish finished runs: trials into results/, pages into book/_executed/"
-    command = verb("publish", do_publish, text)
-    chapter_options(command, "*")
-    command.add_argument(
-        "--replace", action="store_true", help="also replace published trials that it made anew"
-    )
-    command = verb("list", do_list, "list the chapters, or the parameters of one")
-    command.add_argument("chapter", nargs="?")
-    command = verb("trials", do_trials, "trials of the ledger: list, rank, export, show, compare")
-    command.usage = (
-        "minilib trials [list KIND [CONDITION …] [--sort METRIC] [--top K] [--csv|--json]]\n"
-        "       minilib trials show KEY | diff KEY KEY [--json]"
-    )
-    selection(command, "list KIND | show KEY | diff KEY KEY")
-    command = verb("runs", do_runs, "chapter runs: list, rank, export, show, compare")
-    command.usage = (
-        "minilib runs [list [CONDITION …] [--sort COLUMN] [--top K] | show ID | diff ID ID]"
-    )
-    selection(command, "list | show ID | diff ID ID")
-    command = verb("clean", do_clean, "remove what can be made again")
-    command.add_argument(
-        "--cache", action="store_true", required=True, help="models that trials were made from"
-    )
-    command.add_argument("--dry-run", action="store_true", help="say how much it would be")
-    command = verb("completion", do_completion, "print a script that completes commands")
-    command.add_argument("shell", choices=("bash", "zsh"))
-    command = verb("verify", do_verify, "compute published trials from nothing, and compare")
-    command.add_argument("key", nargs="*", help="of a trial, or its first digits")
-    command.add_argument("--sample", type=int, metavar="N", help="draw as many at random")
-    command.add_argument("--seed", type=int, metavar="S", help="of the draw")
-    command = verb("claims", do_claims, "decide the papers' claims from the published records")
-    command.add_argument("chapter", nargs="?", help="only those of a chapter or paper")
-    text = "show device, versions, data, models, disk and cache, what presets need, and fixes"
-    verb("doctor", do_doctor, text)
+    # fmt: off
+    one, words = {"nargs": "?"}, {"nargs": "*"}
+    verb("run", do_run, "execute a chapter; a run that exists is not made again",
+         "--preset! -p -f --all --force --fresh --workers --time-limit",
+         chapter=one | {"help": "for example 03_ga_rga"})
+    verb("sweep", do_sweep, "execute a chapter over a grid; continues where it stopped",
+         "--preset --seeds -p -f --only --dry-run --resume --retry-failed --no-notebooks "
+         "--max-hours --time-limit --engine --workers --per-gpu --address", SWEEP_USAGE,
+         words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
+                "chapter; before it status, table or clean"})
+    verb("publish", do_publish,
+         "publish finished runs: trials into results/, pages into book/_executed/",
+         "--preset! -p -f --replace", chapter=words | {"help": "for example 03_ga_rga"})
+    verb("list", do_list, "list the chapters, or the parameters of one", chapter=one)
+    verb("trials", do_trials, "trials of the ledger: list, rank, export, show, compare",
+         "--sort --top --csv", TRIALS_USAGE,
+         words=words | {"metavar": "list KIND | show KEY | diff KEY KEY"})
+    verb("runs", do_runs, "chapter runs: list, rank, export, show, compare",
+         "--sort --top --csv", RUNS_USAGE, words=words | {"metavar": "list | show ID | diff ID ID"})
+    verb("clean", do_clean, "remove what can be made again", "--cache! --dry-run")
+    verb("completion", do_completion, "print a script that completes commands",
+         shell={"choices": ("bash", "zsh")})
+    verb("verify", do_verify, "compute published trials from nothing, and compare",
+         "--sample --seed", key=words | {"help": "of a trial, or its first digits"})
+    verb("claims", do_claims, "decide the papers' claims from the published records",
+         chapter=one | {"help": "only those of a chapter or paper"})
+    verb("doctor", do_doctor,
+         "show device, versions, data, models, disk and cache, what presets need, and fixes")
+    # fmt: on
     return command_line
-
-
-def selection(command, words: str) -> None:
-    """What `minilib trials` and `minilib runs` have in common."""
-    command.add_argument("words", nargs="*", metavar=words)
-    command.add_argument("--sort", metavar="METRIC", help="the highest first")
-    command.add_argument("--top", type=int, metavar="K", help="the first so many")
-    command.add_argument("--csv", action="store_true", help="print CSV")
-
-
-def sweep_options(command) -> None:
-    """The options of `minilib sweep`."""
-    command.usage = (
-        "minilib sweep [status|table|clean] FILE [options]\n"
-        "       minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"
-    )
-    command.add_argument(
-        "words", nargs="+", metavar="FILE",
-        help="for example sweeps/rga_seeds.yml, or a chapter; before it status, table or clean",
-    )  # fmt: skip
-    command.add_argument("--preset", help="of a chapter; of a file in the place of its own")
-    command.add_argument("--seeds", metavar="0-9", help="in the place of the file's; also 0,2,5-7")
-    command.add_argument(
-        "-p", dest="params", action="append", default=[], metavar="NAME=VALUE",
-        help="set one parameter of every run (repeatable)",
-    )  # fmt: skip
-    command.add_argument("-f", dest="file", metavar="FILE", help="parameters from a YAML file")
-    command.add_argument(
-        "--only", action="append", default=[], metavar="NAME=VALUE",
-        help="runs with this value (repeatable; the same name twice: either value)",
-    )  # fmt: skip
-    command.add_argument("--dry-run", action="store_true", help="show what would be done")
-    command.add_argument("--resume", action="store_true", help="go on where it stopped (always so)")
-    command.add_argument("--retry-failed", action="store_true", help="also what failed by itself")
-    command.add_argument(
-        "--no-notebooks", dest="notebooks", action="store_false", help="compute the trials alone"
-    )
-    command.add_argument("--max-hours", type=float, metavar="H", help="begin nothing after that")
-    command.add_argument(
-        "--time-limit", type=float, metavar="MIN", help="minutes after which a trial has failed"
-    )
-    command.add_argument("--engine", choices=("local", "ray"), default="local")
-    command.add_argument("--workers", type=int, metavar="N", help="trials at a time")
-    command.add_argument(
-        "--per-gpu", "--runs-per-gpu", type=int, default=1, metavar="K", dest="per_gpu",
-        help="trials that share a GPU",
-    )  # fmt: skip
-    command.add_argument("--address", metavar="A", help="of a Ray cluster")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -234,7 +209,7 @@ def do_run(options) -> int:
     jobs = [plan(name) for name in names]
     if options.force or options.fresh or not all(job.done() for job in jobs):
         storage.probe(options.out, root)
-    if options.workers > 1 and not options.fresh:
+    if (options.workers or 1) > 1 and not options.fresh:
         code = together(jobs, options.workers, options.force, options.time_limit)
         options.result += [job.record() or execute.blank(job) for job in jobs]
         return code
@@ -338,7 +313,8 @@ def report(job: execute.Plan, record: dict, label: str = "") -> int:
     place = os.path.relpath(job.folder / "notebook.ipynb")
     prefix = f"{label}: " if label else ""
     if record["status"] == "ok":
-        counts = f"{sum(map(len, record['keys'].values()))} trials, {record['computed']} computed"
+        counts = provenance.counted(sum(map(len, record["keys"].values())), "trial")
+        counts += f", {record['computed']} computed"
         print(f"{prefix}ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
         for line in compared(record) if record.get("fresh") else ():
             print(f"  {line}")
@@ -434,12 +410,10 @@ def do_trials(options) -> int:
             print(lists.as_csv(rows))
         for trial in () if options.csv else trials:
             state = trial.tier if trial.current else f"{trial.tier}, version {trial.version}"
-            value = (
-                f"{options.sort}={lists.values_of(trial)[options.sort]}, " if options.sort else ""
-            )
-            print(
-                f"{verify.title(trial)}: {value}{len(trial.rows)} rows, {state}, {trial.made[:10]}"
-            )
+            by = options.sort
+            value = f"{by}={lists.values_of(trial)[by]}, " if by else ""
+            rows = provenance.counted(len(trial.rows), "row")
+            print(f"{verify.title(trial)}: {value}{rows}, {state}, {trial.made[:10]}")
     else:
         text = " ".join(options.words)
         raise UsageError(f"trials takes list KIND, show KEY or diff KEY KEY, not {text!r}")
@@ -461,19 +435,9 @@ def do_runs(options) -> int:
     elif verb == "list":
         options.result = lists.chosen(records, lists.run_values, words, options.sort, options.top)
         rows = list(map(lists.run_values, options.result))
-        head = (
-            "run_id",
-            "chapter",
-            "preset",
-            "status",
-            "trials",
-            "computed",
-            "seconds",
-            options.sort,
-        )
-        brief = [
-            {name: row.get(name) for name in dict.fromkeys(filter(None, head))} for row in rows
-        ]
+        head = "run_id chapter preset status trials computed seconds".split()
+        head = dict.fromkeys([*head, *filter(None, [options.sort])])
+        brief = [{name: row.get(name) for name in head} for row in rows]
         print(lists.as_csv(rows) if options.csv else lists.as_text(brief))
     else:
         text = " ".join(options.words)
@@ -519,7 +483,8 @@ def do_verify(options) -> int:
     trials = verify.chosen(options.key, sample, seed)
     if not trials:
         raise UsageError("no trial is published")
-    print(f"{len(trials)} trials (--seed {seed}), tolerance {verify.TOLERANCE:g}", flush=True)
+    count = provenance.counted(len(trials), "trial")
+    print(f"{count} (--seed {seed}), tolerance {verify.TOLERANCE:g}", flush=True)
     results = find_root() / "results"
     return verify.verify(trials, results / "verified.jsonl" if results.is_dir() else None)
 

@@ -39,7 +39,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from . import provenance
-from .provenance import plain
+from .provenance import counted, plain
 
 if TYPE_CHECKING:
     import numpy as np
@@ -338,37 +338,36 @@ class Trial:
 RECORDED = tuple(field.name for field in dataclasses.fields(Trial))[:-3]  # all but where it lies
 
 
-SHAPES = {
-    "kind": str, "version": int, "key": str, "recipe": dict, "rows": list, "env": dict,
-    "commit": (str, type(None)), "seconds": (int, float, type(None)), "made": str, "note": str,
-}  # fmt: skip
-
-
 def recipe_of(one: Trial):
     """The recipe of a trial; None where its kind is unknown, or its class has changed since."""
     kind = KINDS.get(one.kind)
     return restored(kind.recipe, one.recipe) if kind else None
 
 
+@functools.cache
+def _checked() -> Callable[[dict], Trial]:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(Trial).validate_python
+
+
 def _read_trial(item: dict, tier: str, folder: Path) -> Trial:
     """A trial from its record. Raises ValueError for what is no record, or not of its key."""
+    from pydantic import ValidationError
+
     try:
         values = {name: item[name] for name in RECORDED if name in item}
         values |= {name: tuple(values.get(name, ())) for name in ("arrays", "data")}
-        trial = Trial(**values, tier=tier, folder=folder)
-    except (TypeError, AttributeError) as error:
-        raise ValueError(f"it is no record of a trial: {error}") from None
-    for name, accepted in SHAPES.items():
-        if not isinstance(getattr(trial, name), accepted):
-            raise ValueError(f"its {name} is a {type(getattr(trial, name)).__name__}")
-    if not all(isinstance(one, dict) for one in (*trial.rows, *trial.data)):
-        raise ValueError("its rows or its data are no list of mappings")
+        values |= {"tier": tier, "folder": folder}
+        trial = _checked()(values)
+    except ValidationError as error:
+        raise ValueError(f"it is no record of a trial: {provenance.first_fault(error)}") from None
+    except (TypeError, AttributeError):
+        raise ValueError("it is no record of a trial") from None
     if not KIND.fullmatch(trial.kind):
-        raise ValueError(f"{trial.kind[:80]!r} is no name of a kind")
-    if (
-        not KEY.fullmatch(str(trial.key))
-        or _hashed(trial.kind, trial.version, trial.recipe) != trial.key
-    ):
+        raise ValueError(f"{provenance.shown(trial.kind)} is no name of a kind")
+    # Of what was read, before True could become 1; by that it is 16 hex digits, too.
+    if _hashed(*(item.get(name) for name in ("kind", "version", "recipe"))) != trial.key:
         raise ValueError("its key is not that of its recipe")
     return trial
 
@@ -859,7 +858,8 @@ def _bar(total: int, had: int):
 
 def summary(trials: Sequence[Trial], computed: int, seconds: float) -> str:
     """What was read and what was computed, and on which machines, in one line."""
-    text = f"{len(trials)} trials: {len(trials) - computed} from the ledger, {computed} computed"
+    text = f"{counted(len(trials), 'trial')}: {len(trials) - computed} from the ledger, "
+    text += f"{computed} computed"
     text += f" in {seconds:.0f} s" if computed else ""
     return f"{text}; made on {provenance.named(dict.fromkeys(map(machine_of, trials)))}"
 
@@ -1103,7 +1103,9 @@ def colophon(chapter: str, cfg) -> Colophon:
     ]  # fmt: skip
     computed = sum(map(_made_now, trials))
     _tell_runner(chapter, cfg, {"keys": keys, "computed": computed, "machines": machines})
-    said = f"{len(trials) - computed} trials were read from the ledger, {computed} computed here."
+    read = len(trials) - computed
+    said = f"{counted(read, 'trial')} {'was' if read == 1 else 'were'} read from the ledger, "
+    said += f"{computed} computed here."
     return Colophon(said, tuple(rows))
 
 

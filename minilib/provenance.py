@@ -61,6 +61,25 @@ def one_line(text: object, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
 
 
+def shown(value: object, most: int = 80) -> str:
+    """A value for a message; a number of thousands of digits has no text of its own."""
+    try:
+        return one_line(repr(value), most)
+    except ValueError:
+        return f"a {type(value).__name__} of more digits than Python writes"
+
+
+def counted(number: int, what: str) -> str:
+    """A number of things as a person writes it."""
+    return f"{number} {what}" + "s" * (number != 1)
+
+
+def first_fault(error) -> str:
+    """What pydantic's ValidationError says first: the place, and what is wrong there."""
+    first = error.errors(include_url=False, include_input=False)[0]
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+
+
 def now() -> str:
     """The time in UTC, to the microsecond: texts that sort as the moments do."""
     return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .provenance import one_line
+from .provenance import one_line, shown
 from .registry import Names, load_outside
 
 TEXT_SETS = Literal[
@@ -663,15 +663,6 @@ def validate(chapter: str, params: dict[str, Any]):
         return TypeAdapter(CHAPTERS[chapter]).validate_python(params)
     except ValidationError as error:
         raise SettingsError(one_line(f"{chapter}: {_line(CHAPTERS[chapter], error)}")) from None
-
-
-def shown(value) -> str:
-    """A value for a message; a number of thousands of digits has no text of its own."""
-    try:
-        text = repr(value)
-    except ValueError:
-        text = f"a {type(value).__name__} of more digits than Python writes"
-    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def widest(cfg):

@@ -24,6 +24,7 @@ from minilib import ledger
 toy_sweeps.said("notebook", f"{seed}")
 toy_sweeps.wait_for_go() if method == "slow notebook" else None
 1 / 0 if method == "fails-in-the-notebook" else None
+toy_sweeps.eat() if method == "eats in the notebook" else None
 cfg = SimpleNamespace(seed=seed, alpha=alpha, method=method, deep=deep)
 ledger.run(toy_sweeps.trials(cfg))
 """
@@ -40,6 +41,14 @@ def wait_for_go() -> None:
     Path(os.environ["TOY"], f"pid{os.getpid()}").touch()
     while not Path(os.environ["TOY"], "go").exists():
         time.sleep(0.01)
+
+
+def eat() -> None:
+    """Take memory until the system ends this process, or there is more of it than a test gives."""
+    eaten = []
+    while len(eaten) < 1024:
+        eaten.append(bytearray(os.urandom(1)) * 2**20)
+        time.sleep(0.001)
 
 
 @recipe
@@ -88,6 +97,8 @@ def swept(one: Swept):
         (toy / f"{key}.once").touch()
         if one.does == "killed" or (one.does == "killed once" and first):
             os.kill(os.getpid(), 9)
+        if one.does == "eats":
+            eat()
         if one.does == "slow":
             wait_for_go()
         if one.does == "fails" and not (toy / "mended").exists():

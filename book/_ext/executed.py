@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from minilib import provenance  # noqa: E402
 from minilib.book import markdown  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -136,8 +137,10 @@ def counted(read: list[dict]) -> str:
     keys = {key for one in read for those in one.get("keys", {}).values() for key in those}
     computed = sum(one.get("computed", 0) for one in read)
     machines = {name: None for one in read for name in one.get("machines", ())}
-    text = f"{len(keys)} trials: {len(keys) - computed} read from the ledger, {computed} computed "
-    text += "for this site"
+    text = (
+        f"{provenance.counted(len(keys), 'trial')}: {len(keys) - computed} read from the ledger, "
+    )
+    text += f"{computed} computed for this site"
     return f"{text}; made on {', '.join(map(markdown, machines))}." if machines else f"{text}."
 
 

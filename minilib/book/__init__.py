@@ -2,12 +2,14 @@
 
 import re
 
+from minilib.provenance import one_line
+
 
 def markdown(value, longest: int = 200) -> str:
     """A value as text of one line of a Markdown page: nothing in it is markup, HTML or a directive.
 
     What is not a letter, a digit or harmless punctuation becomes a character reference.
     """
-    text = " ".join(str(value).split())
-    text = text if len(text) <= longest else text[: longest - 1] + "…"
-    return re.sub(r"[^\w .,()+/·…-]|_", lambda match: f"&#{ord(match[0])};", text)
+    return re.sub(
+        r"[^\w .,()+/·…-]|_", lambda match: f"&#{ord(match[0])};", one_line(value, longest)
+    )

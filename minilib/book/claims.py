@@ -32,7 +32,7 @@ from typing import Any
 
 from minilib import chapters, ledger, settings
 from minilib.book import stats
-from minilib.provenance import UsageError, one_line, read_yaml
+from minilib.provenance import UsageError, one_line, read_yaml, shown
 
 FILE = Path("book", "claims.yml")
 PRESETS = ("paper", "small")  # the largest scale that has the numbers decides
@@ -113,8 +113,8 @@ def _claim(entry, number: int) -> Claim:
     known = [field.name for field in fields]
     for name, text in entry.items():
         if name not in known:
-            shown = one_line(str(name), 60)
-            raise ClaimError(f"{name_of}: unknown entry {shown!r}; known are {', '.join(known)}")
+            line = f"{name_of}: unknown entry {shown(name)}; known are {', '.join(known)}"
+            raise ClaimError(line)
         if isinstance(text, (dict, list)) or text is None:
             raise ClaimError(f"{name_of}: {name} is {_kind(text)}; accepted: a text")
     absent = [f.name for f in fields if f.default is dataclasses.MISSING and f.name not in entry]
@@ -122,8 +122,8 @@ def _claim(entry, number: int) -> Claim:
         raise ClaimError(f"{name_of}: it lacks {', '.join(absent)}")
     claim = Claim(**{name: " ".join(str(text).split()) for name, text in entry.items()})
     if claim.chapter not in settings.CHAPTERS:
-        shown, known = one_line(claim.chapter, 60), ", ".join(settings.CHAPTERS)
-        raise ClaimError(f"{name_of}: chapter is {shown!r}; accepted: {known}")
+        known = ", ".join(settings.CHAPTERS)
+        raise ClaimError(f"{name_of}: chapter is {shown(claim.chapter)}; accepted: {known}")
     check(claim)
     if claim.void:
         check(dataclasses.replace(claim, test=claim.void))
@@ -353,8 +353,7 @@ def check(claim: Claim) -> ast.expr:
         _check_test(tree)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         reason = str(error) if type(error) is ValueError else "it is not an expression"
-        shown = claim.test if len(claim.test) <= 80 else claim.test[:80] + "…"
-        raise ClaimError(one_line(f"{claim.id}: {shown!r}: {reason}")) from None
+        raise ClaimError(one_line(f"{claim.id}: {shown(claim.test)}: {reason}")) from None
     return tree
 
 
@@ -420,8 +419,7 @@ def _check_divisor(node: ast.expr) -> None:
 
 
 def _shown(node: ast.expr) -> str:
-    text = ast.unparse(node)
-    return text if len(text) <= 60 else text[:60] + "…"
+    return one_line(ast.unparse(node), 60)
 
 
 def value(node: ast.expr, calls: dict[str, Callable]):

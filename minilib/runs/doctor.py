@@ -118,32 +118,23 @@ def preset_rows(root: Path) -> Report:
     )
     models = tables("HUB_", ("models.text", "models.causal"))
     sets = set(mirrors) | set(hub) | {"toy-reviews", "toy-topics", "digits"}
+    state_of = {
+        "data": lambda name: data_state(name, mirrors, hub),
+        "paraphrases": paraphrase_state,
+        "models": lambda name: model_state(name, models),
+    }
     rows, missing_names = [], {}
     for path in sorted((root / "presets").glob("*.yml")):
         head = re.search(r"^# Machine: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         rows.append((f"preset {path.stem}", head[1] if head else ""))
-        states = {}
-        for chapter in execute.chapters(root):
-            chapter_needs = needs(params(root, chapter, path.stem), sets, {*OF_WHEEL, *models})
-            states |= {
-                ("data", name): data_state(name, mirrors, hub) for name in chapter_needs["data"]
-            }
-            states |= {
-                ("paraphrases", name): paraphrase_state(name)
-                for name in chapter_needs["paraphrases"]
-            }
-            states |= {
-                ("models", name): model_state(name, models) for name in chapter_needs["models"]
-            }
-        for kind in ("data", "paraphrases", "models"):
-            texts = []
-            for state in (HERE, HUB, MISSING):
-                names = [
-                    name for (k, name), value in states.items() if k == kind and value == state
-                ]
-                texts += [f"{', '.join(sorted(names))} ({state})"] if names else []
-                if state == MISSING:
-                    missing_names.setdefault(kind, set()).update(names)
+        values = [params(root, chapter, path.stem) for chapter in execute.chapters(root)]
+        chapter_needs = [needs(each, sets, {*OF_WHEEL, *models}) for each in values]
+        for kind, state in state_of.items():
+            by_state = {HERE: [], HUB: [], MISSING: []}
+            for name in sorted({name for each in chapter_needs for name in each[kind]}):
+                by_state[state(name)].append(name)
+            missing_names.setdefault(kind, set()).update(by_state[MISSING])
+            texts = [f"{', '.join(names)} ({word})" for word, names in by_state.items() if names]
             rows += [(f"  {kind}", "; ".join(texts))] if texts else []
     return rows, [fix(kind, sorted(names)) for kind, names in missing_names.items() if names]
 

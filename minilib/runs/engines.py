@@ -181,12 +181,18 @@ def _execute(job: execute.Plan, time_limit: float | None) -> Outcome:
     return Outcome(execute.why(job, record), cause)
 
 
-def failure(error: Exception) -> Outcome:
-    """An exception as an outcome: what it was, in one line, and its cause."""
+def failure(error: Exception, kills_before: float = math.inf) -> Outcome:
+    """An exception as an outcome: what it was, in one line, and its cause.
+
+    kills_before: ``execute.oom_kills`` when the work began.
+    """
     name, text = type(error).__name__, provenance.one_line(error)
     if isinstance(error, UsageError | ledger.LedgerError | UserWarning) or execute.FULL in text:
         return Outcome(text, "refused")  # nothing can be kept, or no notebook started
     if isinstance(error, BrokenProcessPool):
+        if execute.oom_kills() > kills_before:
+            reason = "memory ran out and its process was killed"
+            return Outcome(f"{reason}; fewer --workers leave more to each", "memory")
         return Outcome("its process was killed, as the system does where memory runs out", "lost")
     if name in ("MemoryError", "OutOfMemoryError") or re.search(execute.OUT_OF_MEMORY, text):
         return Outcome(f"out of memory, fewer --workers leave more to each: {text}", "memory")
@@ -202,16 +208,16 @@ def _kept_up(queue: Queue, places: int, submit: Callable[[int, object], Future])
         while idle_places and (work := queue.take(last_work.get(idle_places[0]))) is not None:
             place = idle_places.pop(0)
             last_work[place] = work
-            futures[submit(place, work)] = place, work
+            futures[submit(place, work)] = place, work, execute.oom_kills()
         if not futures:
             return
         for future in wait(futures, return_when=FIRST_COMPLETED).done:
-            place, work = futures.pop(future)
+            place, work, kills_before = futures.pop(future)
             idle_places.insert(0, place)
             try:
                 outcome = future.result()
             except Exception as error:  # of whatever had it, and not of the work
-                outcome = failure(error)
+                outcome = failure(error, kills_before)
                 if outcome.cause != "memory":
                     outcome = dataclasses.replace(outcome, cause="lost")
             if queue.over(work, outcome):

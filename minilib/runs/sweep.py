@@ -26,7 +26,7 @@ from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from minilib import chapters, ledger, provenance
 from minilib.book import stats
-from minilib.provenance import UsageError
+from minilib.provenance import UsageError, counted
 from minilib.runs import engines, execute, storage
 
 Values = Annotated[list, Field(min_length=1)]
@@ -76,8 +76,7 @@ def checked(spec: dict, what: Path | str, base: Iterable[str] = ()) -> Spec:
     try:
         spec = TypeAdapter(Spec).validate_python(spec)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        raise UsageError(f"{what}: {'.'.join(map(str, first['loc']))}: {first['msg']}") from None
+        raise UsageError(f"{what}: {provenance.first_fault(error)}") from None
     grid, pairs, rows = spec.get("grid", {}), spec.get("zip", {}), spec.get("list", [])
     if rows and (grid or pairs):
         raise UsageError(f"{what}: a sweep has a grid and a zip, or a list, not both")
@@ -415,11 +414,6 @@ def estimate(recipes: list) -> tuple[float, int]:
 
 def _but_seeds(one) -> tuple:
     return tuple(pair for pair in ledger.columns(one).items() if not pair[0].endswith("seed"))
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things as a person writes it."""
-    return f"{number} {what}" + "s" * (number != 1)
 
 
 def span(seconds: float) -> str:

@@ -165,7 +165,7 @@ def test_a_colophon_says_what_was_read_and_where_it_was_made(read, capsys):
     ledger._computed.clear()
     ledger.run([toy.ToySlow(number=1), toy.ToySlow(number=2)])
     shown = ledger.colophon("06_reads", {"alpha": 2.0})
-    assert shown.said == "1 trials were read from the ledger, 1 computed here."
+    assert shown.said == "1 trial was read from the ledger, 1 computed here."
     (row,) = shown.rows
     assert row["trials"] == 2 and row["machine"] == ledger.machine_of(had)
     assert "1 computed here" in row["remarks"] and had.commit in row["commit"]

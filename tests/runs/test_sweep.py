@@ -523,6 +523,40 @@ def test_memory_that_runs_out_is_named(book, capsys):
     assert ": out of memory, fewer --workers" in out and "1 failed, 0 missing" in out
 
 
+@pytest.fixture
+def little_memory():
+    """What a process calls to have 600 MiB with its children, where memory can be limited."""
+    group = Path(f"/sys/fs/cgroup/memory/minilib-{os.getpid()}")
+    try:
+        group.mkdir()
+        for name in ("memory.limit_in_bytes", "memory.memsw.limit_in_bytes"):
+            (group / name).write_text(str(600 * 2**20))
+    except OSError:
+        with contextlib.suppress(OSError):
+            group.rmdir()
+        pytest.skip("memory cannot be limited here")
+    yield lambda: (group / "cgroup.procs").write_text(str(os.getpid()))
+    wait(lambda: not (group / "cgroup.procs").read_text())
+    group.rmdir()
+
+
+@pytest.mark.parametrize("method", ["eats", "eats in the notebook"])
+def test_what_the_system_kills_where_memory_runs_out_is_named_and_final(
+    book, little_memory, method
+):
+    words = [*DRIVER, toy.CHAPTER, "--preset", "smoke", "-p", f"method={method}"]
+    first, again = (
+        subprocess.run(words, preexec_fn=little_memory, capture_output=True, text=True)
+        for _ in range(2)
+    )
+    assert first.returncode == again.returncode == 1, first.stdout + first.stderr
+    assert "memory ran out" in first.stderr and "Traceback" not in first.stderr
+    planned = sweep.plan(toy.CHAPTER, preset="smoke", base={"method": method})
+    assert sweep.survey(planned).final and "memory ran out" not in again.stderr
+    assert len(log("begin")) == 3 and len(kept()) == 2 + (method != "eats")
+    assert log("notebook") == ["0"] * (method != "eats")
+
+
 def test_a_missing_data_set_is_no_fault_of_the_trial(book, capsys):
     assert "DataError: no sst2; set MINILIB_DATA" in swept("-p", "method=no-data", code=1)[1]
     out = call(capsys, f"{STATUS}no-data")[1]  # counted as the sweep counted it

@@ -23,7 +23,7 @@ SANITIZE = r"""
 regex: \d+(\.\d+)? ?s(econds)?\b
 replace: TIME
 [trials]
-regex: \d+ trials: \d+ from the ledger, \d+ computed( in TIME)?(; made on [^\n]*)?
+regex: \d+ trials?: \d+ from the ledger, \d+ computed( in TIME)?(; made on [^\n]*)?
 replace: TRIALS
 [pixels]
 regex: iVBORw0KGgo[A-Za-z0-9+/=\n]+
