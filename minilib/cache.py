@@ -6,7 +6,9 @@ run leaves no half-written entry.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import warnings
 from collections.abc import Callable
 
@@ -30,14 +32,18 @@ def kept_model(
 
     What data sets training read is kept with the model, and noted again when it is taken from the
     cache. An entry whose weights do not match their checksum, or that is another recipe's, is made
-    again, with a warning; a model that cannot be kept (a full disk) is returned, with one too.
+    again, with a warning; a model that cannot be kept (a full disk, a folder that
+    cannot be written) is returned, with one too.
     """
     kind, key = ledger.kind_of(one), ledger.key_of(one)
     folder = cache_dir() / kind.name
-    folder.mkdir(parents=True, exist_ok=True)
     note, weights = folder / f"{key}.json", folder / f"{key}.safetensors"
-    with filelock.FileLock(folder / f"{key}.lock"):  # freed by the system if its holder dies
-        if note.exists():
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):  # a folder that cannot be written may still be read
+            folder.mkdir(parents=True, exist_ok=True)
+            # Freed by the system if its holder dies.
+            stack.enter_context(filelock.FileLock(folder / f"{key}.lock"))
+        if os.path.exists(note):  # also where what should be a folder is a file
             try:
                 meta = json.loads(note.read_text(encoding="utf-8"))
                 if meta["recipe"] != ledger.described(one):
@@ -59,6 +65,7 @@ def kept_model(
             meta = {"recipe": ledger.described(one), "sha256": sha256, "history": history}
             write_json(note, meta | {"data": plain(data)})
         except (OSError, SafetensorError) as error:
-            temp_path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                temp_path.unlink(missing_ok=True)
             warnings.warn(f"{kind.name} {key} is not kept: {error}", stacklevel=2)
         return model.eval(), history

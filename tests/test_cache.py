@@ -130,6 +130,35 @@ def test_a_full_disk_takes_the_entry_and_not_the_model(own_cache, monkeypatch):
     assert train.calls == 1
 
 
+@pytest.mark.parametrize("place", ["a file", "no room for a lock"])
+def test_where_nothing_can_be_kept_the_model_is_trained_all_the_same(tmp_path, monkeypatch, place):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" if place == "a file" else tmp_path
+    monkeypatch.setenv("MINILIB_CACHE", str(folder))
+    if place == "no room for a lock":
+        monkeypatch.setattr(cache.filelock.FileLock, "acquire", full)
+        monkeypatch.setattr(loading, "save", full)
+    with pytest.warns(UserWarning, match="is not kept"):
+        model, _ = cache.kept_model(ONE, build, Trainer())
+    assert model.weight[0, 0] == 2
+
+
+def test_a_cache_that_can_only_be_read_is_read(own_cache, monkeypatch):
+    def full(*_):
+        raise OSError(30, "Read-only file system")
+
+    cache.kept_model(ONE, build, Trainer())
+    monkeypatch.setattr(cache.filelock.FileLock, "acquire", full)
+    train = Trainer()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model, _ = cache.kept_model(ONE, build, train)
+    assert model.weight[0, 0] == 2 and train.calls == 0
+
+
 WORKER = """
     import os, sys, time
     from pathlib import Path

@@ -107,3 +107,21 @@ def test_a_circle_is_found(tmp_path):
     (tmp_path / "names.py").write_text("def f():\n    from .ledger import run")
     with pytest.raises(CycleError):
         TopologicalSorter(imports(tmp_path)).prepare()
+
+
+# ---------------------------------------------------------------- other systems
+
+
+def test_nothing_asks_after_a_process_by_a_signal_or_imports_what_windows_lacks():
+    """`os.kill(pid, 0)` tells on Linux whether a process is there; on Windows it sends CTRL-C."""
+    lacking = {"fcntl", "grp", "pwd", "termios", "resource", "pty"}
+    sources = [*LIBRARY.rglob("*.py"), *(ROOT / "tools").glob("*.py"),
+               *(ROOT / "book" / "_ext").glob("*.py")]  # fmt: skip
+    for path in sources:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        calls = {ast.unparse(node) for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+        assert not calls & {"os.kill", "os.killpg", "os.fork", "os.geteuid"}, path
+        for node in tree.body:  # inside a function it may be caught
+            if isinstance(node, ast.Import | ast.ImportFrom):
+                names = {getattr(node, "module", None), *(one.name for one in node.names)}
+                assert not names & lacking, path

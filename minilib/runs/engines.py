@@ -16,6 +16,7 @@ import re
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -316,7 +317,8 @@ def ray(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
     )
     variables = {name: value for name, value in os.environ.items()
                  if name.startswith(("MINILIB_", "HF_", "OMP_"))}  # fmt: skip
-    _answers(options.address)
+    if options.address:
+        _answers(options.address)
     try:
         cluster.init(
             address=options.address,
@@ -352,15 +354,34 @@ def ray(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
         cluster.shutdown()
 
 
-def _answers(address: str | None, seconds: float = 10) -> None:
-    """Raise UsageError where nobody answers at HOST:PORT or ray://HOST:PORT; Ray waits minutes."""
-    match = re.fullmatch(r"(?:ray://)?(\[?[^/\s]+?\]?):(\d{1,5})", address or "")
-    if not match:
-        return
+JOIN = """
+import sys, ray
+try:
+    ray.init(address=sys.argv[1], log_to_driver=False)
+except Exception as error:
+    sys.exit(" ".join(str(error).split()))
+"""
+
+
+def _answers(address: str, seconds: float = 10, join_seconds: float = 60) -> None:
+    """Raise UsageError where no cluster answers at HOST:PORT, ray://HOST:PORT or "auto".
+
+    Ray itself waits for minutes, or for ever where somebody else answers; so a process that can be
+    ended joins first.
+    """
     try:
-        socket.create_connection((match[1].strip("[]"), int(match[2])), seconds).close()
+        if match := re.fullmatch(r"(?:ray://)?(\[?[^/\s]+?\]?):(\d{1,5})", address):
+            socket.create_connection((match[1].strip("[]"), int(match[2])), seconds).close()
+        words = [sys.executable, "-c", JOIN, address]
+        joined = subprocess.run(words, capture_output=True, text=True, timeout=join_seconds)
     except (OSError, OverflowError) as error:
         raise UsageError(f"nobody answers at --address {address}: {error}") from None
+    except subprocess.TimeoutExpired:
+        reason = f"no cluster answers at --address {address} within {join_seconds:g} s"
+        raise UsageError(reason) from None
+    if joined.returncode:
+        lines = joined.stderr.strip().splitlines() or [f"ended with code {joined.returncode}"]
+        raise UsageError(f"Ray could not be started at --address {address}: {lines[-1]}")
 
 
 def _sent(recipe, time_limit: float | None = None) -> Outcome:

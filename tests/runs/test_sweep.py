@@ -231,7 +231,25 @@ def test_nobody_answering_is_told_at_once():
         for text in (address, f"ray://{address}"):
             with pytest.raises(UsageError, match=f"nobody answers at --address {text}"):
                 engines._answers(text)
-    engines._answers("auto")
+
+
+@pytest.mark.parametrize(
+    "does, says",
+    [
+        ("while True: pass", "no cluster answers at --address auto within 2 s"),
+        (
+            "raise ConnectionError('no\\nnode')",
+            "could not be started at --address auto: no node",
+        ),
+        ("print('joined')", None),
+    ],
+)
+def test_a_cluster_is_joined_by_a_process_that_can_be_ended(tmp_path, monkeypatch, does, says):
+    (tmp_path / "ray.py").write_text(f"def init(**_):\n    {does}\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    expected = pytest.raises(UsageError, match=says) if says else contextlib.nullcontext()
+    with expected:
+        engines._answers("auto", join_seconds=2 if says and "within" in says else 600)
 
 
 def test_a_trial_that_takes_too_long_has_failed_by_itself(book, monkeypatch):
@@ -555,6 +573,24 @@ def test_what_the_system_kills_where_memory_runs_out_is_named_and_final(
     assert sweep.survey(planned).final and "memory ran out" not in again.stderr
     assert len(log("begin")) == 3 and len(kept()) == 2 + (method != "eats")
     assert log("notebook") == ["0"] * (method != "eats")
+
+
+def test_work_goes_on_without_what_windows_lacks(book, monkeypatch):
+    def sends_ctrl_c(pid, number):
+        raise AssertionError(f"os.kill({pid}, {number})")
+
+    monkeypatch.setattr(os, "kill", sends_ctrl_c)
+    for owner, names in ((os, ("setsid", "sched_getaffinity", "ttyname")),
+                         (signal, ("SIGALRM", "setitimer"))):  # fmt: skip
+        for name in names:
+            monkeypatch.delattr(owner, name)
+    monkeypatch.setitem(sys.modules, "resource", None)
+    work = some(1, 2)
+    with ledger.locked(ledger.local_folder() / "swept", ledger.key_of(work[0])):
+        assert engines.busy(work[0])
+    assert engines.perform(work[0], time_limit=1.0).error is None
+    assert ledger.look(work[0]).peak_mib is None and engines.cores() >= 1
+    assert execute.oom_kills() >= 0 and engines.environments(engines.Options(workers=2))
 
 
 def test_a_missing_data_set_is_no_fault_of_the_trial(book, capsys):
