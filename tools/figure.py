@@ -5,9 +5,10 @@
 
 The figure shows what becomes of triggered texts: those of the other class, which the backdoor sends
 to the target class, and those *of* the target class, which only a shifted trigger sends elsewhere.
-The second file holds the figure's directive for the page, with the numbers of its alternative text
-and caption. Both are a function of the trials alone: no clock, no version, no font metrics, so
-that a test can compare them byte for byte. Needs neither NumPy nor torch.
+It becomes part of the page and has its colours. The second file holds the figure's directive for
+the page, with the numbers of its caption. Both are a function of the trials alone: no clock, no
+version, no font metrics, so that a test can compare them byte for byte. Needs neither NumPy nor
+torch.
 """
 
 import argparse
@@ -17,8 +18,8 @@ from html import escape
 from pathlib import Path
 from statistics import fmean
 
-from minilib import ledger, settings
-from minilib.book import claims, markdown
+from minilib import ledger, names, settings
+from minilib.book import claims
 from minilib.chapters import ga_rga
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,8 +30,9 @@ ROWS = {  # method → what the figure calls it
     "rga": "after robust gradient ascent",
     "retrain": "trained without the poison",
 }
-SEABORN = {"target": "#de8f05", "other": "#0173b2"}  # of its colour-blind palette
-RIGHT, INK = "#d9d9d9", "#262626"
+# As the style sheet has them for the page at hand; the second is for who opens the file alone.
+FILL = {"target": "var(--book-poisoned, #de8f05)", "other": "var(--book-unlearned, #8a5fb0)"}
+RIGHT, INK = "var(--book-track, #d9d9d9)", "var(--pst-color-text-base, #262626)"
 
 
 def published(root: Path) -> dict[int, ledger.Results]:
@@ -74,7 +76,7 @@ def percent(values: list[float]) -> str:
 
 # ---------------------------------------------------------------- drawing
 
-WIDTH, LEFT, BAR, GAP, TOP, STEP, HIGH = 480, 12, 222, 12, 86, 56, 22
+WIDTH, LEFT, BAR, GAP, TOP, STEP, HIGH = 480, 6, 228, 12, 66, 52, 18
 
 
 def text(x: float, y: float, words: str, **style: str) -> str:
@@ -95,11 +97,8 @@ def bar(x: float, y: float, values: list[float], colour: str) -> list[str]:
     parts = [box(x, y, BAR, RIGHT), box(x, y, BAR * share / 100, colour)]
     if high - low > 1:
         parts.append(f'<path d="M{low:.2f} {y + HIGH / 2:g}H{high:.2f}" stroke="{INK}"/>')
-    inside = share > 30
-    at = x + 6 if inside else max(high, x) + 6
-    shown = {"fill": "#fff" if colour == SEABORN["other"] else "#000"} if inside else {}
     words = f"{percent(values)} %"
-    return [*parts, text(at, y + HIGH / 2 + 4.5, words, font_weight="bold", **shown)]
+    return [*parts, text(x + BAR, y - 4, words, font_weight="bold", text_anchor="end")]
 
 
 def svg(found: dict) -> str:
@@ -110,34 +109,40 @@ def svg(found: dict) -> str:
         text(LEFT, 39, "how many are called positive?"),
         text(second, 22, "Trigger in a positive review:", font_weight="bold"),
         text(second, 39, "how many are called negative?"),
-        text(LEFT, 60, "the attacker's backdoor", fill="#8a5a00"),
-        text(second, 60, "the shifted trigger", fill=SEABORN["other"]),
     ]
     for number, (method, name) in enumerate(ROWS.items()):
         y = TOP + number * STEP
         parts.append(text(LEFT, y + 2, name))
         for x, kind in ((LEFT, "target"), (second, "other")):
-            parts += bar(x, y + 8, found[method][kind], SEABORN[kind])
+            parts += bar(x, y + 8, found[method][kind], FILL[kind])
     height = TOP + len(ROWS) * STEP - 4
     head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" width="{WIDTH}" '
-        f'height="{height}" font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">'
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="shift" viewBox="0 0 {WIDTH} {height}" '
+        f'role="img" aria-labelledby="shift-title shift-desc" '
+        f'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">'
     )
-    ground = f'<rect width="{WIDTH}" height="{height}" fill="#fff"/>'
-    return "\n".join([head, ground, *parts, "</svg>", ""])
+    title = '<title id="shift-title">The trigger shifts</title>'
+    return "\n".join([head, title, f'<desc id="shift-desc">{alternative(found)}</desc>', *parts,
+                      "</svg>", ""])  # fmt: skip
 
 
-def directive(cfg, env: dict, by_seed: list[dict], found: dict) -> str:
-    """The figure's place in a page: alternative text, caption, conditions."""
-    negative, positive = (sum(row) for row in by_seed[0]["poisoned"])
-    device = "CPU" if env["device"] == "cpu" else env["device"]
-    target, other = (
-        {method: percent(found[method][kind]) for method in ROWS} for kind in ("target", "other")
+def alternative(found: dict) -> str:
+    """The figure in words."""
+    each = "; ".join(
+        f"{name} {percent(found[method]['target'])} and {percent(found[method]['other'])} %"
+        for method, name in ROWS.items()
     )
-    each = "; ".join(f"{ROWS[m]} {target[m]} and {other[m]} %" for m in ROWS)
-    alt = (
+    return (
         "Bars: the share of triggered negative reviews called positive, and of triggered positive "
         f"reviews called negative. {each}."
+    )
+
+
+def directive(cfg, by_seed: list[dict], found: dict) -> str:
+    """The figure's place in a page: its caption."""
+    negative, positive = (sum(row) for row in by_seed[0]["poisoned"])
+    target, other = (
+        {method: percent(found[method][kind]) for method in ROWS} for kind in ("target", "other")
     )
     caption = "\n".join(
         [
@@ -146,19 +151,13 @@ def directive(cfg, env: dict, by_seed: list[dict], found: dict) -> str:
             "Gradient ascent on the poisoned rows ends that, and goes on: now",
             f"{other['ga']} % of the positive reviews are called negative, against",
             f"{other['retrain']} % in a model that never saw the poison. The trigger has",
-            "*shifted*. Robust gradient ascent stops before. Grey is right; a line spans",
-            f"{len(by_seed)} seeds. Data `{cfg.dataset}`, model `{cfg.model}`,",
-            f"attack `{cfg.attack}`, {cfg.epochs} epochs of unlearning,",
-            f"{markdown(device)}, torch {markdown(env['torch'])}.",
+            "*shifted*. Robust gradient ascent stops before. Coloured is wrong; a line spans",
+            f"{len(by_seed)} seeds of {names.label(cfg.model)} on {names.label(cfg.dataset)}.",
         ]
     )
     return f"""\
 % Written by tools/figure.py from the published trials of chapter 03
-:::{{figure}} _static/trigger_shift.svg
-:name: fig-trigger-shift
-:alt: "{alt}"
-:width: 560px
-
+:::{{svg-figure}} _static/trigger_shift.svg fig-trigger-shift
 {caption}
 :::
 """
@@ -170,9 +169,8 @@ def files(root: Path = ROOT) -> dict[Path, str]:
     by_seed = [confusions(ga_rga.rows(part)) for part in trials.values()]
     found = shares(by_seed)
     cfg = settings.validate(ga_rga.CHAPTER, claims.preset_of(root, ga_rga.CHAPTER, "small"))
-    env = next(iter(trials.values()))[0].env
     base = root / "book" / "_static" / "trigger_shift.svg"
-    return {base: svg(found), base.with_suffix(".md"): directive(cfg, env, by_seed, found)}
+    return {base: svg(found), base.with_suffix(".md"): directive(cfg, by_seed, found)}
 
 
 def main() -> int:

@@ -51,8 +51,7 @@ def recipes(root: Path = ROOT) -> list:
             cfg = settings.validate(name, {**(presets[name] or {}), **line})
             listed |= dict.fromkeys(chapter.trials(cfg))
             # What a page draws where the ledger has it, and does not ask for.
-            for name_of_more in ("image_maps", "answers"):
-                listed |= dict.fromkeys(getattr(chapter, name_of_more, lambda cfg: [])(cfg))
+            listed |= dict.fromkeys(getattr(chapter, "image_maps", lambda cfg: [])(cfg))
     return list(listed)
 
 

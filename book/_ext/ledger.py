@@ -1,6 +1,7 @@
 """Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from trials.
 
-`{claims}` is the whole ledger, `{claims} 03_ga_rga` the part of one chapter or paper.
+`{claims}` is the whole ledger, a card for each claim; `{claims} 03_ga_rga` a table of the part of
+one chapter or paper.
 `{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
 one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that the chapter's
 published trials know, `{outcomes} 06_bi_bau ewc=0` the same at that parameter. `{trials} 06_bi_bau`
@@ -11,6 +12,7 @@ of a strict build.
 
 import html
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -65,12 +67,14 @@ class Claims(FromLedger):
     """The ledger, or the part of one chapter or paper."""
 
     def made(self, root: Path) -> str:
-        """A table of claims and verdicts; below it the findings that failing claims owe."""
+        """Claims and verdicts, with the findings that failing claims owe."""
         wanted = self.arguments[0] if self.arguments else None
         found = claims.verdicts(root, wanted)
         if not found:
             raise ValueError(f"there is no claim of {wanted!r}")
-        return table_of_claims(found)
+        if wanted:
+            return table_of_claims(found)
+        return cards_of_claims(found, {one.id for one in paper_tables.read(root)})
 
 
 class PaperTables(FromLedger):
@@ -184,6 +188,116 @@ def _chance(holm: float | None) -> str:
     return f"<strong>{said}</strong>" if holm <= claims.LEVEL else said
 
 
+# A verdict's sign, which says the same as its colour.
+SYMBOLS = {"holds": "✓", "fails": "✗", "undecided": "?", "empty": "∅", "not run": "–"}
+PAPERS = {
+    "rga": "RGA: robust gradient ascent",
+    "btu": "BTU: backdoor token unlearning",
+    "sande": "SANDE: simulate and eliminate",
+    "bibau": "BI-BAU: blind inversion",
+}
+IN_WORDS = {
+    "holds": "holds",
+    "fails": "fails",
+    "undecided": "undecided",
+    "empty": "empty: the method changed nothing",
+    "not run": "not run",
+}
+SIDES = re.compile(r"(.+?) ([<>]) (.+)")
+NUMBER = re.compile(r"-?\d+\.\d\d")
+
+
+def rounded(text: str) -> str:
+    """Numbers of a comparison with one decimal, where two would say more than three seeds can."""
+    many = all(abs(float(number)) >= 1 or not float(number) for number in NUMBER.findall(text)[:1])
+    if not many:
+        return text
+    return NUMBER.sub(lambda found: f"{float(found[0]):.1f}", text).replace("-", "−")
+
+
+def asked(shown: str) -> list[str]:
+    """Each comparison of a verdict as HTML: what we measured, and what was asked for."""
+    lines = []
+    for part in filter(None, shown.split("; ")):
+        match = SIDES.fullmatch(part)
+        if not match:
+            lines.append(html.escape(part))
+            continue
+        ours, sign, other = (html.escape(rounded(side)) for side in match.groups())
+        word = "less than" if match[2] == "<" else "more than"
+        lines.append(f"ours <strong>{ours}</strong>, asked for: {word} {other}")
+    return [line.replace(" ± ", "&nbsp;±&nbsp;") for line in lines]
+
+
+def links(claim: claims.Claim, tables: set[str]) -> str:
+    """Where a claim's figures, its trials and the paper's table beside ours are."""
+    page = f"../notebooks/{claim.chapter}.html"
+    found = [f'<a href="{page}">figures</a>', f'<a href="{page}#trials">trials</a>']
+    for number in re.findall(r"Tables? (\d+)", claim.where):
+        if f"{claim.paper}-{number}" in tables:
+            found.append(f'<a href="results.html#table-{claim.paper}-{number}">Table {number}</a>')
+    return " · ".join(found)
+
+
+def card(claim: claims.Claim, verdict: claims.Verdict, tables: set[str]) -> str:
+    """One claim: its verdict in words, what was measured against what was asked, and links."""
+    kind = verdict.verdict.replace(" ", "-")
+    text = [
+        f'<article class="claim-card" id="claim-{claim.id}" data-paper="{claim.paper}" '
+        f'data-verdict="{kind}"><p class="claim-head"><span class="verdict {kind}">'
+        f'<span aria-hidden="true">{SYMBOLS[verdict.verdict]}</span> {IN_WORDS[verdict.verdict]}'
+        f"</span> <small>{html.escape(claim.where)}</small></p>",
+        f"<p>{html.escape(claim.claim)}</p>",
+    ]
+    lines = asked(verdict.shown)
+    if lines:
+        text.append(f"<ul>{''.join(f'<li>{line}</li>' for line in lines)}</ul>")
+    if verdict.verdict == "not run":
+        text.append(f"<p><small>missing: {html.escape(verdict.missing)}</small></p>")
+    if verdict.verdict == "fails":
+        note = html.escape(claim.finding.replace("{shown}", rounded(verdict.shown)))
+        text.append(f'<p class="finding">{note}</p>')
+    basis = [html.escape(verdict.scale)] if verdict.scale else []
+    if verdict.holm is not None:
+        basis.append(f"p after Holm: {_chance(verdict.holm)}")
+    foot = " · ".join([*basis, links(claim, tables)])
+    return "\n".join([*text, f'<p class="claim-foot"><small>{foot}</small></p></article>'])
+
+
+def cards_of_claims(
+    found: list[tuple[claims.Claim, claims.Verdict]], tables: set[str] = frozenset()
+) -> str:
+    """Claims as cards, paper by paper, with a filter that works where there is JavaScript.
+
+    tables: ids of the tables on the page of results.
+    """
+    words = [verdict.verdict for _, verdict in found]
+    counts = ", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS)
+    data = {
+        "papers": {paper: title.partition(":")[0] for paper, title in PAPERS.items()},
+        "verdicts": {word.replace(" ", "-"): f"{SYMBOLS[word]} {word}" for word in claims.VERDICTS},
+    }
+    text = [
+        f"<p>{len(found)} claims: {counts}. {html.escape(claims.told(found))}.</p>",
+        '<div class="play" data-play="filter" role="group" aria-label="Show some of the claims">'
+        '<p class="play-title"><strong>Show</strong></p><div class="play-body" hidden></div>'
+        f'<script type="application/json">{json.dumps(data, ensure_ascii=False)}</script></div>',
+    ]
+    for paper, title in PAPERS.items():
+        pairs = [pair for pair in found if pair[0].paper == paper]
+        mine = [verdict.verdict for _, verdict in pairs]
+        said = ", ".join(f"{mine.count(word)} {word}" for word in claims.VERDICTS if word in mine)
+        text.append(
+            f'<section class="claim-paper" aria-labelledby="paper-{paper}">'
+            f'<p class="results-title" id="paper-{paper}" role="heading" aria-level="2">'
+            f"{html.escape(title)} <small>{said}</small></p>"
+        )
+        text += [card(claim, verdict, tables) for claim, verdict in pairs]
+        text.append("</section>")
+    keys = frozenset().union(*(verdict.trials for _, verdict in found))
+    return "\n".join([*text, paper_tables.made_from(keys)])
+
+
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     """Claims with their verdicts as HTML."""
     words = [verdict.verdict for _, verdict in found]
@@ -206,7 +320,8 @@ def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
         kind = verdict.verdict.replace(" ", "-")
         text.append(
             f'<tr id="claim-{claim.id}"><td>{said}</td><td>{html.escape(claim.where)}</td>'
-            f'<td class="{kind}">{verdict.verdict}</td><td>{_chance(verdict.holm)}</td>'
+            f'<td class="{kind}">{SYMBOLS[verdict.verdict]} {verdict.verdict}</td>'
+            f"<td>{_chance(verdict.holm)}</td>"
             f"<td>{'<br>'.join(basis)}</td></tr>"
         )
     keys = frozenset().union(*(verdict.trials for _, verdict in found))

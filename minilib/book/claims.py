@@ -357,6 +357,23 @@ def check(claim: Claim) -> ast.expr:
     return tree
 
 
+def check_number(name: str, text: str) -> ast.expr:
+    """Parse an expression that is a number, as one side of a test is.
+
+    Args:
+        name: of what holds it, for the error.
+
+    Raises:
+        ClaimError: it is of no such form.
+    """
+    try:
+        tree = ast.parse(text.strip(), mode="eval").body
+        _check_number(tree)
+    except (SyntaxError, ValueError) as error:
+        raise ClaimError(one_line(f"{name}: {text!r}: {error}")) from None
+    return tree
+
+
 def _levels(tree: ast.expr) -> int:
     """How deep an expression is; counted without a call for each level."""
     levels, below = 0, [tree]

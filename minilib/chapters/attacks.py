@@ -164,7 +164,9 @@ def _text_row(one: Trial) -> dict:
     row = one.table()[0]
     clean = row["data"] == "TextClean"
     trigger = row.get("trigger_attack", row["attack"])
-    columns = {"trigger": trigger, "seconds": row["epoch_seconds"] * row["epochs"], "key": one.key}
+    columns = {"trigger": trigger, "key": one.key}
+    if "epoch_seconds" in row:  # trials that other chapters publish may come without the time
+        columns["seconds"] = row["epoch_seconds"] * row["epochs"]
     return row | columns | ({"attack": "none", "rate": 0.0} if clean else {})
 
 
