@@ -82,22 +82,72 @@ class PaperTables(FromLedger):
 
     def made(self, root: Path) -> str:
         """The tables, each followed by the commands for what is missing."""
-        parts, every = [], {table.id: table for table in paper_tables.read(root)}
+        every = {table.id: table for table in paper_tables.read(root)}
         if self.arguments:
             (wanted,) = self.arguments
             if wanted not in every:
                 raise ValueError(f"there is no table {wanted!r}; accepted: {', '.join(every)}")
             return paper_tables.render(root, every[wanted], missing=False)
-        for table in every.values():
-            cells, filled = paper_tables.tally(root, table)
-            parts.append(paper_tables.render(root, table))
-            parts.append(f"<p>{filled} of {cells} cells have a trial here.</p>")
-            lines = paper_tables.missing(root, table)
-            if lines:
-                said = html.escape("\n".join(lines))
-                label = f"Commands that run the rest ({len(lines)})"
-                parts.append(f"<details><summary>{label}</summary><pre>{said}</pre></details>")
+        tallies = {name: paper_tables.tally(root, table) for name, table in every.items()}
+        parts = [coverage(every, tallies), LEGEND]
+        for paper, title in PAPERS.items():
+            parts.append(
+                f'<p class="results-title paper" role="heading" aria-level="2">{title}</p>'
+            )
+            parts += [
+                folded_table(root, table, *tallies[name])
+                for name, table in every.items()
+                if table.paper == paper
+            ]
         return "\n".join(parts)
+
+
+LEGEND = (
+    '<p class="results"><span class="swatch gap-near">≈ near: within two points</span> '
+    '<span class="swatch gap-off">~ off: within ten</span> '
+    '<span class="swatch gap-far">≠ far: beyond ten</span> '
+    '<span class="swatch missing">not run</span></p>'
+)
+
+
+def coverage(tables: dict[str, paper_tables.Table], tallies: dict[str, tuple[int, int]]) -> str:
+    """How much of each table has been run: a bar per table, with a link to it."""
+    cells, filled = (sum(one[k] for one in tallies.values()) for k in (0, 1))
+    lines = [f"<p><strong>{filled} of {cells} cells have a trial.</strong> By table:</p>"]
+    for paper, title in PAPERS.items():
+        lines.append(f'<div class="bars"><p class="bars-title">{title.partition(":")[0]}</p>')
+        for name, table in tables.items():
+            if table.paper != paper:
+                continue
+            total, run = tallies[name]
+            short = html.escape(re.sub(r"^[^,]*, |; ours.*$|:.*$", "", table.title))
+            about = html.escape(re.sub(r"^[^:]*: |; ours.*$", "", table.title))
+            lines.append(
+                f'<div class="bar"><span class="bar-name"><a href="#table-{name}">{short}</a> '
+                f'<small>{about}</small></span><span class="bar-track"><i class="fill clean" '
+                f'style="width:{100 * run / max(total, 1):.1f}%"></i></span>'
+                f'<span class="bar-value">{run}/{total}</span></div>'
+            )
+        lines.append("</div>")
+    return "\n".join(lines)
+
+
+def folded_table(root: Path, table: paper_tables.Table, cells: int, filled: int) -> str:
+    """A table of the page: what has been run, and folded what has not, with its commands."""
+    parts = [paper_tables.render(root, table, missing=False)] if filled else []
+    if not filled:
+        title = html.escape(table.title)
+        parts.append(f'<p class="results-title" id="table-{table.id}">{title}</p>')
+    parts.append(f"<p>{filled} of {cells} cells have a trial here.</p>")
+    lines = paper_tables.missing(root, table)
+    if lines:
+        rest = paper_tables.render(root, table, run=False)
+        said = html.escape("\n".join(lines))
+        parts.append(
+            "<details><summary>The lines that nobody has run, and the commands that run them "
+            f"({len(lines)})</summary>{rest}<pre>{said}</pre></details>"
+        )
+    return "\n".join(parts)
 
 
 class Outcomes(FromLedger):

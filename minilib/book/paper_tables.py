@@ -165,10 +165,15 @@ def shade(paper: float, mean: float) -> str:
     return "gap-near" if gap <= NEAR else "gap-off" if gap <= OFF else "gap-far"
 
 
-def render(root: Path, table: Table, missing: bool = True) -> str:
+# The same as its colour says, in a sign: near, off, far.
+SIGNS = {"gap-near": "≈", "gap-off": "~", "gap-far": "≠"}
+
+
+def render(root: Path, table: Table, missing: bool = True, run: bool = True) -> str:
     """The table as HTML: a block of lines for each setting, a line for each kind of row.
 
-    ``missing=False`` leaves out the lines that no trial has filled a cell of.
+    ``missing=False`` leaves out the lines that no trial has filled a cell of, ``run=False`` the
+    others, and the table's title with them.
     """
     numbers = published_numbers(root, table.chapter)
     kinds = list(dict.fromkeys(name for name in table.row.values() if name != "epochs"))
@@ -176,12 +181,14 @@ def render(root: Path, table: Table, missing: bool = True) -> str:
     head += "".join(f'<th colspan="2">{_label(name)}</th>' for name in table.metrics)
     subhead = "<th>paper</th><th>ours</th>" * len(table.metrics)
     title = html.escape(table.title)
-    text = [f'<p class="results-title" id="table-{table.id}">{title}</p>', '<div class="results">']
+    head_line = f'<p class="results-title" id="table-{table.id}">{title}</p>' if run else ""
+    text = [head_line, '<div class="results">']
     text.append(f'<table aria-label="{title}"><thead><tr>{head}</tr><tr>{subhead}</tr></thead>')
     text.append("<tbody>")
     width, block = len(kinds) + 2 * len(table.metrics), None
     for line in lines(root, table, numbers):
-        if not missing and not any(sample for _, sample in line["cells"].values()):
+        filled = any(sample for _, sample in line["cells"].values())
+        if not (run if filled else missing):
             continue
         setting = [_setting(name, line["key"][name]) for name in table.params if line["key"][name]]
         if setting != block:
@@ -190,7 +197,8 @@ def render(root: Path, table: Table, missing: bool = True) -> str:
         row = "".join(f"<th>{_label(line['key'][name])}</th>" for name in kinds)
         row += "".join(_cells(table, line, metric) for metric in table.metrics)
         text.append(f"<tr>{row}</tr>")
-    return "\n".join([*text, "</tbody></table></div>", made_from(numbers.used)])
+    foot = made_from(numbers.used) if run else ""
+    return "\n".join([*text, "</tbody></table></div>", foot])
 
 
 def _label(name: str) -> str:
@@ -216,9 +224,8 @@ def _cells(table: Table, line: dict, metric: str) -> str:
         return f'{paper}<td class="missing" title="{hint}">not run</td>'
     summary = stats.summary(sample.values(), level=None)
     ours, _, spread = stats.text(summary).partition(" ")
-    return (
-        f'{paper}<td class="{shade(mean, summary["mean"])}">{ours}<br><small>{spread}</small></td>'
-    )
+    kind = shade(mean, summary["mean"])
+    return f'{paper}<td class="{kind}">{SIGNS[kind]} {ours}<br><small>{spread}</small></td>'
 
 
 def missing(root: Path, table: Table) -> list[str]:
