@@ -175,8 +175,7 @@ WORKER = """
         return []
 
     Path(sys.argv[1], f"ready-{os.getpid()}").touch()
-    deadline = time.time() + 60
-    while len(list(Path(sys.argv[1]).glob("ready-*"))) < 2 and time.time() < deadline:
+    while len(list(Path(sys.argv[1]).glob("ready-*"))) < 2:
         time.sleep(0.01)
     one = toy.ToyVictim(data=toy.ToyData())
     model, _ = cache.kept_model(one, lambda: nn.Linear(3, 2), train)
@@ -192,7 +191,7 @@ def test_of_two_processes_one_trains_and_the_other_waits(own_cache, tmp_path):
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True)
         for _ in range(2)
     ]
-    outputs = [worker.communicate(timeout=120)[0].strip() for worker in workers]
+    outputs = [worker.communicate()[0].strip() for worker in workers]
     assert [worker.returncode for worker in workers] == [0, 0]
     assert outputs == ["4.0", "4.0"]
     assert len(list(tmp_path.glob("trained-*"))) == 1

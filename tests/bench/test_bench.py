@@ -49,7 +49,8 @@ def test_loops_compute_the_same_and_the_record_says_what_was_timed(name, measure
         assert record["case"]["device"] == "cpu"
         for one in spreads(record):
             assert one["n"] == len(one["values"]) == 1
-            assert 0 < one["min"] <= one["median"] <= one["max"]
+            # Seconds are a long run's less a short one's: of one turn on a busy machine, maybe none.
+            assert one["min"] <= one["median"] <= one["max"]
         machine = record.get("limits", {}).get("machine", {})
         for part in record.get("limits", {}).get("parts", {}).values():
             assert part["share"] == pytest.approx(part["rate"] / machine[part["limit"]])

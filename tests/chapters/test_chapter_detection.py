@@ -182,7 +182,6 @@ def test_both_readings_of_a_recipe_share_one_map(results, monkeypatch):
     code, cube = map(ledger.get, asked)
     assert len(maps) == 1
     assert (code.array("clusters") == cube.array("clusters")).all()
-    assert code.rows[0]["seconds"] >= cube.rows[0]["seconds"]
 
 
 @settings(max_examples=30, deadline=None)
