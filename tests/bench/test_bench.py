@@ -49,7 +49,7 @@ def test_loops_compute_the_same_and_the_record_says_what_was_timed(name, measure
         assert record["case"]["device"] == "cpu"
         for one in spreads(record):
             assert one["n"] == len(one["values"]) == 1
-            # Seconds are a long run's less a short one's: of one turn on a busy machine, maybe none.
+            # Some are a long run's less a short one's: on a busy machine maybe below zero.
             assert one["min"] <= one["median"] <= one["max"]
         machine = record.get("limits", {}).get("machine", {})
         for part in record.get("limits", {}).get("parts", {}).values():
