@@ -72,6 +72,7 @@ def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
             copy = next(queue)
         cells.append(cell)
         if cell.cell_type == "code" and copy is not None and "injected-parameters" in tags(copy):
+            copy.metadata["tags"] = [*tags(copy), "hide-input"]  # like the parameters themselves
             cells.append(copy)
             copy = next(queue)
     page.cells = cells
@@ -186,8 +187,10 @@ def run_note(notebook) -> nbformat.NotebookNode | None:
             "trained for seconds. They show that every cell runs; their numbers mean nothing. "
             f"{text}"
         )
+    # A reader of the book comes for its question; one of a check must see that it is one.
+    closed = "" if run["preset"] == "smoke" else " dropdown"
     note = nbformat.v4.new_markdown_cell(
-        f":::{{admonition}} What this page shows\n:class: run-note\n\n{text}\n:::"
+        f":::{{admonition}} What this page shows\n:class: run-note{closed}\n\n{text}\n:::"
     )
     note.id = "run-note"  # not a random one: the same run gives the same page
     return note

@@ -1,9 +1,9 @@
 """Sphinx extension: what a page owes its reader beyond its text.
 
-Buttons under a chapter's title (Colab, download, source), a card for who shares its address, a site
-map, and repairs of what the builder's own extensions write: a script put in twice, which is an
-error on every page; tables and figures wider than a phone, which must scroll inside themselves and
-be reached by keyboard; roles of bibliography entries that screen readers no longer know.
+Buttons beside a chapter's parameters (Colab, download, source), a card for who shares its address,
+a site map, and repairs of what the builder's own extensions write: a script put in twice, which is
+an error on every page; tables and figures wider than a phone, which must scroll inside themselves
+and be reached by keyboard; roles of bibliography entries that screen readers no longer know.
 
 The repository's address is found out here, by `tools/address.py`. Where there is none, or where the
 notebooks' first cells do not install from it, there are no launch buttons: they would open what
@@ -37,6 +37,7 @@ CARD = "_static/card.png"
 SCROLLS = "pst-scrollable-table-container"
 TABLE = re.compile(rf'(<div class="{SCROLLS}"[^>]*>\s*)?<table.*?</table>', re.DOTALL)
 PICTURE = re.compile(r'<img alt="[^"]*"[^>]* src="[^"]*_images/[^"]*\.png"[^>]*/?>')
+PARAMETERS = '<section id="parameters">'  # whoever changes them opens the notebook
 REFERENCE = "book/api/"
 WORD = re.compile(r'<span class="pre">([^<]*)</span>')
 DESCRIPTION = 200  # characters, about what a card shows
@@ -193,7 +194,8 @@ def finish(app: Sphinx, page: str, template: str, context: dict, doctree: object
         # A frame around each word of code, against line breaks that this page wants: half its size.
         body = WORD.sub(r"\1", body)
     if page.startswith(CHAPTERS):
-        body = body.replace("</h1>", "</h1>\n" + buttons(app.config, page), 1)
+        place = PARAMETERS if PARAMETERS in body else "</h1>"
+        body = body.replace(place, place + "\n" + buttons(app.config, page), 1)
     context["body"] = body
 
 

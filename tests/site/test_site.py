@@ -33,7 +33,7 @@ PNG = base64.b64encode(
     )
 ).decode()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXTENSIONS = ("api", "components", "executed", "ledger", "offline", "pages", "reader")
+EXTENSIONS = ("api", "chapters", "components", "executed", "ledger", "offline", "pages", "reader")
 ADDRESS = "https://github.com/some-one/a.book"
 BASE = "https://some-one.github.io/a.book/"
 CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}

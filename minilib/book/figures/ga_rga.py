@@ -19,6 +19,7 @@ from ...settings import GaRga, split
 from ...trials.text import unlearning_settings
 from ...unlearning import gradient_ascent
 from .. import plots, tables
+from . import compare
 
 METRICS = ["cacc", "lfr", "pacc", "dpacc"]
 ALPHAS = (1.0, 2.0, 3.0, 4.0)
@@ -54,7 +55,7 @@ def start(cfg: GaRga) -> pd.DataFrame:
     poisoned = frame.loc["poisoned"]
     print(f"{poisoned['poisons']:.0f} of {poisoned['rows']:.0f} training rows are poisoned")
     table = frame.loc[["retrain", "poisoned"], METRICS[:3]].astype(float)
-    return table.rename(names.label).rename(names.label, axis=1).round(2).rename_axis(None)
+    return table.rename(names.label).rename(names.label, axis=1).round(1).rename_axis(None)
 
 
 def masked_rows(cfg: GaRga) -> None:
@@ -172,6 +173,36 @@ def beside_paper(cfg: GaRga) -> pd.DataFrame:
     return tables.below(by_source)
 
 
+def outcome(cfg: GaRga):
+    """Where every method ends between LFR and PACC, seed by seed; the paper's (Tables 2 and 4)."""
+    where = {"model": "BERT", "dataset": cfg.dataset, "attack": cfg.attack}
+    cells = paper_values("rga", table="2", **where)
+    cells += paper_values("rga", table="4", method="poisoned", **where)
+    published: dict[str, dict[str, float]] = {}
+    for cell in cells:
+        published.setdefault(cell["method"], {})[cell["metric"]] = cell["mean"]
+    paper = {name: (row["lfr"], row["pacc"]) for name, row in published.items()}
+    methods = ["poisoned", *_methods(cfg), "retrain"]
+    return compare.plane(_at_the_end(every(cfg), cfg), methods, paper=paper)
+
+
+def over_epochs(cfg: GaRga):
+    """How far each method is from ReTrain after 10, 20 and all epochs, beside the paper's."""
+    frame, methods = _curves(cfg), _methods(cfg)
+    paper = {"model": "BERT", "dataset": cfg.dataset, "attack": cfg.attack}
+    by_epoch = {}
+    for epoch, table in ((10, "7"), (20, "8"), (30, "2")):
+        rows = frame[(frame["epoch"] == epoch) & frame["pacc"].notna()]
+        if len(rows):
+            by_epoch[f"after {epoch} epochs"] = tables.beside(
+                tables.summary(rows, "method", ["dpacc"], methods),
+                tables.paper_summary("rga", "method", ["dpacc"], methods, table=table, **paper),
+            )
+    if not by_epoch:
+        return plots.empty("no measurement at epoch 10, 20 or 30 in this run")
+    return compare.dumbbells(pd.concat(by_epoch), [names.label("dpacc")])
+
+
 def earlier(cfg: GaRga):
     """The same after 10 and 20 epochs (Tables 7 and 8)."""
     frame, order = _curves(cfg), ["retrain", *_methods(cfg)]
@@ -273,6 +304,12 @@ def alphas(cfg: GaRga) -> pd.DataFrame:
     return tables.beside(our_table, paper_table, names).rename_axis("α")
 
 
+def over_alpha(cfg: GaRga):
+    """The table of α as dumbbells."""
+    metrics = [names.label(name) for name in ("lfr", "dpacc")]
+    return compare.dumbbells(alphas(cfg), metrics, title="α, from 1 to 4")
+
+
 @ledger.memo
 def _searched(cfg: GaRga) -> pd.DataFrame:
     """Ten epochs at each learning rate, this seed; one row per method and rate."""
@@ -296,7 +333,19 @@ def rates(cfg: GaRga):
     columns = ["poisoned_loss", "dev_cacc", *METRICS]
     table = frame.set_index(["method", "lr"]).sort_index().rename("{:.0e}".format, level="lr")
     table = table.rename(names.label, level="method")[columns].rename(names.label, axis=1)
-    return table.astype(float).round(2)
+    return table.astype(float).round(1)
+
+
+def over_rate(cfg: GaRga):
+    """What a defender sees of a learning rate, and what it hides: dev CACC and ΔPACC."""
+    frame = _searched(cfg)
+    if not len(frame):
+        return plots.empty("not computed yet: minilib sweep sweeps/rga_lr.yml")
+    columns = ["method", "lr", "dev_cacc", "dpacc"]
+    figure = plots.lines(frame[columns].sort_values("lr"), ["dev_cacc", "dpacc"], x="lr")
+    for axis, value in zip(figure.axes, ("dev_cacc", "dpacc"), strict=True):
+        axis.set(xscale="log", xlabel="learning rate", ylabel=f"{names.label(value)} (%)")
+    return figure
 
 
 @ledger.memo
@@ -332,6 +381,15 @@ def topics(cfg: GaRga):
         paper.rename(columns={names.label("lfr"): names.label("error")}),
         ("ours, 10 epochs", "paper, 10 epochs"),
     )
+
+
+def topics_beside_paper(cfg: GaRga):
+    """The table of four classes as dumbbells."""
+    table = topics(cfg)
+    if not isinstance(table, pd.DataFrame):
+        return plots.empty("not computed yet: minilib sweep sweeps/rga_agnews.yml")
+    metrics = [names.label(name) for name in ("cacc", "pacc", "dpacc")]
+    return compare.dumbbells(table, metrics)
 
 
 # ---------------------------------------------------------------- numbers in sentences

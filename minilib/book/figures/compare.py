@@ -1,0 +1,247 @@
+"""Figures that stand where a reader compares: ours beside a paper's, before beside after.
+
+All draw what tables of the same page say, so that a table may fold. They take plain frames; the
+chapters' own figures ask the ledger.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+
+from ...names import BLUE, COLOURS, GREY, ORANGE, VERMILION, label
+
+PAPER = GREY  # the papers' numbers, in every figure that has them
+OURS = (BLUE, VERMILION, ORANGE)  # ours; a second and third where a paper's number has several
+NEAR = 14.0  # points around its target that a plane shows enlarged
+CELL = re.compile(r"(-?\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
+
+
+def number(cell: object) -> tuple[float, float]:
+    """Mean and spread of a table's cell "mean ± spread"; NaN for what is not there.
+
+    A loss that has diverged ("over 10⁶") is not there either: no axis could show it.
+    """
+    match = CELL.fullmatch(str(cell))
+    if match is None:
+        return math.nan, math.nan
+    return float(match[1]), float(match[2] or math.nan)
+
+
+def dumbbells(
+    table: pd.DataFrame, metrics: Sequence[str], columns: int = 4, title: str | None = None
+) -> plt.Figure:
+    """Draw each row of a table that sets ours beside a paper's as a dumbbell with its spread.
+
+    A filled dot is ours, a hollow diamond the paper's, a bar ± one standard deviation over seeds; a
+    dot without a bar is one seed or was published without a spread.
+
+    Args:
+        table: cells "mean ± spread"; columns (source, metric), where a source is the paper's if its
+            name begins with "paper"; rows (group, row) or row. A group has a panel per metric.
+        metrics: as the columns name them, in percent.
+        columns: panels beside each other. title: of the panel of a table without groups.
+    """
+    groups = {title or "": table}
+    if table.index.nlevels > 1:
+        names = dict.fromkeys(table.index.get_level_values(0))
+        groups = {str(name): table.xs(name, level=0) for name in names}
+    order = list(dict.fromkeys(str(row) for rows in groups.values() for row in rows.index))
+    panels = [(group, metric) for group in groups for metric in metrics]
+    columns = min(columns, len(panels))
+    height = -(-len(panels) // columns)
+    figure, axes = plt.subplots(
+        height, columns, figsize=(7, height * (0.75 + 0.23 * len(order))), sharey=True,
+        squeeze=False, layout="constrained",
+    )  # fmt: skip
+    sources = list(dict.fromkeys(source for source, _ in table.columns))
+    for axis, (group, metric) in zip(axes.flat, panels, strict=False):
+        _dumbbell_panel(axis, groups[group], order, sources, metric)
+        axis.set_title(group, fontsize=9)
+        axis.set_xlabel(f"{metric} (%)" if "(" not in metric else metric, fontsize=8)
+        axis.set_xlim(*_limits(table, metric))
+    for axis in axes.flat[len(panels) :]:
+        axis.set_visible(False)
+    axes[0, 0].set_yticks(range(len(order)), order, fontsize=8)
+    axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    handles = {name: one for axis in axes.flat
+               for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
+    figure.legend(
+        handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8
+    )
+    return figure
+
+
+def _dumbbell_panel(
+    axis: plt.Axes, rows: pd.DataFrame, order: Sequence[str], sources: Sequence[str], metric: str
+) -> None:
+    ours = iter(OURS)
+    ends: dict[str, list[float]] = {}
+    drawn = []
+    for source in sources:
+        is_paper = str(source).startswith("paper")
+        colour = PAPER if is_paper else next(ours)
+        if (source, metric) not in rows:
+            continue
+        places, means, spreads = [], [], []
+        for row, cell in rows[source, metric].items():
+            mean, spread = number(cell)
+            if math.isnan(mean):
+                continue
+            places.append(order.index(str(row)))
+            means.append(mean)
+            spreads.append(0 if math.isnan(spread) else spread)
+            ends.setdefault(str(row), []).append(mean)
+        style = {"fmt": "D" if is_paper else "o", "ms": 5 if is_paper else 4.5}
+        drawn.append((places, means, spreads, source, colour, is_paper, style))
+    for row, values in ends.items():
+        axis.plot([min(values), max(values)], [order.index(row)] * 2, color="0.8", lw=2.5, zorder=1)
+    # The paper's are hollow and beneath: where both agree, both can be seen.
+    for places, means, spreads, source, colour, is_paper, style in sorted(
+        drawn, key=lambda one: not one[5]
+    ):
+        axis.errorbar(
+            means, places, xerr=spreads, color=colour, label=str(source), elinewidth=1.2, mew=1.3,
+            mfc="white" if is_paper else colour, zorder=2 + (not is_paper), **style,
+        )  # fmt: skip
+    axis.grid(axis="y", lw=0.4)
+    axis.tick_params(axis="x", labelsize=8)
+
+
+def _limits(table: pd.DataFrame, metric: str) -> tuple[float, float]:
+    """What all panels of a metric show: its dots and bars, and a little more."""
+    cells = [
+        number(cell) for column in table.columns if column[1] == metric for cell in table[column]
+    ]
+    ends = [
+        mean + sign * (0 if math.isnan(spread) else spread)
+        for mean, spread in cells
+        for sign in (-1, 1)
+        if not math.isnan(mean)
+    ]
+    low, high = max(min(ends, default=0), 0), max(ends, default=100)
+    room = max(1.5, 0.07 * (high - low))
+    return low - room, high + room
+
+
+def plane(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    x: str = "lfr",
+    y: str = "pacc",
+    target: str = "retrain",
+    paper: Mapping[str, tuple[float, float]] | None = None,
+) -> plt.Figure:
+    """Draw every method as a point between two metrics, its seeds around it, and what it aims at.
+
+    A small dot is a seed, a large one their mean, the star the target's mean; a hollow diamond of
+    the same colour is the paper's.
+
+    Args:
+        frame: rows with ``method``, ``seed``, ``x`` and ``y`` in percent. methods: drawn, in order.
+        target: the method that all are measured by. paper: method → (x, y), as published.
+    """
+    figure, axes = plt.subplots(
+        1, 2, figsize=(7, 3.7), layout="constrained", width_ratios=(1.25, 1)
+    )
+    aim = frame.loc[frame["method"] == target, [x, y]].mean()
+    spare = iter(OURS * 8)
+    for name in methods:
+        rows = frame[frame["method"] == name].dropna(subset=[x, y])
+        colour = COLOURS.get(name) or next(spare)
+        if not len(rows):
+            continue
+        mean = rows[[x, y]].mean()
+        mark = {"marker": "*", "ms": 16} if name == target else {"marker": "o", "ms": 8}
+        for axis in axes:
+            axis.plot(rows[x], rows[y], ".", ms=6, color=colour, alpha=0.6, zorder=3)
+            axis.plot(mean[x], mean[y], ls="", color=colour, label=label(name), mec="white",
+                      zorder=4, **mark)  # fmt: skip
+            if paper and name in paper:
+                theirs = paper[name]
+                axis.plot(*theirs, "D", ms=6, mfc="none", mec=colour, mew=1.5, zorder=3)
+                axis.plot([mean[x], theirs[0]], [mean[y], theirs[1]], color=colour, lw=0.8,
+                          alpha=0.5, zorder=2)  # fmt: skip
+    if paper:
+        axes[0].plot([], [], "D", ls="", mfc="none", mec="0.4", mew=1.5, ms=6, label="paper's")
+    for axis in axes:
+        for draw, value in ((axis.axvline, aim[x]), (axis.axhline, aim[y])):
+            draw(value, color=COLOURS.get(target, "0.5"), lw=1, ls="--", zorder=1)
+        axis.set_xlabel(f"{label(x)} (%)")
+    axes[0].set(ylabel=f"{label(y)} (%)", title="all")
+    axes[0].margins(0.08)
+    axes[1].set(
+        title=f"near {label(target)}", xlim=(aim[x] - NEAR, aim[x] + NEAR),
+        ylim=(aim[y] - NEAR, aim[y] + NEAR),
+    )  # fmt: skip
+    figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center",
+                  ncols=len(methods) + bool(paper))  # fmt: skip
+    return figure
+
+
+def slopes(
+    frame: pd.DataFrame,
+    methods: Sequence[str],
+    left: str = "asr",
+    right: str = "r_asr",
+    bold: Sequence[str] = (),
+    control: Mapping[str, float] | None = None,
+) -> plt.Figure:
+    """Draw how far each method's rate climbs from ``left`` to ``right``, a panel per attack.
+
+    A line per method joins its means over seeds; a flat line at the bottom is what one wants.
+
+    Args:
+        frame: rows with ``attack``, ``method``, ``left`` and ``right`` in percent. bold: methods
+            that the chapter is about, in colour. control: attack → what ``right`` is for a model
+            that was never attacked, drawn as a broken line.
+    """
+    attacks = list(dict.fromkeys(frame["attack"]))
+    figure, axes = plt.subplots(
+        1, len(attacks), figsize=(7, 3.9), sharey=True, squeeze=False, layout="constrained"
+    )
+    for axis, attack in zip(axes[0], attacks, strict=True):
+        rows = frame[(frame["attack"] == attack) & frame["method"].isin(methods)]
+        means = rows.groupby("method")[[left, right]].mean().dropna()
+        tags = means[right].sort_values()
+        for (name, height), place in zip(tags.items(), _apart(tags.to_numpy(), 5.6), strict=True):
+            drawn_bold = name in bold
+            colour = OURS[list(bold).index(name)] if drawn_bold else "0.45"
+            axis.plot(
+                [0, 1], means.loc[name, [left, right]], "o-", color=colour, ms=4,
+                lw=2.4 if drawn_bold else 1.1, zorder=3 if drawn_bold else 2,
+            )  # fmt: skip
+            axis.annotate(
+                label(name), (1, height), xytext=(1.12, place), fontsize=7.5, color=colour,
+                va="center", fontweight="bold" if drawn_bold else "normal",
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.75"},
+            )  # fmt: skip
+        if control and attack in control:
+            axis.axhline(control[attack], color="0.3", lw=1, ls=":", zorder=1)
+        axis.set(title=label(attack), xlim=(-0.12, 1.75), ylim=(-6, 106))
+        axis.set_xticks([0, 1], [label(left), label(right)])
+        axis.grid(axis="x", lw=0.4)
+    axes[0, 0].set_ylabel("percent")
+    return figure
+
+
+def _apart(heights: np.ndarray, gap: float) -> list[float]:
+    """Places of labels for ascending heights, at least ``gap`` apart and as near as that allows."""
+    # Labels that touch form a group, which stands around the mean of what its members ask for.
+    groups: list[list[float]] = []
+    for height in heights:
+        groups.append([float(height)])
+        while len(groups) > 1 and _ends(groups[-2], gap)[1] + gap > _ends(groups[-1], gap)[0]:
+            groups[-2:] = [groups[-2] + groups[-1]]
+    return [_ends(group, gap)[0] + gap * number for group in groups for number in range(len(group))]
+
+
+def _ends(group: Sequence[float], gap: float) -> tuple[float, float]:
+    middle, half = sum(group) / len(group), gap * (len(group) - 1) / 2
+    low = max(middle - half, -3.0)  # a label stays in its panel
+    return low, low + 2 * half
