@@ -85,6 +85,9 @@ def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Seq
     return figure
 
 
+BROKEN = ("dga",)  # DGA is RGA without one small term, and lies where RGA does
+
+
 def _palette(methods) -> dict[str, str]:
     """The colour of each method; those that the book does not know share what is left."""
     spare = iter(sns.color_palette("husl", len(methods)).as_hex())
@@ -102,17 +105,26 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
     figure, axes = plt.subplots(1, len(values), figsize=(7, 3.2), squeeze=False)
     for axis, value in zip(axes[0], values, strict=True):
         rows = frame.dropna(subset=[value])
+        names = list(rows[hue].unique())
         sns.lineplot(
             rows,
             x=x,
             y=value,
             hue=hue,
-            palette=_palette(frame[hue].unique()) if hue == "method" else None,
+            hue_order=names,
+            palette=_palette(names) if hue == "method" else None,
+            style=hue,  # what would lie beneath another line is broken and on top of it
+            style_order=names,
+            dashes={name: (3, 2) if name in BROKEN else "" for name in names},
+            markers={name: "o" for name in names},
             errorbar="sd",
-            marker="o",
             markersize=4,
             ax=axis,
         )
+        for line, name in zip(axis.get_lines(), names, strict=False):
+            line.set_zorder(3 if name in BROKEN else 2)
+        if value == "lam":
+            axis.set_ylim(-0.04, 1.04)  # a weight; its band would go on where it cannot
         for name, height in (marks or {}).get(value, {}).items():
             axis.axhline(height, ls="--", lw=1.2, color=COLOURS.get(name, "0.3"))
             axis.annotate(
