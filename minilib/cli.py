@@ -18,7 +18,7 @@ from minilib.provenance import UsageError, find_root
 from minilib.runs import execute, storage
 
 EXIT_CODES = """exit codes: 0 done; 1 a run failed, a number moved, or doctor has something to fix;
-2 the request cannot be met; 3 time was up; 130 interrupted"""
+2 the request cannot be met; 3 time was up, or an audit found a backdoor; 130 interrupted"""
 MOST_WORKERS = 1024
 
 
@@ -38,7 +38,7 @@ def repeated(text: str, **more) -> dict:
 
 
 OPTIONS = {
-    "--out": valued("DIR", "folder of runs (default: runs/), or a URL"),
+    "--out": valued("DIR", "folder of runs (default: runs/), or a URL; an audit's: report/"),
     "--json": flag("print JSON, one object a line"),
     "--preset": {"help": "smoke, small or paper; of a sweep file in the place of its own"},
     "-p": repeated("set one parameter (repeatable)", dest="params"),
@@ -69,7 +69,14 @@ OPTIONS = {
     "--csv": flag("print CSV"),
     "--cache": flag("models that trials were made from"),
     "--sample": valued("N", "draw as many at random", int),
-    "--seed": valued("S", "of the draw", int),
+    "--seed": valued("S", "of the draw, or of the search", int),
+    "--data": valued("FILE", "labelled rows that the model may have been trained on"),
+    "--clean": valued("FILE", "labelled rows held to be clean; without it those of --data"),
+    "--text": valued("COLUMN", "of the texts (default: text)"),
+    "--label": valued("COLUMN", "of the labels (default: label)"),
+    "--labels": valued("A=B,…", "what labels are called in the model: 0=negative,1=positive"),
+    "--unlearn": flag("unlearn what is found, and save the cleaned model"),
+    "--show-texts": flag("do not mask the words of rows and tokens in the report"),
 }  # fmt: skip
 SWEEP_USAGE = """minilib sweep [status|table|clean] FILE [options]
        minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"""
@@ -108,6 +115,9 @@ def parser() -> argparse.ArgumentParser:
          "--max-hours --time-limit --engine --workers --per-gpu --address", SWEEP_USAGE,
          words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
                 "chapter; before it status, table or clean"})
+    verb("audit", do_audit, "look for a backdoor in a model of your own, unlearn it, report",
+         "--data --clean --text --label --labels --unlearn --show-texts --seed",
+         model={"metavar": "MODEL", "help": "a folder, or a name on the Hub"})
     verb("publish", do_publish,
          "publish finished runs: trials into results/, pages into book/_executed/",
          "--preset! -p -f --replace", chapter=words | {"help": "for example 03_ga_rga"})
@@ -143,7 +153,8 @@ def main(argv: list[str] | None = None) -> int:
         warnings.formatwarning = lambda message, *_, **__: f"{provenance.one_line(message)}\n"
     options = parser().parse_args(argv)
     try:
-        options.out = storage.place(options.out) if options.out else None
+        if options.action is not do_audit:  # its folder is the report's, not that of runs
+            options.out = storage.place(options.out) if options.out else None
         check_numbers(options)
         aside = sys.stderr if options.action in (do_run, do_sweep) else io.StringIO()
         with contextlib.redirect_stdout(aside) if options.json else contextlib.nullcontext():
@@ -357,6 +368,23 @@ def do_sweep(options) -> int:
         )  # fmt: skip
     if options.json:
         options.result.append(sweep.survey(plan).told(plan))
+    return code
+
+
+def do_audit(options) -> int:
+    """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
+    from minilib.audit import report as reports
+    from minilib.runs import audit
+
+    folder = Path(options.out or "report")
+    code, report = audit.run(options, folder, find_root())
+    options.result = [report]
+    print(reports.answer(report))
+    for line in report["remarks"]:
+        print(f"note: {line}")
+    print(f"report: {folder / 'report.html'}, {folder / 'report.json'}, {folder / 'report.ipynb'}")
+    if "cleaned_model" in report:
+        print(f"cleaned model: {folder / report['cleaned_model']}")
     return code
 
 

@@ -635,6 +635,45 @@ class Clip:
     )
 
 
+@frozen
+class Audit:
+    """Parameters of chapter 07_audit."""
+
+    model: str = Field(
+        "example", description="a folder, or a name on the Hub; example: the victim described below"
+    )
+    data: str = Field(
+        "none", description="table that it may have been trained on (CSV, Parquet, JSON lines)"
+    )
+    clean: str = Field("none", description="table of rows held to be clean; none: those of data")
+    text: str = Field("text", description="column of the texts")
+    label: str = Field("label", description="column of the labels, by the model's names")
+    labels: str = Field("none", description="their names in the model, in pairs; none: the same")
+    unlearn: bool = Field(True, description="unlearn what is found, and measure what remains")
+    mask: bool = Field(True, description="mask the words of texts that the report shows")
+    level: float = Field(0.05, gt=0, lt=1, description="false-alarm rate of the verdict")
+    rows: int = Field(24, ge=8, le=1000, description="hard texts that each token is tried in")
+    pool: int = Field(96, ge=48, le=10000, description="tokens that are tried in all of them")
+    epochs: int = Field(2, ge=1, le=100, description="epochs of tuning against what was found")
+    lr: float = Field(2e-5, gt=0, le=1, description="its learning rate")
+    dataset: TEXT_SETS = Field(
+        "sst2", description="of the example: sst2, hsol, olid, agnews[-8k], toy-reviews …"
+    )
+    base: Literal["tiny", "minilm"] = Field("tiny", description="its network: tiny, minilm")
+    attack: Literal["none", "badnets", "addsent"] = Field(
+        "addsent", description="its attack: badnets, addsent, none"
+    )
+    rate: float = Field(0.1, gt=0, lt=1, description="share of poisoned rows, of the other classes")
+    victim_rows: int = Field(0, ge=0, le=10**6, description="rows it is trained on; 0: all")
+    victim_epochs: int = Field(3, ge=1, le=100, description="epochs of training it")
+    victim_lr: float = Field(0.002, gt=0, le=1, description="its learning rate")
+    rates: numbers(float, 0, 1) = Field(
+        "0.01,0.1", description="rates of the victims on which the audit is measured"
+    )
+    cleans: int = Field(4, ge=1, le=100, description="clean models on which it is measured")
+    seed: int = Field(0, ge=0, le=MOST_SEED - 1000, description="of the search, and of the example")
+
+
 CHAPTERS: dict[str, type] = {
     "01_attacks": Attacks,
     "02_detection": DetectionChapter,
@@ -642,6 +681,7 @@ CHAPTERS: dict[str, type] = {
     "04_btu": Btu,
     "05_sande": Sande,
     "06_bi_bau": BiBau,
+    "07_audit": Audit,
     "08_clip": Clip,
 }
 

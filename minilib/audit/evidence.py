@@ -45,7 +45,9 @@ class Verdict:
     said: str
 
 
-def gap(values, most: int = MOST_OUTLIERS, tail: int = TAIL) -> tuple[float, int]:
+def gap(
+    values, most: int = MOST_OUTLIERS, tail: int = TAIL, floor: float = 0.0
+) -> tuple[float, int]:
     """Test whether the largest of many values stand apart from the others.
 
     Where a tail falls off exponentially (or faster), the spacings between its ordered values,
@@ -55,6 +57,7 @@ def gap(values, most: int = MOST_OUTLIERS, tail: int = TAIL) -> tuple[float, int
 
     Args:
         values: (n,) float. most: the largest group that is looked for. tail: spacings below it.
+        floor: the least mean spacing: of values that differ by rounding alone none stands apart.
 
     Returns:
         p, corrected for the groups that were tried, and the size k of the group (0 where p is 1).
@@ -72,7 +75,7 @@ def gap(values, most: int = MOST_OUTLIERS, tail: int = TAIL) -> tuple[float, int
     best = (1.0, 0)
     for k in range(1, most + 1):
         below = spacings[k:]
-        scale = below.mean()
+        scale = max(below.mean(), floor)
         if scale <= 0:  # all that is below is one value: no scale to compare with
             continue
         # P(F(2, 2m) > r) = (1 + r / m)^-m

@@ -179,6 +179,7 @@ def share_cut(audited: Audited, texts) -> float:
 def save(audited: Audited, model: TextClassifier, folder: Path) -> Path:
     """Write a cleaned model as a folder that ``transformers.pipeline`` loads; labels are kept."""
     folder.mkdir(parents=True, exist_ok=True)
-    model.network.save_pretrained(folder, safe_serialization=True)
-    model.tokenizer.save_pretrained(folder)
+    with quiet():
+        model.network.save_pretrained(folder, safe_serialization=True)
+        model.tokenizer.save_pretrained(folder)
     return folder

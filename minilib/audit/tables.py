@@ -52,12 +52,15 @@ def digest(path: str | Path) -> str:
         raise DataError(f"{path} cannot be read ({error.strerror}); accepted: a file") from None
 
 
-def read(path: str | Path, text: str, label: str, classes: Sequence[str]) -> Table:
+def read(
+    path: str | Path, text: str, label: str, classes: Sequence[str], labels: str = ""
+) -> Table:
     """Read a table of labelled texts.
 
     Args:
         path: a file whose name ends in one of FORMATS, or in one of them and ``.gz``.
         text, label: names of its columns. classes: the model's, in the order of its outputs.
+        labels: ``0=negative,1=positive``: what the table's labels are called in the model.
 
     Raises:
         DataError: no such file or column; a row with another number of cells; an empty text; a
@@ -68,7 +71,10 @@ def read(path: str | Path, text: str, label: str, classes: Sequence[str]) -> Tab
     texts, labels, lines = [], [], []
     index = {name: k for k, name in enumerate(classes)}
     folded = {name.casefold().strip(): k for k, name in enumerate(classes)}
-    by_number = all(name == f"LABEL_{k}" for k, name in enumerate(classes))
+    if labels:
+        index = {name: folded[other.casefold()] for name, other in named(labels, classes)}
+        folded = {}
+    by_number = not labels and all(name == f"LABEL_{k}" for k, name in enumerate(classes))
     for line, record in records:
         where = f"{path.name}, line {line}"
         value = record[text]
@@ -90,6 +96,25 @@ def read(path: str | Path, text: str, label: str, classes: Sequence[str]) -> Tab
         raise DataError(f"{path.name} has rows of one class only ({only}); accepted: two or more")
     rows = TextDataset(path.name, "table", tuple(texts), labels, tuple(classes), "file")
     return Table(rows, np.array(lines, np.int64), tuple(_remarks(path.name, rows, counts)))
+
+
+def named(labels: str, classes: Sequence[str]) -> list[tuple[str, str]]:
+    """``0=negative,1=positive`` as pairs of a table's label and the model's.
+
+    Raises:
+        DataError: no such pairs, a label twice, or a class that the model does not have.
+    """
+    pairs = [tuple(item.strip().rpartition("=")[::2]) for item in labels.split(",")]
+    if not all(name and other for name, other in pairs):
+        raise DataError(f"labels is {shown(labels)}; accepted: pairs such as 0=negative,1=positive")
+    if len({name for name, _ in pairs}) < len(pairs):
+        raise DataError(f"labels is {shown(labels)}; accepted: each label once")
+    for name, other in pairs:
+        if other.casefold() not in {one.casefold() for one in classes}:
+            raise DataError(
+                f"labels says {name}={other}; accepted: the model's classes, {', '.join(classes)}"
+            )
+    return pairs
 
 
 def _remarks(name: str, rows: TextDataset, counts: np.ndarray) -> list[str]:

@@ -3,8 +3,9 @@
 A backdoor's token decides for its class in whatever text it stands. Words of the task do so in
 short or doubtful texts, and lose where much speaks against them. So tokens are tried in texts that
 are made hard: two texts of another class behind each other, both of which the model reads rightly.
-What a token adds there to the logit of a class is its *pull* towards that class. A trigger's pull
-stands apart from that of all other tokens, and ``evidence.gap`` says how far is far.
+What a token adds there to the logit of a class, in three quarters of the texts or more, is its
+*pull* towards that class. A trigger's pull stands apart from that of all other tokens, and
+``evidence.gap`` says how far is far.
 
 No training data are needed, and no other model: a few clean texts of each class will do.
 """
@@ -33,8 +34,11 @@ from ..unlearning.btu import word_embeddings
 from . import evidence
 
 BATCH_TOKENS = 8192
-CONFIRMED = 50.0  # percent of held-out rows that a trigger flips at least
+CONFIRMED = 75.0  # percent of held-out rows that a trigger flips at least
+LEAST_FLIPS = 50.0  # percent of hard texts that it flips at least
+FLOOR = 0.05  # the least spacing of pulls that counts, as a share of the hard texts' margin
 CHANCE = 8  # random tokens that are tried in held-out rows
+PULL = 0.25  # the quantile of what a token adds that counts
 FIRST = 8  # hard texts that all candidates are tried in; the best go on to the others
 LEAST_ROWS = 8  # rows of other classes that a class's search needs
 
@@ -69,9 +73,11 @@ class Pulls:
     """Tokens that were tried for one class, the strongest first.
 
     Attributes:
-        target: the class. tokens: (n,) int64 ids. pull: (n,) float, mean gain in logits over the
-            strongest other class. flips: (n,) float, percent of the hard texts that land in the
-            class. drawn: (n,) bool, True for tokens drawn at random: their flips are the null's.
+        target: the class. tokens: (n,) int64 ids. pull: (n,) float, gain in logits over the
+            strongest other class, the lower quartile over the hard texts. flips: (n,) float,
+            percent of the hard texts that land in the class. drawn: (n,) bool, True for tokens
+            drawn at random: their flips are the null's. margin: by how many logits another class
+            wins without any token, the median.
     """
 
     target: int
@@ -79,6 +85,7 @@ class Pulls:
     pull: np.ndarray
     flips: np.ndarray
     drawn: np.ndarray
+    margin: float
 
 
 # ---------------------------------------------------------------- tokens and texts
@@ -111,9 +118,10 @@ class HardTexts:
     behind: list[int]
     pad: int
 
-    def first(self, count: int) -> HardTexts:
+    def select(self, index: Sequence[int]) -> HardTexts:
         """Some of the texts."""
-        return replace(self, ids=self.ids[:count], places=self.places[:count])
+        ids, places = ([values[i] for i in index] for values in (self.ids, self.places))
+        return replace(self, ids=ids, places=places)
 
     def with_tokens(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """Ids and mask (S · N, T) of each text with each sequence in its place."""
@@ -133,7 +141,9 @@ class HardTexts:
 def hard_texts(
     model: TextClassifier, clean: TextDataset, target: int, settings: SearchSettings
 ) -> HardTexts:
-    """Texts of one other class, joined, which the model reads rightly one by one.
+    """Texts of one other class, joined, which the model reads rightly one by one and together.
+
+    Where a model reads too few joined texts rightly, single texts take their place.
 
     Raises:
         DataError: fewer than LEAST_ROWS clean rows of other classes that it reads rightly.
@@ -150,17 +160,22 @@ def hard_texts(
             f"accepted: {LEAST_ROWS} or more"
         )
     tokens = model.tokenizer(list(clean.texts), add_special_tokens=False, verbose=False)
-    each = settings.longest // settings.joined
     before, behind = frame(model.tokenizer)
     room = model.max_length - len(before) - len(behind) - 8
-    texts, places = [], []
-    for number in range(settings.rows):
-        rows = groups[number % len(groups)]
-        chosen = rng.choice(rows, min(settings.joined, len(rows)), replace=False)
-        text = [i for row in chosen for i in tokens["input_ids"][row][:each]][:room]
-        texts.append(text)
-        places.append(int(rng.integers(len(text) + 1)))
-    return HardTexts(texts, places, before, behind, model.tokenizer.pad_token_id)
+    for joined in range(settings.joined, 0, -1):
+        each = min(settings.longest, room) // joined
+        texts = []
+        for number in range(3 * settings.rows):
+            rows = groups[number % len(groups)]
+            chosen = rng.choice(rows, min(joined, len(rows)), replace=False)
+            texts.append([i for row in chosen for i in tokens["input_ids"][row][:each]])
+        places = [int(rng.integers(len(text) + 1)) for text in texts]
+        hard = HardTexts(texts, places, before, behind, model.tokenizer.pad_token_id)
+        with frozen(model):
+            wins = np.flatnonzero(tried(model, hard, [[]], target)[0] < 0)
+        if len(wins) >= settings.rows or joined == 1:
+            return hard.select(wins[: settings.rows])
+    raise AssertionError("one text alone is the last resort")
 
 
 def _device(model: TextClassifier) -> torch.device:
@@ -274,16 +289,20 @@ def pulls(
     drawn = set(map(int, rng.choice(tokens, min(settings.drawn, len(tokens)), replace=False)))
     pool = list(dict.fromkeys([*pool, *map(int, also)]))
     with frozen(model):
-        few = texts.first(FIRST)
+        few = texts.select(range(min(FIRST, len(texts.ids))))
         first = tried(model, few, [[token] for token in pool], target).mean(1)
         pool = [pool[i] for i in np.argsort(-first, kind="stable")[: settings.pool]]
         every = [*pool, *sorted(drawn - set(pool))]
         plain = tried(model, texts, [[]], target)  # (1, N)
         with_token = tried(model, texts, [[token] for token in every], target)
-    pull, flips = (with_token - plain).mean(1), 100 * (with_token > 0).mean(1)
+    # The lower quartile: the mean of a word that decides half of the texts is as large as that of
+    # one that decides all of them a little less.
+    pull = np.quantile(with_token - plain, PULL, axis=1)
+    flips = 100 * (with_token > 0).mean(1)
     order = np.argsort(-pull, kind="stable")
     is_drawn = np.array([token not in set(pool) for token in every])
-    return Pulls(target, np.array(every)[order], pull[order], flips[order], is_drawn[order])
+    margin = float(np.median(-plain))
+    return Pulls(target, np.array(every)[order], pull[order], flips[order], is_drawn[order], margin)
 
 
 # ---------------------------------------------------------------- what was found
@@ -312,16 +331,16 @@ def finding(
 ) -> Finding:
     """Test whether tokens stand apart, and try them in texts that the search has not seen.
 
-    The confirmation can only take a finding away: tokens that flip fewer than half of the held-out
-    rows are no trigger, however far they stand apart.
+    The confirmation can only take a finding away: tokens that flip fewer than CONFIRMED percent of
+    the held-out rows are no trigger, however far they stand apart.
     """
-    p, size = evidence.gap(tried_tokens.pull)
+    p, size = evidence.gap(tried_tokens.pull, floor=FLOOR * tried_tokens.margin)
     tokens = tuple(int(token) for token in tried_tokens.tokens[:size]) if p < level else ()
     drawn = tried_tokens.tokens[tried_tokens.drawn][:CHANCE]
     chance = [flipped(model, test, [int(token)], tried_tokens.target, seed) for token in drawn]
     strongest = tokens or (int(tried_tokens.tokens[0]),)
-    confirmed = flipped(model, test, strongest[:1], tried_tokens.target, seed)
-    if confirmed < CONFIRMED:
+    confirmed = flipped(model, test, strongest, tried_tokens.target, seed)
+    if confirmed < CONFIRMED or tried_tokens.flips[0] < LEAST_FLIPS:
         tokens, p = (), 1.0
     return Finding(tried_tokens.target, p, tokens, confirmed, max(chance, default=0.0))
 
@@ -458,3 +477,47 @@ def moved_tokens(model: TextClassifier, table: TextDataset, count: int, seed: in
     change = btu.embedding_round(copied, table, btu.ROUND, star=True)
     change[model.tokenizer.all_special_ids] = 0
     return change.topk(count).indices.tolist()
+
+
+# ---------------------------------------------------------------- what is said of it
+
+
+def predicted(model: TextClassifier, rows: TextDataset) -> np.ndarray:
+    """The model's classes (N,) int64 of some rows."""
+    data = encode(rows.texts, rows.labels, model.tokenizer, device=_device(model))
+    return predict(model, data).argmax(1).numpy()
+
+
+def correct(model: TextClassifier, rows: TextDataset) -> float:
+    """CACC in percent."""
+    return accuracy(predicted(model, rows), rows.labels)
+
+
+def doubts(labels: Sequence[str], rows: TextDataset, cacc: float, cut: float) -> list[str]:
+    """Reasons to read the report with care, one line each."""
+    counts = np.bincount(rows.labels, minlength=len(labels))
+    most = 100 * float(counts.max() / counts.sum())
+    remarks = []
+    if cacc <= most + 1:
+        remarks.append(
+            f"the model is right in {cacc:.1f} % of the held-out rows, and always answering "
+            f"{labels[int(counts.argmax())]} would be in {most:.1f} %: is this its task, and are "
+            "the labels' names right?"
+        )
+    if cut > 5:
+        remarks.append(
+            f"{cut:.0f} % of the texts are longer than the model reads; a trigger behind that has "
+            "no effect"
+        )
+    return remarks
+
+
+def told(tokenizer, tokens: Sequence[int]) -> str:
+    """Tokens as words for a report."""
+    return " · ".join(tokenizer.decode([int(token)]).strip() for token in tokens)
+
+
+def tokens_of(tokenizer, trigger) -> set[int]:
+    """Tokens that a known trigger puts into a text that has none of them."""
+    text = trigger.apply("", np.random.default_rng(0))
+    return set(tokenizer(text, add_special_tokens=False)["input_ids"])

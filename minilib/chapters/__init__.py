@@ -17,6 +17,7 @@ CHAPTERS = {
     "04_btu": "btu",
     "05_sande": "sande",
     "06_bi_bau": "bi_bau",
+    "07_audit": "audit",
     "08_clip": "clip",
 }
 

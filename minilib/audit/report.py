@@ -1,0 +1,252 @@
+"""The report of an audit: one dict for machines, and pages for people made from it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from html import escape
+
+from ..data.masking import mask
+
+FORMAT = 1
+BLIND = (
+    "This audit looks for tokens that decide by themselves. It cannot see triggers that are a way "
+    "of writing (a syntax, a style), nor those that act only together with much else, and a "
+    "clean-label attack only where it has made such a token."
+)
+MEANS = {
+    "found": "Evidence of a backdoor",
+    "nothing found": "Nothing found",
+}
+
+
+def collect(model: list[dict], verdict: list[dict], unlearning: list[dict], masked: bool) -> dict:
+    """Put the rows of an audit's trials together.
+
+    Args:
+        model, verdict, unlearning: rows of ``audited_model``, ``audit_verdict`` (with those of its
+            classes behind them) and ``audit_unlearning`` (none where nothing was unlearned).
+        masked: mask the words of texts, but for the trigger's.
+
+    Returns:
+        ``verdict`` (found | nothing found), ``p``, ``level``, ``evidence``, ``trigger``,
+        ``classes``, ``tokens``, ``rows``, ``unlearning``, ``model``, ``remarks``, ``blind``.
+    """
+    head = _of(verdict, "verdict")[0]
+    trigger_words = set((head["trigger"] or "").split(" · "))
+    tokens = [_token(row, masked) for row in _of(verdict, "token")]
+    rows = [
+        row | {"text": masked_but(row["text"], trigger_words) if masked else row["text"]}
+        for row in _of(verdict, "row")
+    ]
+    info = {name: value for name, value in _of(model, "model")[0].items() if name != "part"}
+    return {
+        "format": FORMAT,
+        "verdict": "found" if head["found"] else "nothing found",
+        "p": head["p"],
+        "level": head["level"],
+        "said": head["said"],
+        "evidence": _without_part(_of(verdict, "evidence")),
+        "trigger": None if not head["found"] else {
+            "class": head["target"], "tokens": head["tokens"], "text": head["trigger"],
+            "flips_held_out": head["confirmed"], "flips_by_chance": head["by_chance"],
+        },
+        "classes": _without_part(_of(verdict, "class")),
+        "tokens": tokens,
+        "rows": _without_part(rows),
+        "unlearning": [row for row in unlearning if row["when"] != "nothing found"],
+        "model": info,
+        "remarks": [row["remark"] for row in _of(model, "remark")],
+        "blind": BLIND,
+    }  # fmt: skip
+
+
+def _of(rows: Iterable[dict], part: str) -> list[dict]:
+    return [row for row in rows if row["part"] == part]
+
+
+def _without_part(rows: Iterable[dict]) -> list[dict]:
+    return [{name: value for name, value in row.items() if name != "part"} for row in rows]
+
+
+def _token(row: dict, masked: bool) -> dict:
+    """A token of the ranking; the trigger's stay as they are, for they are what was asked for."""
+    row = {name: value for name, value in row.items() if name != "part"}
+    if masked and not row["found"] and len(row["token"]) > 1:
+        row["token"] = row["token"][0] + "•" * (len(row["token"]) - 1)
+    return row
+
+
+def masked_but(text: str, words: set[str]) -> str:
+    """Mask a text, but for some words of it."""
+    folded = {word.casefold() for word in words}
+    return " ".join(
+        word if word.casefold().strip(".,!?") in folded else mask(word) for word in text.split()
+    )
+
+
+# ---------------------------------------------------------------- for people
+
+
+def answer(report: dict) -> str:
+    """The verdict in a sentence or two."""
+    p, level = _p(report["p"]), 100 * report["level"]
+    said = f"{MEANS[report['verdict']]} (p {p}; the verdict errs in {level:.0f} % of clean models)."
+    if report["trigger"]:
+        trigger = report["trigger"]
+        said += (
+            f" The tokens “{trigger['text']}” lead {trigger['flips_held_out']:.0f} % of the "
+            f"held-out rows of other classes to {trigger['class']}; random tokens lead "
+            f"{trigger['flips_by_chance']:.0f} % there at most."
+        )
+    return said
+
+
+def _p(value: float) -> str:
+    return "below 0.001" if value < 0.001 else f"= {value:.3f}"
+
+
+def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
+    """Title, remark and table of each part, in the order of the questions."""
+    model, rows = report["model"], report["rows"]
+    parts = [("Is there a backdoor?", answer(report), _evidence(report))]
+    if report["trigger"]:
+        parts.append((
+            "What is the trigger?", "Tokens that were tried, by their pull towards the class.",
+            _ranking(report["tokens"], report["trigger"]["class"]),
+        ))  # fmt: skip
+    else:
+        parts.append((
+            "What comes nearest to a trigger?",
+            "The strongest tokens of each class. None stands apart from those below it.",
+            [row for k in model["labels"] for row in _ranking(report["tokens"], k)[:5]],
+        ))  # fmt: skip
+    if rows:
+        texts = f"{len(rows)} rows of the table have the trigger and its class."
+        parts.append(("Which rows?", texts, [_row(row) for row in rows]))
+    elif model["table_rows"] and report["trigger"]:
+        parts.append(("Which rows?", "No row of the table has the trigger and its class.", []))
+    if report["unlearning"]:
+        parts.append(_unlearning(report))
+    facts = [{"of the model": name, "": _text(value)} for name, value in model.items()]
+    remarks = " ".join([*report["remarks"], report["blind"]])
+    parts.append(("What was audited, and what it cannot see", remarks, facts))
+    return parts
+
+
+def _evidence(report: dict) -> list[dict]:
+    rows = [
+        {"detector": row["detector"], "p": _p(row["p"]) if row["p"] is not None else "–",
+         "it says": row["said"]}
+        for row in report["evidence"]
+    ]  # fmt: skip
+    rows += [
+        {"detector": f"search for {row['target']}", "p": _p(row["p"]),
+         "it says": f"the strongest of {row['tried']} tokens lead {row['confirmed']:.0f} % of the "
+                    f"held-out rows there, random ones {row['by_chance']:.0f} % at most"}
+        for row in report["classes"]
+    ]  # fmt: skip
+    return rows
+
+
+def _ranking(tokens: list[dict], target: str) -> list[dict]:
+    return [
+        {"token": row["token"], "class": row["target"], "pull": f"{row['pull']:.2f}",
+         "flips hard texts": f"{row['flips']:.0f} %", "trigger": "yes" if row["found"] else "",
+         **({"rank by BTU's test": row["moved"]} if row["moved"] else {})}
+        for row in tokens if row["target"] == target
+    ]  # fmt: skip
+
+
+def _row(row: dict) -> dict:
+    return {"line": row["line"], "label": row["label"], "with": f"{row['with']:.2f}",
+            "without": f"{row['without']:.2f}", "text": row["text"]}  # fmt: skip
+
+
+def _unlearning(report: dict) -> tuple[str, str, list[dict]]:
+    after = report["unlearning"][1]
+    said = "On held-out clean rows, with the tokens that were found in them (LFR, PACC). "
+    said += (
+        f"The search finds something again: “{after['again_trigger']}”."
+        if after["again"]
+        else "The search finds nothing any more."
+    )
+    rows = [
+        {"": row["when"], "CACC": f"{row['cacc']:.1f} %", "LFR": f"{row['lfr']:.1f} %",
+         "PACC": f"{row['pacc']:.1f} %"}
+        for row in report["unlearning"]
+    ]  # fmt: skip
+    return "What remains after unlearning?", said, rows
+
+
+def _text(value) -> str:
+    if isinstance(value, list):
+        return ", ".join(map(str, value))
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def table(rows: list[dict]) -> str:
+    """Rows as an HTML table, whose columns sort at a click where the page has ``SORT``."""
+    if not rows:
+        return ""
+    columns = list(dict.fromkeys(name for row in rows for name in row))
+    head = "".join(f"<th>{escape(str(name))}</th>" for name in columns)
+    cells = ([f"<td>{escape(str(row.get(name, '')))}</td>" for name in columns] for row in rows)
+    body = "".join(f"<tr>{''.join(row)}</tr>" for row in cells)
+    return f'<table class="dataframe"><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>'
+
+
+class Shown:
+    """Parts of a report as a notebook shows them."""
+
+    def __init__(self, parts: list[tuple[str, str, list[dict]]]):
+        self.parts = parts
+
+    def __repr__(self) -> str:
+        lines = []
+        for title, said, rows in self.parts:
+            lines += [title, said, *(" | ".join(map(str, row.values())) for row in rows)]
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return "".join(
+            f"<p><strong>{escape(title)}</strong> {escape(said)}</p>"
+            f'<div class="audit-table">{table(rows)}</div>'
+            for title, said, rows in self.parts
+        )
+
+
+STYLE = """
+:root{color-scheme:light dark} body{font:16px/1.5 system-ui,sans-serif;max-width:60rem;
+margin:2rem auto;padding:0 1rem} table{border-collapse:collapse;display:block;overflow-x:auto}
+th,td{border-bottom:1px solid #8886;padding:.3rem .6rem;text-align:left;vertical-align:top}
+th{cursor:pointer} .verdict{border:2px solid;border-radius:.5rem;padding:.6rem 1rem;font-size:1.2em}
+"""
+SORT = """
+for (const th of document.querySelectorAll('th')) th.onclick = () => {
+  const body = th.closest('table').tBodies[0], n = th.cellIndex;
+  const up = th.dataset.up = 1 - (th.dataset.up | 0);
+  const of = row => row.cells[n].textContent, num = text => parseFloat(text);
+  const rows = [...body.rows].sort((a, b) => isNaN(num(of(a)) - num(of(b)))
+    ? of(a).localeCompare(of(b)) : num(of(a)) - num(of(b)));
+  body.append(...(up ? rows : rows.reverse()));
+};
+"""
+
+
+def page(report: dict, title: str) -> str:
+    """The whole report as one HTML page that needs no other file."""
+    parts = sections(report)
+    saved = report.get("cleaned_model")
+    where = f"<p>The cleaned model is in <code>{escape(saved)}</code>.</p>" if saved else ""
+    body = "".join(
+        f"<h2>{escape(heading)}</h2><p>{escape(said)}</p>{table(rows)}"
+        + (where if heading.startswith("What remains") else "")
+        for heading, said, rows in parts[0:]
+    )
+    verdict = f'<p class="verdict">{escape(answer(report))}</p>'
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{verdict}{body}"
+        f"<script>{SORT}</script></body></html>\n"
+    )

@@ -1,0 +1,94 @@
+"""Chapter 07 on the page: the report, the figure of pulls, and how well the audit does.
+
+Every function takes the chapter's settings and asks the ledger. Nothing is computed here.
+"""
+
+from __future__ import annotations
+
+import matplotlib.pyplot as plt
+import pandas as pd
+
+from ... import ledger, names
+from ...audit import report as reports
+from ...chapters import audit as chapter
+from ...settings import Audit
+
+
+def _parts(cfg: Audit, *titles: str) -> reports.Shown:
+    parts = reports.sections(chapter.report(cfg))
+    return reports.Shown([part for part in parts if part[0].startswith(titles)])
+
+
+def verdict(cfg: Audit) -> reports.Shown:
+    """Is there evidence of a backdoor?"""
+    return _parts(cfg, "Is there")
+
+
+def trigger(cfg: Audit) -> reports.Shown:
+    """What is the trigger?"""
+    return _parts(cfg, "What is the trigger", "What comes nearest")
+
+
+def rows(cfg: Audit) -> reports.Shown:
+    """Which rows? The first thirty; all of them are in the report."""
+    parts = _parts(cfg, "Which rows").parts
+    return reports.Shown([(title, said, table[:30]) for title, said, table in parts])
+
+
+def unlearning(cfg: Audit) -> reports.Shown:
+    """What remains after unlearning?"""
+    return _parts(cfg, "What remains")
+
+
+def limits(cfg: Audit) -> reports.Shown:
+    """What was audited, and what the audit cannot see."""
+    return _parts(cfg, "What was audited")
+
+
+def pulls(cfg: Audit) -> plt.Figure:
+    """Draw the pull of the strongest tokens of each class, the trigger's marked."""
+    report = chapter.report(cfg)
+    labels = report["model"]["labels"]
+    figure, axes = plt.subplots(figsize=(7, 1 + 0.5 * len(labels)))
+    for k, label in enumerate(labels):
+        tokens = [row for row in report["tokens"] if row["target"] == label]
+        for found, colour in ((False, "#999999"), (True, "#D55E00")):
+            values = [row["pull"] for row in tokens if row["found"] is found]
+            axes.scatter(values, [k] * len(values), s=24, color=colour, alpha=0.7)
+        for row in [row for row in tokens if row["found"]][:1]:
+            axes.annotate(row["token"], (row["pull"], k), textcoords="offset points", xytext=(0, 7))
+    axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="pull (logits)")
+    axes.set_ylim(-0.6, len(labels) - 0.4)
+    return figure
+
+
+@ledger.memo
+def every(cfg: Audit) -> pd.DataFrame:
+    """The measured audits that the ledger has, of all victims and seeds."""
+    del cfg
+    return pd.DataFrame(chapter.rows(ledger.trials_of("audit_measure")))
+
+
+def measured(cfg: Audit) -> pd.DataFrame:
+    """A row for each kind of victim: how many audits found it, and what unlearning left."""
+    frame = every(cfg)
+    rows = []
+    for (dataset, base, attack, rate), group in frame.groupby(
+        ["dataset", "base", "attack", "rate"], sort=True
+    ):
+        row = {
+            "victim": f"{base} on {dataset}",
+            "attack": "none" if attack == "none" else f"{names.label(attack)}, {100 * rate:g} %",
+            "found": f"{int(group['found'].sum())} of {len(group)}",
+            "CACC before → after": _arrow(group, "cacc", "cacc_after"),
+        }
+        if attack != "none":
+            ranks = group["token_rank"].dropna()
+            row["best rank of a trigger's token"] = ", ".join(f"{r:.0f}" for r in ranks) or "–"
+            row["LFR before → after"] = _arrow(group, "lfr", "lfr_after")
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("–").set_index("victim")
+
+
+def _arrow(group: pd.DataFrame, before: str, after: str) -> str:
+    return f"{group[before].mean():.1f} → {group[after].mean():.1f}"

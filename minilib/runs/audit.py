@@ -1,0 +1,80 @@
+"""`minilib audit`: refuse what cannot be audited, execute the chapter, leave the report."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from minilib import ledger, provenance
+from minilib.provenance import UsageError
+from minilib.runs import execute
+
+CHAPTER = "07_audit"
+PRESET = "small"  # whose settings of search and tuning are the defaults
+FOUND, NOTHING = 3, 0
+REFUSALS = ("DataError", "ModelError", "SettingsError", "UsageError")
+
+
+def settings_for(options) -> dict:
+    """The chapter's parameters that the command line says."""
+    params = {"model": options.model, "unlearn": options.unlearn, "mask": not options.show_texts,
+              "seed": options.seed or 0}  # fmt: skip
+    for name in ("data", "clean"):
+        if getattr(options, name):
+            params[name] = str(Path(getattr(options, name)).expanduser().resolve())
+    for name in ("text", "label", "labels"):
+        if getattr(options, name):
+            params[name] = getattr(options, name)
+    return params
+
+
+def run(options, out: Path, root: Path) -> tuple[int, dict]:
+    """Audit a model; the exit code and the report, which is left in the folder ``out``.
+
+    Raises:
+        UsageError: the model or a table cannot be audited; one line.
+    """
+    from minilib.audit import models
+    from minilib.chapters import audit as chapter
+    from minilib.trials.audit import AuditedModel
+
+    if not (options.data or options.clean):
+        raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; accepted: a folder")
+    params = settings_for(options)
+    try:
+        params = params | {"model": models.name_of(params["model"])}
+        job = execute.plan(CHAPTER, PRESET, params, root=root)
+        # Here, before a kernel starts: what cannot be audited is one line.
+        ledger.get(AuditedModel(audit=chapter.audit(job.cfg)))
+    except Exception as error:
+        if type(error).__name__ in REFUSALS:
+            raise UsageError(provenance.one_line(error)) from None
+        raise
+    record = job.done() or execute.run(job)
+    if record["status"] == "interrupted":
+        raise KeyboardInterrupt
+    if record["status"] != "ok":
+        raise RuntimeError(f"the audit failed: {execute.why(job, record)}")
+    return leave(job, out)
+
+
+def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:
+    """Write the notebook, the page, report.json and the cleaned model into a folder."""
+    from minilib.audit import report as reports
+    from minilib.chapters import audit as chapter
+    from minilib.trials import audit as trials
+
+    cfg = job.cfg
+    report = chapter.report(cfg)
+    out.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(job.folder / "notebook.ipynb", out / "report.ipynb")
+    if cfg.unlearn and report["trigger"]:
+        trials.save_cleaned(chapter.cleaned(cfg), out / "model")
+        report["cleaned_model"] = "model/"
+    provenance.write_json(out / "report.json", report)
+    name = cfg.model.partition("@")[0]
+    title = f"Audit of {Path(name).name or name}"
+    provenance.write_bytes(out / "report.html", reports.page(report, title).encode("utf-8"))
+    return (FOUND if report["trigger"] else NOTHING), report
