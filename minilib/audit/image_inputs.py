@@ -155,7 +155,7 @@ def model_from_state(
     channels = next(v for v in weights.values() if v.ndim == 4).shape[1]
     if channels not in (1, 3):
         raise ModelError(f"{path.name} takes {channels} channels; accepted: 1 or 3")
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     how = Preprocessing(
         _pixels("height", height), _pixels("width", width), channels,
         _per_channel("mean", mean, channels), _per_channel("std", std, channels), (height, width),

@@ -1,31 +1,35 @@
 """Is there a class that images are led to too easily? A reversed trigger per class, and its test.
 
-Neural Cleanse compares the sizes of the smallest masks that lead to each class. Two things limit
+Neural Cleanse compares the sizes of the smallest masks that lead to each class. Three things limit
 it. Its index needs classes: of K sizes, half lie within one median deviation by construction, so
-that with two classes no index can pass 0.67. And on a network that a few pixels fool anyway, the
-smallest mask is as small for a class without a backdoor.
+that with two classes no index can pass 0.67. Classes differ without a backdoor, too: some are far
+from all others. And on a network that a few pixels fool anyway, the smallest mask is as small for a
+class without a backdoor.
 
 ``confident_triggers`` asks for more than a changed label: the network must be as sure of the
-patched images as it is of clean images of the class. That is what a backdoor was trained to do, and
-what a class without one gives away for a larger mask only.
+patched images as it is of clean images of the class. That is what a backdoor was trained to do,
+and what a class without one gives away for a larger mask only. ``trigger_test`` compares the sizes,
+class by class, with those of networks of the same architecture that are trained on the defender's
+clean images, and are clean for certain. So it works for two classes as for many.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..checks import above_zero, one_of
 from ..data.images import ImageDataset
-from ..models.images import ImageClassifier, frozen_copy, pixels
+from ..models.images import ImageClassifier, frozen_copy, model_copy, pixels
 from ..training.devices import autocast
-from ..training.fitting import seeded
-from ..training.images import predict_images
-from .common import check_clean, unit
+from ..training.fitting import SgdSettings, TrainSettings, fit, seeded
+from ..training.images import ImageBatches, fit_images, image_data, predict_images
+from .common import check_clean, prepared, unit
 
 INDEX_CLASSES = 6  # below this an anomaly index means nothing
 
@@ -217,22 +221,7 @@ def _clean_margins(model, images: Tensor, labels: Tensor, classes: int) -> Tenso
     return torch.stack(medians).to(images.device)
 
 
-# ---------------------------------------------------------------- the statistic
-
-
-def size_ratios(sizes: Sequence[float]) -> np.ndarray:
-    """How many times smaller a class's trigger is than the median of the other classes', (K,).
-
-    A size that is infinite (no trigger succeeded) is larger than all others: the ratio of such a
-    class is 0, and a median that is infinite is taken as twice the largest finite size.
-    """
-    sizes = np.asarray(sizes, float)
-    finite = sizes[np.isfinite(sizes)]
-    if not len(finite):
-        return np.zeros(len(sizes))
-    capped = np.where(np.isfinite(sizes), sizes, 2 * finite.max())
-    medians = np.array([np.median(np.delete(capped, k)) for k in range(len(sizes))])
-    return np.where(np.isfinite(sizes), medians / np.maximum(sizes, 1e-12), 0.0)
+# ---------------------------------------------------------------- on held-out images
 
 
 def transfer_rates(model: ImageClassifier, held: ImageDataset, found: ReversedTriggers) -> list:
@@ -264,53 +253,143 @@ def halves(clean: ImageDataset, held: float, seed: int) -> tuple[ImageDataset, I
     return clean.select(~mask), clean.select(mask)
 
 
-def trigger_table(
-    model: ImageClassifier, clean: ImageDataset, settings: TriggerTestSettings
-) -> tuple[list[dict], ReversedTriggers]:
-    """Reverse a trigger for each class and test it.
+# ---------------------------------------------------------------- the null: reference networks
 
-    Returns:
-        One dict per class: ``class``, ``size`` (None where no trigger succeeded), ``ratio`` of
-        ``size_ratios``, ``index`` of ``anomaly_indices``, ``held_rate``: share of held-out images
-        of other classes that it leads to the class. And the triggers.
+
+def reference(
+    model: ImageClassifier, clean: ImageDataset, seed: int, settings: TrainSettings
+) -> ImageClassifier:
+    """Train a network of the same architecture, all weights drawn anew, on clean images alone.
+
+    Returns it in eval mode; the model given is not changed.
     """
-    search, held = halves(clean, settings.held, settings.seed)
-    found = confident_triggers(model, search, settings)
-    rates = transfer_rates(model, held, found)
-    ratios = size_ratios(found.sizes)
-    finite = np.isfinite(found.sizes)
-    capped = np.where(finite, found.sizes, 2 * found.sizes[finite].max() if finite.any() else 1.0)
-    indices = anomaly_indices(capped)
-    rows = [
-        {
-            "class": name,
-            "size": float(found.sizes[k]) if finite[k] else None,
-            "ratio": float(ratios[k]),
-            "index": float(indices[k]),
-            "held_rate": rates[k],
-        }
-        for k, name in enumerate(clean.class_names)
-    ]
-    return rows, found
+    network = model_copy(model).requires_grad_(True)
+    device = next(network.parameters()).device
+    with seeded(seed, device):
+        for module in network.modules():
+            if callable(getattr(module, "reset_parameters", None)):
+                module.reset_parameters()
+            else:  # position embeddings and the like
+                for parameter in module.parameters(recurse=False):
+                    nn.init.normal_(parameter, 0, 0.02)
+    fit_images(network, image_data(clean, device), replace(settings, seed=seed))
+    return network.eval()
+
+
+def shrinkage(sizes: np.ndarray, null: np.ndarray) -> np.ndarray:
+    """How much smaller each trigger is than in reference networks, (K,), as a logarithm.
+
+    ``log(median over the references / size)``. A size that is infinite counts as twice the largest
+    finite one of its class.
+
+    Args:
+        sizes: (K,) of the audited model. null: (R, K) of reference networks.
+    """
+    together = np.vstack([sizes, null])
+    for column in together.T:
+        finite = column[np.isfinite(column)]
+        column[~np.isfinite(column)] = 2 * finite.max() if len(finite) else 1.0
+    return np.log(np.median(together[1:], axis=0)) - np.log(np.maximum(together[0], 1e-12))
+
+
+@dataclass(frozen=True)
+class TriggerTest:
+    """A model's triggers beside those of reference networks.
+
+    Attributes:
+        p: share of the models, the references and this one, in which some trigger has shrunk as
+            much: (1 + #{≥}) / (1 + R). If the model were one more of the references, p at most α
+            would come with a probability of at most α.
+        kind, target: of the trigger that shrank most. statistic: by how much, in units of the
+            references' spread of their own largest shrinkage. null: (R,), that of each reference.
+    """
+
+    p: float
+    kind: str
+    target: int
+    statistic: float
+    null: np.ndarray
+
+
+def trigger_test(
+    sizes: Mapping[str, np.ndarray],
+    null: Mapping[str, np.ndarray],
+    held_rates: Mapping[str, Sequence[float]] | None = None,
+) -> TriggerTest:
+    """Ask whether some class's trigger is smaller than chance among clean networks would have it.
+
+    Of each network the largest shrinkage over classes counts, of each kind of trigger in units of
+    its spread among the references, and of those the larger. A reference is compared with the
+    others. A class whose trigger fails on held-out images does not count.
+
+    Args:
+        sizes: kind → (K,). null: kind → (R, K). held_rates: kind → (K,), shares.
+
+    Raises:
+        ValueError: fewer than three references.
+    """
+    kinds, own, others = list(sizes), [], []
+    for kind in kinds:
+        table = np.asarray(null[kind], float)
+        if len(table) < 3:
+            raise ValueError(f"{len(table)} reference networks; accepted: 3 or more")
+        alone = np.array(
+            [shrinkage(row, np.delete(table, r, 0)).max() for r, row in enumerate(table)]
+        )
+        centre, spread = np.median(alone), max(float(alone.std(ddof=1)), 1e-9)
+        shrunk = shrinkage(np.asarray(sizes[kind], float), table)
+        if held_rates is not None:
+            shrunk = np.where(np.asarray(held_rates[kind]) >= HELD_RATE, shrunk, -np.inf)
+        own.append((shrunk - centre) / spread)
+        others.append((alone - centre) / spread)
+    own, references = np.stack(own), np.max(others, axis=0)  # (kinds, K), (R,)
+    where, target = np.unravel_index(int(own.argmax()), own.shape)
+    p = (1 + int((references >= own.max()).sum())) / (1 + len(references))
+    return TriggerTest(float(p), kinds[where], int(target), float(own.max()), references)
 
 
 HELD_RATE = 0.8  # of held-out images that a trigger must lead to its class to count at all
 
 
-def statistic(rows: Sequence[dict]) -> tuple[float, int]:
-    """The largest ratio among the classes whose trigger works on held-out images, and its class.
+# ---------------------------------------------------------------- unlearning what was found
 
-    0 where no trigger does.
+
+@dataclass(frozen=True)
+class TriggerUnlearning(SgdSettings):
+    """Fine-tuning on clean images, a share of which carries a found trigger, all rightly labelled.
+
+    Attributes:
+        share: of each batch that carries the trigger.
     """
-    values = [row["ratio"] if row["held_rate"] >= HELD_RATE else 0.0 for row in rows]
-    return max(values), int(np.argmax(values))
+
+    epochs: int = 30
+    batch_size: int = 32
+    share: float = 0.5
+
+    def __post_init__(self):
+        super().__post_init__()
+        above_zero(self, "share")
 
 
-def null_p_value(value: float, null: Sequence[float]) -> float:
-    """Share of clean models at least as suspicious, counting this one: (1 + #{≥}) / (1 + n).
+def unlearn_trigger(
+    model: ImageClassifier,
+    clean: ImageDataset,
+    found: ReversedTriggers,
+    target: int,
+    settings: TriggerUnlearning,
+) -> ImageClassifier:
+    """Unlearn a reversed trigger with true labels; returns a changed copy in eval mode.
 
-    If the model were one more of the clean ones, a p-value of at most α would come with a
-    probability of at most α.
+    Source: Wang et al. (2019), section 6.2, where a fifth of the images carries the trigger.
     """
-    null = np.asarray(null, float)
-    return float((1 + (null >= value).sum()) / (1 + len(null)))
+    model, data = prepared(model, clean)
+
+    def loss(network: nn.Module, batch) -> tuple[Tensor, dict]:
+        x = unit(batch.images)
+        carriers = torch.rand(len(x), 1, 1, 1, device=x.device) < settings.share
+        mixed_images = torch.where(carriers, found.put(x, target), x)
+        value = F.cross_entropy(network(mixed_images).float(), batch.labels)
+        return value, {"loss": value.detach()}
+
+    fit(model, ImageBatches(data, settings.batch_size), loss, settings)
+    return model
