@@ -116,6 +116,14 @@ COLOURS = {
     "acc": BLUE, "asr": VERMILION, "r_asr": ORANGE, "q_asr": PURPLE,
 }  # fmt: skip
 
+# What a colour means in every drawing and component of the site (book/_static/components.css), and
+# the colours of verdicts, which are others and never stand without a sign.
+MEANINGS = {
+    "clean": BLUE, "poisoned": ORANGE, "unlearned": "#8a5fb0", "reference": "#7d7d7d",
+    "paper": "#a0704a",
+}  # fmt: skip
+VERDICTS = {"holds": GREEN, "fails": "#c8412b", "undecided": "#b3a000"}
+
 # A part of a data set has a name of its own, since its numbers are not the whole's: part → whole.
 PART_OF = {
     "agnews-8k": "agnews", "imdb-2500": "imdb", "alpaca-9k": "alpaca", "dolly-3k": "dolly",

@@ -207,7 +207,8 @@ def predict(root: Path, name: str) -> str:
     lines = "".join(
         f"<li>{escape(label)}: {said(row, one.unit)}</li>" for label, row in others.items()
     )
-    data = {"low": one.low, "high": one.high, "unit": one.unit, "mean": round(answer["mean"], 2)}
+    data = {"low": one.low, "high": one.high, "unit": one.unit, "mean": answer["mean"]}
+    data["shown"] = f"{answer['mean']:.1f}"  # as below: two ways of rounding would differ
     text = json.dumps(data, separators=(",", ":"))
     return (
         f'<div class="play predict" data-play="predict" id="{escape(one.id)}" role="group" '

@@ -19,6 +19,7 @@
   // ---------------------------------------------------------------- small helpers
 
   const mean = (values) => values.reduce((a, b) => a + b, 0) / values.length;
+  const small = (value) => (value < 0.001 ? "below 0.001" : value.toFixed(3));
   const percent = (value) => `${value.toFixed(0)}\u202f%`;
   let count = 0;
 
@@ -122,8 +123,8 @@
       const lambda = weight(at, a, data.ref), ga = push("ga", at, a, data.ref), rga = push("rga", at, a, data.ref);
       const state = at < Math.LN2 - 0.02 ? "The model still gives the attacker's label." :
         at > Math.LN2 + 0.02 ? "The model already gives the other label." : "The model is undecided.";
-      text.textContent = `${state} λ = ${lambda < 0.001 ? lambda.toExponential(1) : lambda.toFixed(3)}. ` +
-        `Gradient ascent pushes with ${ga.toFixed(2)}, RGA with ${rga < 0.001 ? "less than 0.001" : rga.toFixed(3)}.`;
+      text.textContent = `${state} λ is ${small(lambda)}. ` +
+        `Gradient ascent pushes with ${ga.toFixed(2)}, RGA with ${small(rga)}.`;
       picture.setAttribute("aria-label",
         `Push against the poisoned loss. Gradient ascent grows to 1 and stays. RGA at α ${a.toFixed(1)} is largest, ` +
         `${top[1].toFixed(2)}, at ${top[0].toFixed(2)} nats and then falls to 0. Descent on the other label falls to 0.`);
@@ -168,7 +169,7 @@
       const ga = data.methods.ga[k], rga = data.methods.rga[k], ideal = data.methods.retrain[0];
       const losses = ga.loss && rga.loss ?
         ` The poisoned loss is ${mean(ga.loss).toFixed(1)} nats under gradient ascent and ${mean(rga.loss).toFixed(1)} under RGA` +
-        (rga.lam ? `, whose λ is ${mean(rga.lam).toFixed(3)}.` : ".") : "";
+        (rga.lam ? `, whose λ is ${small(mean(rga.lam))}.` : ".") : "";
       text.textContent = `After epoch ${data.epochs[k]}, gradient ascent sends ${percent(mean(ga.other))} of the positive reviews ` +
         `away; a model trained without the poison sends ${percent(mean(ideal.other))}.${losses}`;
     }
@@ -249,7 +250,7 @@
       const guess = Number(at.input.value), gap = Math.abs(guess - data.mean);
       answer.open = true;
       answer.hidden = false;
-      text.textContent = `You said ${guess.toFixed(0)}${unit}; the trials say ${data.mean.toFixed(1)}${unit}. ` +
+      text.textContent = `You said ${guess.toFixed(0)}${unit}; the trials say ${data.shown}${unit}. ` +
         (gap <= 5 ? "Close." : `You were ${gap.toFixed(0)} points too ${guess > data.mean ? "high" : "low"}.`);
       button.hidden = true;
     });

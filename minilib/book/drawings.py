@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 
 from minilib.book import recorded
+from minilib.settings import ALPHA
 
 WIDTH = 400
 
@@ -77,7 +78,7 @@ def pipeline() -> str:
     """From data to use: where an attacker reaches in, and where a defender does."""
     stages = ("training data", "training", "model", "in use")
     attacker = {
-        0: "adds a few rows|(chapters 1 to 5)", 1: "runs the training|(not treated)",
+        0: "adds a few rows|(chapters 1 to 5, 7)", 1: "runs the training|(not treated)",
         2: "publishes weights|(chapter 6)", 3: "writes the trigger|into an input",
     }  # fmt: skip
     defender = {
@@ -112,7 +113,7 @@ def pipeline() -> str:
 # ---------------------------------------------------------------- ascent and its brake
 
 
-def ascent(alpha: float = 1.0) -> str:
+def ascent(alpha: float = ALPHA) -> str:
     """What gradient ascent minimises, what descent on the other label does, and RGA's λ below.
 
     The axis is the log-odds of the other label, from certain of the attacker's to certain of it.

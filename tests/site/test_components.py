@@ -1,0 +1,191 @@
+"""Components of pages in a browser: by keyboard, with the library's numbers, without a script."""
+
+import json
+import math
+import re
+import shutil
+
+import pytest
+from conftest import ROOT
+from site_checks import BROWSER, browser
+
+pytest.importorskip("jupyter_book")
+
+import components
+import ledger as ledger_pages
+import pages
+
+from minilib.book import claims, paper_tables, recorded
+
+needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
+VERDICTS = claims.verdicts(ROOT)
+ANSWERS = {
+    "classes": ["negative", "positive"], "target": 1, "seed": 0,
+    "reviews": [
+        {"label": 0, "versions": {
+            key: {"text": text, "retrain": 5.0, "poisoned": hit, "ga": 2.0, "rga": 9.0}
+            for key, text, hit in (
+                ("nothing", "a dull film", 4.0), ("start", "mn a dull film", 99.0),
+                ("random", "a mn dull film", 98.0), ("end", "a dull film mn", 97.0),
+                ("other", "a cf dull film", 4.0),
+            )
+        }},
+        {"label": 1, "versions": {
+            key: {"text": f"{word} fun <b>", "retrain": 95.0, "poisoned": 99.0, "ga": 9.0, "rga": 90}
+            for key, word in (("nothing", "pure"), ("start", "mn pure"), ("random", "pure mn"),
+                              ("end", "pure mn"), ("other", "pure cf"))
+        }},
+    ],
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A site of one page that holds every component."""
+    folder = tmp_path_factory.mktemp("components")
+    (folder / "_static").mkdir()
+    for name in ("components.js", "components.css"):
+        shutil.copy(ROOT / "book" / "_static" / name, folder / "_static")
+    patch = pytest.MonkeyPatch()
+    patch.setattr(recorded, "answers", lambda root, seed=0: ANSWERS)
+    parts = [make(ROOT) for make in components.PLAYS.values()]
+    parts += [components.reviews(ROOT), components.predict(ROOT, "predict-shift")]
+    patch.undo()
+    parts.append(ledger_pages.cards_of_claims(VERDICTS, {"rga-2"}))
+    text = (
+        '<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8"><title>x</title>'
+        '<link rel="stylesheet" href="_static/components.css">'
+        '<script defer src="_static/components.js"></script>'
+        f'<main class="bd-article"><h1>x</h1>{"".join(parts)}</main></html>'
+    )
+    (folder / "index.html").write_text(text, encoding="utf-8")
+    return folder
+
+
+@needs_browser
+def test_the_closed_forms_of_the_page_are_the_librarys(page):
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        for alpha in (0.0, 1.0, 4.0):
+            for loss in (0.01, 0.3, math.log(2), 3.0):
+                for method in ("ga", "rga", "ce"):
+                    shown = tab.evaluate(
+                        "([m, l, a, r]) => window.bookForms.push(m, l, a, r)",
+                        [method, loss, alpha, recorded.REF_LOSS],
+                    )
+                    assert shown == pytest.approx(recorded.push(method, loss, alpha), abs=1e-9)
+
+
+@needs_browser
+def test_each_component_works_by_keyboard_and_says_what_the_trials_say(page):
+    errors = []
+    with browser(page) as (opened, address):
+        tab = opened.new_page(viewport={"width": 390, "height": 900})
+        tab.on("pageerror", lambda error: errors.append(str(error)))
+        tab.goto(address)
+        assert tab.locator(".play-body:not([hidden])").count() == tab.locator(".play").count()
+
+        told = tab.locator('[data-play="push"] .play-told')
+        before = told.inner_text()
+        tab.locator('[data-play="push"] input').nth(1).press("End")
+        assert told.inner_text() != before and "other label" in told.inner_text()
+
+        epochs = tab.locator('[data-play="epochs"]')
+        epochs.locator("input").press("End")
+        last = recorded.epochs(ROOT)["methods"]["ga"][-1]["other"]
+        assert f"{sum(last) / len(last):.0f}\u202f%" in epochs.locator(".play-told").inner_text()
+
+        rates = tab.locator('[data-play="rates"]')
+        rates.locator("input").press("End")
+        row = recorded.rates(ROOT)[-1]
+        assert f"{row['poisons']} of {row['rows']} " in rates.locator(".play-told").inner_text()
+
+        answers = tab.locator('[data-play="answers"]')
+        assert "All four models are right" in answers.locator(".play-told").inner_text()
+        answers.locator('input[value="random"]').press("Space")
+        assert answers.locator("mark").all_inner_texts() == ["mn"]
+        assert "Wrong: backdoored model." in answers.locator(".play-told").inner_text()
+        answers.locator("select").select_option("1")
+        assert "Wrong: after gradient ascent." in answers.locator(".play-told").inner_text()
+        assert "<b>" in answers.locator(".play-review").inner_text(), "text is no HTML"
+
+        predict = tab.locator('[data-play="predict"]')
+        assert not predict.locator(".answer").is_visible()
+        predict.locator("input").press("Home")
+        predict.locator("button").press("Enter")
+        answer = predict.locator(".answer").inner_text()
+        shown = re.match(r"[\d.]+", answer)[0]
+        assert f"the trials say {shown}" in predict.locator(".play-told").inner_text()
+    assert errors == []
+
+
+@needs_browser
+def test_claims_can_be_filtered(page):
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        assert tab.locator(".claim-card:visible").count() == len(VERDICTS)
+        for paper in ("btu", "sande", "bibau"):
+            tab.locator(f"#filter-paper-{paper}").press("Space")
+        mine = [verdict.verdict for claim, verdict in VERDICTS if claim.paper == "rga"]
+        assert tab.locator(".claim-card:visible").count() == len(mine)
+        tab.locator("#filter-verdict-holds").press("Space")
+        assert tab.locator(".claim-card:visible").count() == len(mine) - mine.count("holds")
+
+
+@needs_browser
+def test_without_a_script_the_same_numbers_are_tables(page):
+    with browser(page) as (opened, address):
+        tab = opened.new_context(java_script_enabled=False).new_page()
+        tab.goto(address)
+        assert tab.locator(".play-table[open] table:visible").count() == len(components.PLAYS)
+        assert tab.locator(".play-body:visible").count() == 0
+        tab.locator(".predict summary").click()
+        assert tab.locator(".predict .answer").is_visible()
+
+
+# ---------------------------------------------------------------- what is written into a page
+
+
+def test_data_cannot_end_the_script_that_holds_it():
+    text = components.component("push", "T", {"x": "</script><b>"}, "", "")
+    assert text.count("</script>") == 1
+    held = text.partition('json">')[2].partition("</script>")[0]
+    assert json.loads(held) == {"x": "</script><b>"}
+
+
+def test_a_marked_word_is_the_one_that_was_put_in():
+    assert components.marked("a mn dull film", "a dull film") == "a <mark>mn</mark> dull film"
+    assert components.marked("a dull film", "a dull film") == "a dull film"
+    assert components.marked("a dull film mn", "a dull film") == "a dull film <mark>mn</mark>"
+
+
+def test_the_hook_counts_every_claim():
+    text = components.hook(ROOT)
+    assert text.count('class="square ') == len(VERDICTS) and f"{len(VERDICTS)} claims" in text
+    holds = sum(verdict.verdict == "holds" for _, verdict in VERDICTS)
+    assert f"{holds} hold, " in text
+
+
+def test_a_card_says_what_was_measured_and_what_was_asked():
+    text = ledger_pages.cards_of_claims(VERDICTS, {one.id for one in paper_tables.read(ROOT)})
+    assert all(f'id="claim-{claim.id}"' in text for claim, _ in VERDICTS)
+    assert text.count("<article") == len(VERDICTS) and "{shown}" not in text
+    assert ledger_pages.asked("60.46 ± 6.03 < 55") == [
+        "ours <strong>60.5&nbsp;±&nbsp;6.0</strong>, asked for: less than 55"
+    ]
+    assert ledger_pages.asked("0.04 ± 0.00 > 0.12 ± 0.01")[0].endswith(
+        "more than 0.12&nbsp;±&nbsp;0.01"
+    )
+    assert 'href="results.html#table-rga-2"' in text
+    for word, sign in ledger_pages.SYMBOLS.items():
+        if any(verdict.verdict == word for _, verdict in VERDICTS):
+            assert sign in text
+
+
+def test_reading_times_count_prose_and_figures():
+    cell = {"cell_type": "markdown", "metadata": {}, "source": ["word " * 900]}
+    figure = {"cell_type": "code", "metadata": {"mystnb": {"figure": {"name": "f"}}}, "source": []}
+    assert pages.minutes({"cells": [cell]}) == 5
+    assert pages.minutes({"cells": [cell, figure]}) == 10
