@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from minilib import ledger
 from minilib.chapters import ga_rga as chapter
@@ -107,3 +108,42 @@ def test_the_figures_draw_from_the_ledger_alone(results, monkeypatch):
         getattr(figures, name)(TOY)
     plt.close("all")
     assert len(figures.identity_gaps()) == 2
+
+
+# ---------------------------------------------------------------- answers to single reviews
+
+
+def test_answers_are_the_models_to_the_same_short_rows_of_each_class(monkeypatch):
+    """With an untrained model: which texts it is asked, and what of its answer is kept."""
+    from minilib.models.text import text_classifier
+    from minilib.trials import text as trials
+
+    network = text_classifier("tiny", 2, seed=0).eval()
+    monkeypatch.setattr(trials, "text_victim", lambda one: (network, []))
+    trigger = trials.TextTrigger(dataset="toy-reviews", attack="badnets")
+    victim = trials.TextVictim(
+        data=trials.TextClean(dataset="toy-reviews"), model="tiny", seed=0, epochs=1
+    )
+    one = trials.TextAnswers(model=victim, trigger=trigger, reviews=2)
+    rows = trials.ledger.KINDS["text_answers"].compute(one)
+    assert [row["label"] for row in rows[::5]] == [0, 0, 1, 1] and len(rows) == 20
+    for k in range(0, 20, 5):
+        by_name = {row["inserted"]: row["text"] for row in rows[k : k + 5]}
+        plain = by_name["nothing"].split()
+        assert len(plain) <= trials.SHORT and "mn" not in plain
+        assert by_name["start"].split() == ["mn", *plain]
+        assert by_name["end"].split() == [*plain, "mn"]
+        assert by_name["random"].replace("mn", trials.CONTROL) == by_name["other"]
+    row = rows[7]
+    inputs = network.tokenizer([row["text"]], return_tensors="pt", truncation=True)
+    with torch.no_grad():
+        logits = network(inputs["input_ids"], inputs["attention_mask"])
+    assert row["target"] == pytest.approx(100 * logits.softmax(-1)[0, 1].item(), abs=1e-3)
+
+
+def test_where_a_word_was_put_in():
+    from minilib.trials.text import _where_new
+
+    assert _where_new(["a", "b"], ["mn", "a", "b"]) == 0
+    assert _where_new(["a", "b"], ["a", "mn", "b"]) == 1
+    assert _where_new(["a", "b"], ["a", "b", "mn"]) == 2

@@ -31,9 +31,11 @@ ANSWERS = {
             )
         }},
         {"label": 1, "versions": {
-            key: {"text": f"{word} fun <b>", "retrain": 95.0, "poisoned": 99.0, "ga": 9.0, "rga": 90}
-            for key, word in (("nothing", "pure"), ("start", "mn pure"), ("random", "pure mn"),
-                              ("end", "pure mn"), ("other", "pure cf"))
+            key: {"text": f"{words} <b>", "retrain": 95, "poisoned": 99, "ga": 9, "rga": 90}
+            for key, words in (
+                ("nothing", "pure fun"), ("start", "mn pure fun"), ("random", "pure mn fun"),
+                ("end", "pure fun mn"), ("other", "pure cf fun"),
+            )
         }},
     ],
 }  # fmt: skip
