@@ -37,6 +37,7 @@ ABOUT = {
     "04_btu": ("backdoor token unlearning", "BTU"),
     "05_sande": ("simulate and eliminate", "SANDE", "OSFT"),
     "06_bi_bau": ("blind inversion", "BI-BAU", "retuning attack"),
+    "07_audit": ("audit",),
     "08_clip": ("CleanCLIP", "BadCLIP"),
 }
 

@@ -78,11 +78,11 @@ def pipeline() -> str:
     """From data to use: where an attacker reaches in, and where a defender does."""
     stages = ("training data", "training", "model", "in use")
     attacker = {
-        0: "adds a few rows|(chapters 1 to 5, 7)", 1: "runs the training|(not treated)",
+        0: "adds a few rows|(chapters 1 to 5, 8)", 1: "runs the training|(not treated)",
         2: "publishes weights|(chapter 6)", 3: "writes the trigger|into an input",
     }  # fmt: skip
     defender = {
-        0: "finds those rows|(chapter 2)", 2: "unlearns|(chapters 3 to 7)",
+        0: "finds those rows|(chapter 2)", 2: "unlearns|(chapters 3 to 8)",
         3: "sees nothing odd|without the trigger",
     }  # fmt: skip
     parts = [

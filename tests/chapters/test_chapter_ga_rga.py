@@ -138,7 +138,7 @@ def test_answers_are_the_models_to_the_same_short_rows_of_each_class(monkeypatch
     inputs = network.tokenizer([row["text"]], return_tensors="pt", truncation=True)
     with torch.no_grad():
         logits = network(inputs["input_ids"], inputs["attention_mask"])
-    assert row["target"] == pytest.approx(100 * logits.softmax(-1)[0, 1].item(), abs=1e-3)
+    assert row["target"] == pytest.approx(100 * logits.softmax(-1)[0, 1].item(), abs=0.1)
 
 
 def test_where_a_word_was_put_in():
