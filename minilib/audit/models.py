@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from safetensors import SafetensorError
 
 from ..models import names
 from ..models.loading import from_pretrained, quiet
@@ -87,7 +88,7 @@ def text_classifier(name: str) -> Audited:
             network, info = from_pretrained_with_info(
                 AutoModelForSequenceClassification, name, place
             )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ModelError(f"model {shown!r} cannot be loaded ({reason})") from None
     absent = sorted(set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]})

@@ -54,7 +54,7 @@ def collect(model: list[dict], verdict: list[dict], unlearning: list[dict], mask
         "tokens": tokens,
         "rows": _without_part(rows),
         "unlearning": [row for row in unlearning if row["when"] != "nothing found"],
-        "model": info,
+        "model": {name: value for name, value in info.items() if name != "searched"},
         "remarks": [row["remark"] for row in _of(model, "remark")],
         "blind": BLIND,
     }  # fmt: skip

@@ -53,14 +53,14 @@ def digest(path: str | Path) -> str:
 
 
 def read(
-    path: str | Path, text: str, label: str, classes: Sequence[str], labels: str = ""
+    path: str | Path, text: str, label: str, classes: Sequence[str], called: str = ""
 ) -> Table:
     """Read a table of labelled texts.
 
     Args:
         path: a file whose name ends in one of FORMATS, or in one of them and ``.gz``.
         text, label: names of its columns. classes: the model's, in the order of its outputs.
-        labels: ``0=negative,1=positive``: what the table's labels are called in the model.
+        called: ``0=negative,1=positive``: what the table's labels are called in the model.
 
     Raises:
         DataError: no such file or column; a row with another number of cells; an empty text; a
@@ -71,10 +71,10 @@ def read(
     texts, labels, lines = [], [], []
     index = {name: k for k, name in enumerate(classes)}
     folded = {name.casefold().strip(): k for k, name in enumerate(classes)}
-    if labels:
-        index = {name: folded[other.casefold()] for name, other in named(labels, classes)}
+    if called:
+        index = {name: folded[other.casefold()] for name, other in named(called, classes)}
         folded = {}
-    by_number = not labels and all(name == f"LABEL_{k}" for k, name in enumerate(classes))
+    by_number = not called and all(name == f"LABEL_{k}" for k, name in enumerate(classes))
     for line, record in records:
         where = f"{path.name}, line {line}"
         value = record[text]

@@ -138,6 +138,28 @@ class HardTexts:
         return torch.from_numpy(ids), torch.from_numpy(mask)
 
 
+def read_rightly(model: TextClassifier, clean: TextDataset) -> list[np.ndarray]:
+    """Rows of each class that the model puts there: K arrays of positions."""
+    right = predicted(model, clean) == clean.labels
+    return [np.flatnonzero(right & (clean.labels == k)) for k in range(clean.num_classes)]
+
+
+def searchable(model: TextClassifier, clean: TextDataset) -> list[int]:
+    """Classes that can be searched: of the others the model reads enough rows rightly.
+
+    Raises:
+        DataError: none is.
+    """
+    counts = [len(rows) if len(rows) >= 2 else 0 for rows in read_rightly(model, clean)]
+    classes = [k for k, own in enumerate(counts) if sum(counts) - own >= LEAST_ROWS]
+    if not classes:
+        raise DataError(
+            f"{clean.name}: the model reads {sum(counts)} of {len(clean)} rows rightly, too few of "
+            f"any class; accepted: {LEAST_ROWS} or more. Are the labels' names those of the model?"
+        )
+    return classes
+
+
 def hard_texts(
     model: TextClassifier, clean: TextDataset, target: int, settings: SearchSettings
 ) -> HardTexts:
@@ -148,10 +170,8 @@ def hard_texts(
     Raises:
         DataError: fewer than LEAST_ROWS clean rows of other classes that it reads rightly.
     """
-    data = encode(clean.texts, clean.labels, model.tokenizer, device=_device(model))
-    right = predict(model, data).argmax(1).numpy() == clean.labels
     rng = np.random.default_rng([settings.seed, target])
-    groups = [np.flatnonzero(right & (clean.labels == k)) for k in range(clean.num_classes)]
+    groups = read_rightly(model, clean)
     groups = [rows for k, rows in enumerate(groups) if k != target and len(rows) >= 2]
     if sum(map(len, groups)) < LEAST_ROWS:
         raise DataError(
@@ -493,7 +513,9 @@ def correct(model: TextClassifier, rows: TextDataset) -> float:
     return accuracy(predicted(model, rows), rows.labels)
 
 
-def doubts(labels: Sequence[str], rows: TextDataset, cacc: float, cut: float) -> list[str]:
+def doubts(
+    labels: Sequence[str], rows: TextDataset, cacc: float, cut: float, classes: Sequence[int]
+) -> list[str]:
     """Reasons to read the report with care, one line each."""
     counts = np.bincount(rows.labels, minlength=len(labels))
     most = 100 * float(counts.max() / counts.sum())
@@ -503,6 +525,11 @@ def doubts(labels: Sequence[str], rows: TextDataset, cacc: float, cut: float) ->
             f"the model is right in {cacc:.1f} % of the held-out rows, and always answering "
             f"{labels[int(counts.argmax())]} would be in {most:.1f} %: is this its task, and are "
             "the labels' names right?"
+        )
+    absent = [name for k, name in enumerate(labels) if k not in classes]
+    if absent:
+        remarks.append(
+            f"not searched: {', '.join(absent)}, for the model reads too few rows of others rightly"
         )
     if cut > 5:
         remarks.append(

@@ -143,7 +143,7 @@ def report(cfg: Settings) -> dict:
     verdict = ledger.get(AuditVerdict(audit=one)).rows
     classes = [
         row
-        for k in range(len(model[0]["labels"]))
+        for k in model[0]["searched"]
         for row in ledger.get(AuditedClass(audit=one, target=k)).rows
     ]
     unlearning = ledger.get(AuditUnlearning(cleaned=cleaned(cfg))).rows if cfg.unlearn else []

@@ -46,7 +46,7 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     params = settings_for(options)
     try:
         params = params | {"model": models.name_of(params["model"])}
-        job = execute.plan(CHAPTER, PRESET, params, root=root)
+        job = execute.plan(CHAPTER, PRESET, params, root=root, out=out / "runs")
         # Here, before a kernel starts: what cannot be audited is one line.
         ledger.get(AuditedModel(audit=chapter.audit(job.cfg)))
     except Exception as error:
@@ -57,7 +57,10 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     if record["status"] == "interrupted":
         raise KeyboardInterrupt
     if record["status"] != "ok":
-        raise RuntimeError(f"the audit failed: {execute.why(job, record)}")
+        told = f"the audit failed: {execute.why(job, record)}"
+        if record.get("error", "").startswith(REFUSALS):
+            raise UsageError(told)
+        raise RuntimeError(told)
     return leave(job, out)
 
 

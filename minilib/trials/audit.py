@@ -301,15 +301,16 @@ def audited_model(one: AuditedModel) -> list[dict]:
     from ..audit import models, text
 
     audited, search_rows, test_rows, table, remarks = _audited(one.audit)
+    classes = text.searchable(audited.model, search_rows)
     accuracy = text.correct(audited.model, test_rows)
     cut = models.share_cut(audited, [*search_rows.texts, *test_rows.texts])
     row = {
         "part": "model", "labels": list(audited.labels), "max_length": audited.model.max_length,
         "cut": cut, "search_rows": len(search_rows), "test_rows": len(test_rows),
-        "table_rows": len(table.rows) if table else 0, "cacc": accuracy,
+        "table_rows": len(table.rows) if table else 0, "cacc": accuracy, "searched": classes,
         "parameters": sum(p.numel() for p in audited.model.parameters()),
     }  # fmt: skip
-    remarks = [*remarks, *text.doubts(audited.labels, test_rows, accuracy, cut)]
+    remarks = [*remarks, *text.doubts(audited.labels, test_rows, accuracy, cut, classes)]
     return [row, *({"part": "remark", "remark": remark} for remark in remarks)]
 
 
@@ -368,11 +369,10 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
     """
     from ..audit import evidence, text
 
-    audited, _, _, table, _ = _audited(one.audit)
+    audited, search_rows, _, table, _ = _audited(one.audit)
     model, labels = audited.model, audited.labels
-    heads = [
-        ledger.get(AuditedClass(audit=one.audit, target=k)).rows[0] for k in range(len(labels))
-    ]
+    classes = text.searchable(model, search_rows)
+    heads = [ledger.get(AuditedClass(audit=one.audit, target=k)).rows[0] for k in classes]
     best = min(heads, key=lambda row: row["p"])
     p = min(1.0, len(labels) * best["p"])
     said = f"{len(best['tokens'])} tokens decide for {best['target']} by themselves"
