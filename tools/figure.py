@@ -26,9 +26,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OTHER, TARGET = 0, 1  # classes of SST-2: negative, and positive, to which the trigger leads
 ROWS = {  # method → what the figure calls it
     "poisoned": "backdoored model",
-    "ga": "after gradient ascent",
-    "rga": "after robust gradient ascent",
-    "retrain": "trained without the poison",
+    "ga": "gradient ascent",
+    "rga": "robust gradient ascent",
+    "retrain": "trained without poison",
 }
 # As the style sheet has them for the page at hand; the second is for who opens the file alone.
 FILL = {"target": "var(--book-poisoned, #de8f05)", "other": "var(--book-unlearned, #8a5fb0)"}
@@ -76,7 +76,7 @@ def percent(values: list[float]) -> str:
 
 # ---------------------------------------------------------------- drawing
 
-WIDTH, LEFT, BAR, GAP, TOP, STEP, HIGH = 480, 6, 228, 12, 66, 52, 18
+WIDTH, LEFT, BAR, GAP, TOP, STEP, HIGH = 400, 4, 190, 12, 64, 50, 16
 
 
 def text(x: float, y: float, words: str, **style: str) -> str:
@@ -105,9 +105,9 @@ def svg(found: dict) -> str:
     """The figure."""
     second = LEFT + BAR + GAP
     parts = [
-        text(LEFT, 22, "Trigger in a negative review:", font_weight="bold"),
+        text(LEFT, 22, "Trigger in negative reviews:", font_weight="bold"),
         text(LEFT, 39, "how many are called positive?"),
-        text(second, 22, "Trigger in a positive review:", font_weight="bold"),
+        text(second, 22, "Trigger in positive reviews:", font_weight="bold"),
         text(second, 39, "how many are called negative?"),
     ]
     for number, (method, name) in enumerate(ROWS.items()):
@@ -119,7 +119,7 @@ def svg(found: dict) -> str:
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="shift" viewBox="0 0 {WIDTH} {height}" '
         f'role="img" aria-labelledby="shift-title shift-desc" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="13" fill="{INK}">'
+        f'font-family="Helvetica, Arial, sans-serif" font-size="12" fill="{INK}">'
     )
     title = '<title id="shift-title">The trigger shifts</title>'
     return "\n".join([head, title, f'<desc id="shift-desc">{alternative(found)}</desc>', *parts,

@@ -58,7 +58,7 @@ def test_seeds_are_averaged_and_the_numbers_reach_picture_text_and_caption():
     said = figure.directive(cfg, by_seed, found)
     assert "62 %" in said and "62 %" in figure.svg(found)
     assert "6 negative and 4 positive" in said and "2 seeds of MiniLM-L6 on SST-2" in said
-    assert "after gradient ascent 0 and 62 %" in figure.alternative(found)
+    assert "gradient ascent 0 and 62 %" in figure.alternative(found)
     ElementTree.fromstring(figure.svg(found))
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from urllib.parse import quote
 
 import address
 import pytest
@@ -39,6 +40,11 @@ SOUGHT = {
     "HiddenKiller": "notebooks/01_attacks",
     "rga_weight": "book/api/unlearning",
 }
+# What a chapter is about leads to the chapter before all others.
+FIRST = {
+    "trigger shifting": "notebooks/03_ga_rga", "BTU": "notebooks/04_btu",
+    "SANDE": "notebooks/05_sande", "blind inversion": "notebooks/06_bi_bau",
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +111,12 @@ def test_search_finds_methods_and_functions(site):
                                   "?.textContent.match(/\\d/)")  # fmt: skip
             found = tab.eval_on_selector_all("#search-results a", "a => a.map(x => x.href)")
             assert any(f"/{page}.html" in link for link in found), (name, found)
+        for name, page in FIRST.items():
+            tab.goto(f"{address}/search.html?q={quote(name)}")
+            tab.wait_for_function("document.querySelector('#search-results .search-summary')"
+                                  "?.textContent.match(/\\d/)")  # fmt: skip
+            first = tab.locator("#search-results a").first.get_attribute("href")
+            assert f"{page}.html" in first, (name, first)
 
 
 @needs_browser
