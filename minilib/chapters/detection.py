@@ -10,7 +10,17 @@ from ..ledger import Trial
 from ..settings import DetectionChapter as Settings
 from ..settings import GaRga, split
 from ..trials.chat import ChatBase
-from ..trials.images import ImageDetection, ImageMap, ImageSilhouette, pictured
+from ..trials.images import (
+    ImageDetection,
+    ImageMap,
+    ImageMeasure,
+    ImageSilhouette,
+    ImageVictim,
+    ideal,
+    pictured,
+    poison,
+)
+from ..trials.nulls import DetectorNull
 from ..trials.text import (
     Detector,
     SpoiltMask,
@@ -206,10 +216,68 @@ def _image_victims(cfg: Settings) -> list:
     return [pictured(cfg, attack) for attack in split(cfg.image_attacks)]
 
 
+# The victims of the detectors' nulls: built in and small, so that anybody makes the table again.
+NULL_TEXTS, NULL_IMAGES = "toy-reviews", "digits"
+
+
+def null_victim(cfg: Settings) -> TextVictim:
+    """BadNets on built-in reviews, learnt by a tiny model."""
+    trigger = TextTrigger(dataset=NULL_TEXTS, attack=HARD)
+    data = TextPoison(trigger=trigger, seed=cfg.seed, rate=0.1)
+    return TextVictim(data=data, model="tiny", seed=cfg.seed, epochs=3, lr=1e-3)
+
+
+def null_image_victim(cfg: Settings) -> ImageVictim:
+    """BadNets on digits, learnt by a small CNN."""
+    return ImageVictim(
+        data=poison(NULL_IMAGES, HARD, cfg.seed), model="cnn", seed=cfg.seed, width=0.5,
+        epochs=15, lr=1e-2, batch_size=64,
+    )  # fmt: skip
+
+
+def nulls(cfg: Settings) -> list:
+    """Every detector with known-clean rows laid among the training rows, with poison and without.
+
+    Beside them, whether those backdoors took.
+    """
+    slow = () if cfg.slow_detectors == "none" else split(cfg.slow_detectors)
+    text = null_victim(cfg)
+    asked = [(text, [*split(cfg.detectors), *slow])]
+    recipes: list = [TextMeasure(victim=text, trigger=text.data.trigger)]
+    if cfg.image_dataset != "none":
+        pictures = null_image_victim(cfg)
+        asked.append((pictures, GEOMETRIC))
+        recipes.append(ImageMeasure(victim=pictures, trigger=pictures.data.trigger))
+    for one, names in asked:
+        clean = ideal(one) if isinstance(one, ImageVictim) else retrained(one)
+        recipes += [
+            DetectorNull(victim=victim, detector=detector(cfg, name))
+            for name in dict.fromkeys(names)
+            for victim in (one, clean)
+        ]
+    return recipes
+
+
+def null_rows(results: Iterable[Trial]) -> list[dict]:
+    """One row per detector and set of rows: ``of`` (texts, images), ``poisoned``, ``detector`` …
+
+    The rest is what ``trials.nulls.detector_null`` returns, and the seed.
+    """
+    return [
+        trial.table()[0]
+        | {
+            "of": "images" if trial.recipe["victim"]["is"] == "ImageVictim" else "texts",
+            "poisoned": trial.rows[0]["poisons"] > 0,
+        }
+        for trial in results
+        if trial.kind == "detector_null"
+    ]
+
+
 def trials(cfg: Settings) -> list:
     """All of it but the maps of images, each of which needs its victim."""
     text = [*maps(cfg), *excerpts(cfg), *embeddings(cfg), *detections(cfg), *trees(cfg)]
-    text += clean_victims(cfg)
+    text += [*clean_victims(cfg), *nulls(cfg)]
     return [*text, *costs(cfg), *real_lists(cfg), *hard(cfg), *other_victims(cfg), *images(cfg)]
 
 

@@ -260,6 +260,90 @@ def clean_victims(cfg: DetectionChapter) -> pd.DataFrame:
     return _labelled(frame.astype({"suspects": int}).round(1)).rename_axis(None)
 
 
+# ---------------------------------------------------------------- what they say of clean rows
+
+LEVEL = 5.0  # percent: of trials.nulls.DetectorNull
+
+
+@ledger.memo
+def _nulls(cfg: DetectionChapter) -> pd.DataFrame:
+    return pd.DataFrame(chapter.null_rows(ledger.over(chapter.nulls, cfg)))
+
+
+def false_alarms(cfg: DetectionChapter) -> plt.Figure:
+    """Percent of clean rows that each detector accuses by its own rule, and once calibrated."""
+    frame = _nulls(cfg)
+    if not len(frame):
+        return plots.empty("no null has been computed: see chapters.detection.nulls")
+    frame = frame[~frame["poisoned"]]
+    kinds = list(frame["of"].unique())
+    counts = [frame.loc[frame["of"] == kind, "detector"].nunique() for kind in kinds]
+    figure, axes = plt.subplots(
+        len(kinds), 1, figsize=(7, 0.9 + 0.24 * sum(counts)), sharex=True, squeeze=False,
+        height_ratios=counts,
+    )  # fmt: skip
+    marks = {"fpr": ("own rule", "o", POISON), "calibrated_fpr": ("calibrated", "s", "#0173b2")}
+    for axis, kind in zip(axes.flat, kinds, strict=True):
+        rows = frame[frame["of"] == kind]
+        order = list(rows["detector"].unique())[::-1]
+        for value, (title, mark, colour) in marks.items():
+            height = rows["detector"].map(order.index) + (0.14 if value == "fpr" else -0.14)
+            axis.plot(rows[value].astype(float), height, mark, ms=5, color=colour, label=title)
+        axis.axvline(LEVEL, ls="--", lw=1, color="0.4")
+        axis.set(yticks=range(len(order)), yticklabels=[names.label(n) for n in order], ylabel=kind)
+        axis.set_xlim(left=-0.5)
+    axes.flat[0].legend(fontsize=8)
+    axes.flat[-1].set_xlabel("clean training rows accused (%)")
+    return figure
+
+
+def nulls(cfg: DetectionChapter) -> pd.DataFrame:
+    """Each detector on sets without and with poison: its own rule, and at a p-value of 5 %."""
+    frame = _nulls(cfg)
+    if not len(frame):
+        return frame
+    columns = {
+        (False, "fpr"): ("no poison", "accused"),
+        (False, "calibrated_fpr"): ("no poison", "calibrated"),
+        (False, "set_p"): ("no poison", "p ≤ 0.05"),
+        (True, "recall"): ("BadNets", "recall"),
+        (True, "fpr"): ("BadNets", "false alarms"),
+        (True, "calibrated_recall"): ("BadNets", "calibrated recall"),
+        (True, "calibrated_fpr"): ("BadNets", "calibrated false alarms"),
+        (True, "set_p"): ("BadNets", "p ≤ 0.05"),
+    }
+    table: dict[tuple, dict] = {}
+    for (kind, name), rows in frame.groupby(["of", "detector"], sort=False):
+        cells = {}
+        for (poisoned, value), title in columns.items():
+            values = rows.loc[rows["poisoned"] == poisoned, value].astype(float)
+            few = f"{(values <= LEVEL / 100).sum()} of {len(values)}"
+            cells[title] = few if value == "set_p" else tables.spread(values, 1)
+        table[kind, names.label(name)] = cells
+    return pd.DataFrame.from_dict(table, orient="index").fillna("–")
+
+
+def _glue_nulls(cfg: DetectionChapter) -> None:
+    """The worst and the mean false alarms before and after, and what clustering finds in images."""
+    frame = _nulls(cfg)
+    plots.glue("null_seeds", int(frame["seed"].nunique()) if len(frame) else 0)
+    clean = frame[~frame["poisoned"]] if len(frame) else frame
+    scored = clean[clean["calibrated_fpr"].notna()] if len(clean) else clean
+    for value in ("fpr", "calibrated_fpr"):
+        at = scored[value].astype(float) if len(scored) else pd.Series(dtype=float)
+        plots.glue(f"null_{value}_low", float(at.min()) if len(at) else "–")
+        plots.glue(f"null_{value}_high", float(at.max()) if len(at) else "–")
+    alarms = int((clean["set_p"] <= LEVEL / 100).sum()) if len(clean) else 0
+    plots.glue("null_set_alarms", alarms)
+    plots.glue("null_sets", len(clean))
+    found = frame[frame["poisoned"]] if len(frame) else frame
+    plots.glue("null_set_found", int((found["set_p"] <= LEVEL / 100).sum()) if len(found) else 0)
+    plots.glue("null_poisoned_sets", len(found))
+    for value in ("recall", "calibrated_recall"):
+        where = {"of": "images", "detector": "activation", "poisoned": True}
+        plots.glue(f"null_activation_{value}", tables.cell(frame, value, **where))
+
+
 # ---------------------------------------------------------------- the tree of clusters
 
 
@@ -474,6 +558,7 @@ def glue_numbers(cfg: DetectionChapter) -> None:
     plots.glue("detection_dataset", cfg.dataset)
     plots.glue("detection_seeds", int(frame["seed"].nunique()))
     _glue_tree(cfg)
+    _glue_nulls(cfg)
     _glue_costs(cfg, first_attack)
     _glue_other_victims(cfg)
     pictures = _here(cfg, chapter.images)
