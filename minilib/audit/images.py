@@ -1,9 +1,9 @@
 """The audit of an image classifier: is there a class that a small change leads to?
 
 For each class the smallest patch, and the smallest change of all pixels, that make the model sure
-of it are searched for on one half of the clean images. The same search in networks of the model's
-own architecture, trained anew on the other half, says how small such a change is without a
-backdoor: see ``unlearning.trigger_test``. Nothing of an attack need be known, and two classes do.
+of it are searched for on some of the clean images. The same search in networks of the model's own
+architecture, trained anew on the others, says how small such a change is without a backdoor: see
+``unlearning.trigger_test``. Nothing of an attack need be known, and two classes do.
 
 What it cannot see: a trigger that is no fixed change of pixels (a warp, a style, one that differs
 from image to image), one that needs several classes' images, and one that is as large as what leads
@@ -12,7 +12,7 @@ to a class anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -62,7 +62,7 @@ class ImageAuditSettings:
 
     references: int = 20
     training: TrainSettings = field(
-        default_factory=lambda: TrainSettings(30, 3e-3, 32, schedule="linear", precision="fp32")
+        default_factory=lambda: TrainSettings(40, 3e-3, 32, schedule="linear", precision="fp32")
     )
     search: TriggerTestSettings = field(default_factory=TriggerTestSettings)
     unlearning: TriggerUnlearning = field(default_factory=TriggerUnlearning)
@@ -83,7 +83,7 @@ class ImageFindings:
             class. classes: one dict per kind and class: ``kind``, ``class``, ``size``, ``index``
             (Neural Cleanse's), ``shrinkage``, ``held_rate``.
         accuracy: of the model on the clean images; reference_accuracy: median of the references on
-            the half that they were not trained on; in percent.
+            those that they were not trained on; in percent.
         null: kind → sizes (R, K) of the references. notes: one line each, for the report.
     """
 
@@ -134,6 +134,46 @@ def check_accuracy(model: ImageClassifier, clean: ImageDataset) -> float:
     return 100 * right / rows
 
 
+def searched(
+    model: ImageClassifier, rows: ImageDataset, settings: ImageAuditSettings, seed: int
+) -> dict[str, ReversedTriggers]:
+    """Reverse a trigger of each kind for each class, on some clean images: kind → triggers."""
+    plans = {kind: replace(settings.search, kind=kind, seed=seed) for kind in KINDS}
+    return {kind: confident_triggers(model, rows, plan) for kind, plan in plans.items()}
+
+
+def reference_sizes(
+    model: ImageClassifier, clean: ImageDataset, settings: ImageAuditSettings, number: int
+) -> tuple[dict[str, np.ndarray], float]:
+    """Train a reference network, and search it as the model is: kind → sizes (K,); its accuracy."""
+    rows, held = halves(clean, settings.search.held, settings.seed)
+    network = reference(model, held, settings.seed + number, settings.training)
+    right = predict_images(network, rows).argmax(1).numpy() == rows.labels
+    found = searched(network, rows, settings, settings.seed + number)
+    return {kind: one.sizes for kind, one in found.items()}, 100 * float(right.mean())
+
+
+def judged(
+    model: ImageClassifier,
+    clean: ImageDataset,
+    triggers: dict[str, ReversedTriggers],
+    null: dict[str, np.ndarray],
+    accuracies: Sequence[float],
+    settings: ImageAuditSettings,
+) -> ImageFindings:
+    """Judge the model's triggers by the references' sizes, kind → (R, K), and accuracies (R,)."""
+    _, held = halves(clean, settings.search.held, settings.seed)
+    rates = {kind: transfer_rates(model, held, found) for kind, found in triggers.items()}
+    test = trigger_test({kind: found.sizes for kind, found in triggers.items()}, null, rates)
+    classes = [
+        row for kind in KINDS
+        for row in _rows(kind, triggers[kind].sizes, null[kind], rates[kind], clean.class_names)
+    ]  # fmt: skip
+    accuracy, reached = check_accuracy(model, clean), float(np.median(accuracies))
+    notes = _notes(clean, accuracy, reached)
+    return ImageFindings(test, triggers, classes, accuracy, reached, null, notes)
+
+
 def audit(
     model: ImageClassifier,
     clean: ImageDataset,
@@ -151,34 +191,15 @@ def audit(
         ValueError: images that do not fit the model.
     """
     settings = settings or ImageAuditSettings()
-    accuracy = check_accuracy(model, clean)
-    half, held = halves(clean, settings.search.held, settings.seed)
-    total = settings.references + 1
-
-    def searched(network: ImageClassifier, seed: int) -> dict[str, ReversedTriggers]:
-        plans = {kind: replace(settings.search, kind=kind, seed=seed) for kind in KINDS}
-        return {kind: confident_triggers(network, half, plan) for kind, plan in plans.items()}
-
-    triggers = searched(model, settings.seed)
-    progress(1, total)
-    sizes: dict[str, list] = {kind: [] for kind in KINDS}
-    right = []
-    for number in range(settings.references):
-        network = reference(model, held, settings.seed + 1 + number, settings.training)
-        right.append((predict_images(network, half).argmax(1).numpy() == half.labels).mean())
-        for kind, found in searched(network, settings.seed + 1 + number).items():
-            sizes[kind].append(found.sizes)
-        progress(number + 2, total)
-    null = {kind: np.stack(rows) for kind, rows in sizes.items()}
-    rates = {kind: transfer_rates(model, held, found) for kind, found in triggers.items()}
-    test = trigger_test({kind: found.sizes for kind, found in triggers.items()}, null, rates)
-    classes = [
-        row for kind in KINDS
-        for row in _rows(kind, triggers[kind].sizes, null[kind], rates[kind], clean.class_names)
-    ]  # fmt: skip
-    reference_accuracy = 100 * float(np.median(right))
-    notes = _notes(clean, accuracy, reference_accuracy)
-    return ImageFindings(test, triggers, classes, accuracy, reference_accuracy, null, notes)
+    check_accuracy(model, clean)
+    rows, _ = halves(clean, settings.search.held, settings.seed)
+    triggers, searches = searched(model, rows, settings, settings.seed), []
+    for number in range(1, settings.references + 1):
+        progress(number, settings.references + 1)
+        searches.append(reference_sizes(model, clean, settings, number))
+    progress(settings.references + 1, settings.references + 1)
+    null = {kind: np.stack([sizes[kind] for sizes, _ in searches]) for kind in KINDS}
+    return judged(model, clean, triggers, null, [reached for _, reached in searches], settings)
 
 
 def _rows(kind: str, sizes, null, rates, names) -> list[dict]:
@@ -246,12 +267,16 @@ def unlearn(
     model: ImageClassifier, clean: ImageDataset, findings: ImageFindings,
     settings: ImageAuditSettings | None = None,
 ) -> Cleaned:  # fmt: skip
-    """Unlearn the trigger that stands out on one half of the clean images, measure on the other."""
+    """Unlearn the trigger that stands out on most of the clean images, measure on the others.
+
+    It was searched for on the images that it is measured on, so that the rates before are at their
+    worst; the model is changed on images that the search has not seen.
+    """
     settings = settings or ImageAuditSettings()
-    half, held = halves(clean, settings.search.held, settings.seed)
+    rows, held = halves(clean, settings.search.held, settings.seed)
     found, target = findings.trigger, findings.test.target
     plan = replace(settings.unlearning, seed=settings.seed)
-    cleaned = unlearn_trigger(model, half, found, target, plan)
+    cleaned = unlearn_trigger(model, held, found, target, plan)
     return Cleaned(
-        cleaned, measured(model, held, found, target), measured(cleaned, held, found, target)
+        cleaned, measured(model, rows, found, target), measured(cleaned, rows, found, target)
     )

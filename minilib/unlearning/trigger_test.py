@@ -32,6 +32,7 @@ from ..training.images import ImageBatches, fit_images, image_data, predict_imag
 from .common import check_clean, prepared, unit
 
 INDEX_CLASSES = 6  # below this an anomaly index means nothing
+SCALE_CLASSES = 4  # from this on, the classes tell how easily a network is fooled at all
 
 
 # ---------------------------------------------------------------- Neural Cleanse's index
@@ -73,19 +74,20 @@ class TriggerTestSettings:
         confidence: margin that they must reach, in medians of the margin that clean images of the
             class have.
         cost: first weight of the size, multiplied or divided by ``factor`` as triggers succeed.
-        held: share of the clean images that is kept back to test what was found on the others.
+        held: share of the clean images that is kept back: what was found on the others is tested on
+            them, and reference networks are trained on them.
         seed: of the halves, the start and the batches.
     """
 
     kind: str = "patch"
-    steps: int = 200
+    steps: int = 150
     step: float = 0.1
-    images: int = 24
+    images: int = 16
     share: float = 0.9
     confidence: float = 1.0
     cost: float = 1e-2
     factor: float = 1.3
-    held: float = 0.5
+    held: float = 0.7
     seed: int = 0
     precision: str = "fp32"
 
@@ -261,10 +263,12 @@ def reference(
 ) -> ImageClassifier:
     """Train a network of the same architecture, all weights drawn anew, on clean images alone.
 
+    They are moved by up to a sixteenth of their side, so that few of them go further.
+
     Returns it in eval mode; the model given is not changed.
     """
     network = model_copy(model).requires_grad_(True)
-    device = next(network.parameters()).device
+    device, crop = next(network.parameters()).device, max(1, min(clean.shape[1:]) // 16)
     with seeded(seed, device):
         for module in network.modules():
             if callable(getattr(module, "reset_parameters", None)):
@@ -272,15 +276,16 @@ def reference(
             else:  # position embeddings and the like
                 for parameter in module.parameters(recurse=False):
                     nn.init.normal_(parameter, 0, 0.02)
-    fit_images(network, image_data(clean, device), replace(settings, seed=seed))
+    fit_images(network, image_data(clean, device), replace(settings, seed=seed), crop)
     return network.eval()
 
 
 def shrinkage(sizes: np.ndarray, null: np.ndarray) -> np.ndarray:
     """How much smaller each trigger is than in reference networks, (K,), as a logarithm.
 
-    ``log(median over the references / size)``. A size that is infinite counts as twice the largest
-    finite one of its class.
+    ``log(median over the references / size)``. What all classes share (a network that is fooled
+    more easily than those of the null) is taken off where SCALE_CLASSES or more tell it: the median
+    over classes. A size that is infinite counts as twice the largest finite one of its class.
 
     Args:
         sizes: (K,) of the audited model. null: (R, K) of reference networks.
@@ -289,7 +294,8 @@ def shrinkage(sizes: np.ndarray, null: np.ndarray) -> np.ndarray:
     for column in together.T:
         finite = column[np.isfinite(column)]
         column[~np.isfinite(column)] = 2 * finite.max() if len(finite) else 1.0
-    return np.log(np.median(together[1:], axis=0)) - np.log(np.maximum(together[0], 1e-12))
+    shrunk = np.log(np.median(together[1:], axis=0)) - np.log(np.maximum(together[0], 1e-12))
+    return shrunk - np.median(shrunk) if len(shrunk) >= SCALE_CLASSES else shrunk
 
 
 @dataclass(frozen=True)
