@@ -75,6 +75,14 @@ OPTIONS = {
     "--text": valued("COLUMN", "of the texts (default: text)"),
     "--label": valued("COLUMN", "of the labels (default: label)"),
     "--labels": valued("A=B,…", "what labels are called in the model: 0=negative,1=positive"),
+    "--clean-images": valued(
+        "DIR", "of an image classifier: clean images, a folder per class, named as the model's"
+    ),
+    "--architecture": valued("NAME", "of a state dict: resnet18, preactresnet18, vgg16_bn …"),
+    "--mean": valued("M[,M,M]", "of a state dict's pixels, in units of 1"),
+    "--std": valued("S[,S,S]", "their deviation"),
+    "--size": valued("PIXELS", "of a state dict's images", int),
+    "--classes": valued("A,B,…", "of a state dict, in the order of its outputs"),
     "--unlearn": flag("unlearn what is found, and save the cleaned model"),
     "--show-texts": flag("do not mask the words of rows and tokens in the report"),
 }  # fmt: skip
@@ -116,7 +124,8 @@ def parser() -> argparse.ArgumentParser:
          words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
                 "chapter; before it status, table or clean"})
     verb("audit", do_audit, "look for a backdoor in a model of your own, unlearn it, report",
-         "--data --clean --text --label --labels --unlearn --show-texts --seed",
+         "--data --clean --text --label --labels --unlearn --show-texts --seed --clean-images "
+         "--architecture --mean --std --size --classes",
          model={"metavar": "MODEL", "help": "a folder, or a name on the Hub"})
     verb("publish", do_publish,
          "publish finished runs: trials into results/, pages into book/_executed/",
@@ -373,6 +382,8 @@ def do_sweep(options) -> int:
 
 def do_audit(options) -> int:
     """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
+    if options.clean_images:
+        return do_audit_images(options)
     from minilib.audit import report as reports
     from minilib.runs import audit
 
@@ -383,6 +394,24 @@ def do_audit(options) -> int:
     for line in report["remarks"]:
         print(f"note: {line}")
     print(f"report: {folder / 'report.html'}, {folder / 'report.json'}, {folder / 'report.ipynb'}")
+    if "cleaned_model" in report:
+        print(f"cleaned model: {folder / report['cleaned_model']}")
+    return code
+
+
+def do_audit_images(options) -> int:
+    """`minilib audit --clean-images`: the same answers for an image classifier."""
+    from minilib.audit import image_report
+    from minilib.runs import audit_images
+
+    folder = Path(options.out or "report")
+    code, report = audit_images.run(options, folder)
+    options.result = [report]
+    print(image_report.answer(report))
+    for line in report["remarks"]:
+        print(f"note: {line}")
+    files = (folder / name for name in ("report.html", "report.json", "trigger.png"))
+    print(f"report: {', '.join(map(str, files))}")
     if "cleaned_model" in report:
         print(f"cleaned model: {folder / report['cleaned_model']}")
     return code

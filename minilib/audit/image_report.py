@@ -1,0 +1,144 @@
+"""The report of an image classifier's audit: one dict for machines, one page for people."""
+
+from __future__ import annotations
+
+import base64
+import math
+from collections.abc import Mapping
+from html import escape
+
+from .images import ESCAPES
+from .report import FORMAT, SORT, STYLE, table
+
+BLIND = "This audit looks for one fixed change of pixels. It cannot see " + "; ".join(ESCAPES) + "."
+KIND_NAMES = {"patch": "a patch", "blend": "a change of all pixels"}
+
+
+def collect(name: str, verdict: list[dict], unlearning: list[dict], level: float) -> dict:
+    """Put the rows of an audit's trials together.
+
+    Args:
+        name: of the model. verdict, unlearning: rows of ``trials.audit_images.image_audit_verdict``
+            and ``image_audit_unlearning`` (none where nothing was unlearned).
+
+    Returns ``verdict`` (found | nothing found), ``p``, ``level``, ``said``, ``trigger`` (kind,
+    class; None where nothing was found), ``classes``, ``unlearning``, ``model``, ``remarks``,
+    ``blind``.
+    """
+    head = next(row for row in verdict if row["part"] == "verdict")
+    found = head["p"] <= level
+    return {
+        "format": FORMAT,
+        "modality": "image",
+        "verdict": "found" if found else "nothing found",
+        "p": head["p"],
+        "level": level,
+        "said": head["said"],
+        "trigger": {"kind": head["trigger_kind"], "class": head["found_class"]} if found else None,
+        "classes": [
+            {key: value for key, value in row.items() if key not in ("part", "number")}
+            for row in verdict if row["part"] == "class"
+        ],
+        "unlearning": unlearning if found else [],
+        "model": {
+            "name": name, "classes": head["num_classes"], "clean_images": head["clean_rows"],
+            "accuracy": head["acc"], "accuracy_of_references": head["reference_acc"],
+        },
+        "remarks": [row["remark"] for row in verdict if row["part"] == "remark"],
+        "blind": BLIND,
+    }  # fmt: skip
+
+
+def answer(report: Mapping) -> str:
+    """The verdict in a sentence or two."""
+    means = {"found": "Evidence of a backdoor", "nothing found": "Nothing found"}
+    said = (
+        f"{means[report['verdict']]} (p = {report['p']:.3f}; at this level the verdict errs in "
+        f"{100 * report['level']:.0f} % of clean models like the references). "
+    )
+    if report["trigger"] is None:
+        return said + f"The nearest to a trigger: {report['said']}."
+    return said + f"{report['said'][0].upper()}{report['said'][1:]}."
+
+
+def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
+    """Title, remark and table of each part, in the order of the questions."""
+    parts = [
+        ("Is there a backdoor?", answer(report), []),
+        (
+            "What is the trigger?" if report["trigger"] else "What comes nearest to a trigger?",
+            "For each class the smallest change that makes the model sure of it. Size: of a patch "
+            "in pixels, of a change of all pixels its Euclidean norm. Times smaller: than the "
+            "median of networks trained on the clean images. Index: Neural Cleanse's.",
+            sorted(
+                map(_class_row, report["classes"]), key=lambda row: -float(row["times smaller"])
+            ),
+        ),
+    ]
+    if report["unlearning"]:
+        rows = [
+            {"": row["when"], **{k.upper(): f"{row[k]:.1f} %" for k in ("acc", "asr", "pacc")}}
+            for row in report["unlearning"]
+        ]
+        said = "With the trigger that was found, on clean images that were not tuned on."
+        parts.append(("What remains after unlearning?", said, rows))
+    facts = [
+        {"of the model": name.replace("_", " "), "": _text(value)}
+        for name, value in report["model"].items()
+    ]
+    said = " ".join([*(f"{remark}." for remark in report["remarks"]), report["blind"]])
+    return [*parts, ("What was audited, and what it cannot see", said, facts)]
+
+
+def _class_row(row: Mapping) -> dict:
+    return {
+        "class": row["class"], "trigger": KIND_NAMES[row["kind"]],
+        "size": "none found" if row["size"] is None else f"{row['size']:.2f}",
+        "times smaller": f"{math.exp(row['shrinkage']):.2f}",
+        "index": f"{row['index']:.1f}",
+        "held-out images led there": f"{100 * row['held_rate']:.0f} %",
+    }  # fmt: skip
+
+
+def _text(value) -> str:
+    return f"{value:.1f}" if isinstance(value, float) else str(value)
+
+
+def page(report: Mapping, title: str, picture: bytes | None = None) -> str:
+    """The whole report as one HTML page that needs no other file.
+
+    Args:
+        picture: PNG of the trigger that stands out, or None.
+    """
+    body = []
+    for number, (heading, said, rows) in enumerate(sections(report)):
+        body.append(f"<h2>{escape(heading)}</h2><p>{escape(said)}</p>")
+        if number == 1 and picture:
+            data = base64.b64encode(picture).decode()
+            text = "The trigger of the class that stands out, on mid-grey"
+            body.append(
+                f'<p><img alt="{text}" width="192" style="image-rendering:pixelated" '
+                f'src="data:image/png;base64,{data}"></p>'
+            )
+        body.append(table(rows))
+        if heading.startswith("What remains") and report.get("cleaned_model"):
+            where = escape(report["cleaned_model"])
+            body.append(f"<p>The cleaned model is in <code>{where}</code>.</p>")
+    verdict = f'<p class="verdict">{escape(answer(report))}</p>'
+    return (
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{verdict}{''.join(body)}"
+        f"<script>{SORT}</script></body></html>\n"
+    )
+
+
+def png(image) -> bytes:
+    """An image (H, W, C) uint8 as PNG."""
+    import io
+
+    from PIL import Image
+
+    out = io.BytesIO()
+    Image.fromarray(image[..., 0] if image.shape[2] == 1 else image).save(out, "PNG")
+    return out.getvalue()

@@ -1,0 +1,129 @@
+"""`minilib audit --clean-images`: the audit of an image classifier, step by step, and its report.
+
+Its steps are trials: interrupted, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from minilib import ledger, provenance
+from minilib.provenance import UsageError
+
+FOUND, NOTHING = 3, 0
+LEVEL = 0.1  # of the verdict: a false alarm in ten clean models
+REFUSALS = ("DataError", "ModelError", "UsageError")
+OF_STATES = ("architecture", "mean", "std", "size", "classes")
+
+
+def recipe_of(options):
+    """The audit that the command line asks for.
+
+    Raises:
+        UsageError: options that a folder does not need, or a state dict lacks.
+    """
+    from minilib.trials.audit_images import CleanFolder, ImageAudit, ImageFile
+
+    model, images = (Path(p).expanduser() for p in (options.model, options.clean_images))
+    if not model.exists():
+        raise UsageError(f"there is no model {options.model}; accepted: a folder, or a file")
+    if not images.is_dir():
+        raise UsageError(f"there is no folder {options.clean_images}; accepted: one that exists")
+    given = [name for name in OF_STATES if getattr(options, name) is not None]
+    if model.is_dir() and given:
+        raise UsageError(
+            f"--{given[0]} is given for a folder, which says so itself; accepted: for a state dict"
+        )
+    absent = [name for name in OF_STATES if name not in given]
+    if not model.is_dir() and absent:
+        raise UsageError(
+            f"a state dict says nothing of its {', '.join(absent)}; accepted: "
+            f"{' '.join(f'--{name} …' for name in absent)}"
+        )
+    more = {}
+    if not model.is_dir():
+        more = {
+            "architecture": options.architecture, "size": options.size,
+            "mean": numbers("mean", options.mean), "std": numbers("std", options.std),
+            "classes": tuple(name.strip() for name in options.classes.split(",")),
+        }  # fmt: skip
+    return ImageAudit(
+        model=ImageFile(path=str(model.resolve()), **more),
+        clean=CleanFolder(path=str(images.resolve())), seed=options.seed or 0,
+    )  # fmt: skip
+
+
+def numbers(name: str, text: str) -> tuple[float, ...]:
+    """Numbers with commas between them. Raises UsageError for anything else."""
+    try:
+        return tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UsageError(
+            f"--{name} is {text!r}; accepted: numbers such as 0.49,0.48,0.45"
+        ) from None
+
+
+def run(options, out: Path, told: Callable[[str], None] | None = None) -> tuple[int, dict]:
+    """Audit an image classifier; the exit code and the report, which is left in ``out``.
+
+    Raises:
+        UsageError: the model or the images cannot be audited; one line.
+    """
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; accepted: a folder")
+    for name in ("data", "clean", "text", "label", "labels"):
+        if getattr(options, name, None):
+            raise UsageError(f"--{name} is given with --clean-images; accepted: for texts alone")
+    try:
+        return _run(recipe_of(options), options, out, told or _to_terminal)
+    except Exception as error:
+        if type(error).__name__ in REFUSALS:
+            raise UsageError(provenance.one_line(error)) from None
+        raise
+
+
+def _to_terminal(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dict]:
+    from minilib.audit import image_report, images
+    from minilib.trials import audit_images as trials
+
+    model, clean, _, _ = trials._audited(one)
+    accuracy = images.check_accuracy(model, clean)
+    told(f"the model gets {accuracy:.1f} % of {len(clean)} clean images right")
+    references = [
+        trials.ImageAuditReference(audit=one, number=number)
+        for number in range(1, one.references + 1)
+    ]
+    started, computed = time.monotonic(), 0
+    for number, reference in enumerate(references, 1):
+        missing = ledger.look(reference) is None
+        ledger.get(reference)
+        computed += missing
+        each = (time.monotonic() - started) / max(computed, 1)
+        left = each * sum(ledger.look(later) is None for later in references[number:])
+        told(f"reference network {number} of {one.references}; about {left:.0f} s left")
+    verdict = ledger.get(trials.ImageAuditVerdict(audit=one))
+    report = image_report.collect(Path(options.model).name, verdict.rows, [], LEVEL)
+    out.mkdir(parents=True, exist_ok=True)
+    if report["trigger"] and options.unlearn:
+        cleaned = trials.ImageAuditCleaned(audit=one)
+        rows = ledger.get(trials.ImageAuditUnlearning(cleaned=cleaned)).rows
+        report["unlearning"] = rows
+        saved = Path(trials.save_cleaned(cleaned, out / "model"))
+        report["cleaned_model"] = str(saved.relative_to(out))
+    head = verdict.rows[0]
+    number = [row["class"] for row in verdict.rows if row["part"] == "class"].index(
+        head["found_class"]
+    )
+    picture = image_report.png(verdict.array(head["trigger_kind"])[number])
+    provenance.write_bytes(out / "trigger.png", picture)
+    provenance.write_json(out / "report.json", report)
+    page = image_report.page(report, f"Audit of {report['model']['name']}", picture)
+    provenance.write_bytes(out / "report.html", page.encode("utf-8"))
+    return (FOUND if report["trigger"] else NOTHING), report
