@@ -1,6 +1,7 @@
 """What hostile input does: parameters, sweep files, data files and records that nobody would write.
 
     python -m bench.hostile            # writes bench/results/hostile.json
+    python -m bench.hostile --kills    # adds to it what `hostile_kills` kills and fills
 
 Each input is made from a fixed seed and given to what reads it in earnest. One of three things
 happens. It is *refused*, in one printable line of at most 300 characters. It is *accepted*, and is
@@ -27,7 +28,7 @@ from minilib import ledger, provenance, settings
 from minilib.data.files import DataError
 from minilib.runs import execute, sweep
 
-from . import hostile_data
+from . import hostile_data, hostile_kills
 
 COUNTS = {"parameters": 25_000, "sweep files": 600, "data files": None, "records": None}
 LONGEST = 300  # characters of a message
@@ -243,7 +244,15 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=COUNTS["parameters"])
     parser.add_argument("--sweeps", type=int, default=COUNTS["sweep files"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    parser.add_argument("--kills", action="store_true", help="kills and full disks instead")
     options = parser.parse_args()
+    path = options.out / "hostile.json"
+    conditions = {"commit": provenance.git_commit(), "env": provenance.environment()}
+    if options.kills:
+        result = hostile_kills.measure(hostile_kills.KILLS)
+        result["kills' conditions"] = conditions
+        provenance.write_json(path, (provenance.read_json(path) or {}) | result)
+        return
     started = time.process_time()
     counts = COUNTS | {"parameters": options.parameters, "sweep files": options.sweeps}
     result = measure(counts)
@@ -251,10 +260,9 @@ def main() -> None:
         "seed": 0,
         "longest message, characters": LONGEST,
         "CPU seconds": round(time.process_time() - started),
-        "commit": provenance.git_commit(),
-        "env": provenance.environment(),
+        **conditions,
     }
-    provenance.write_json(options.out / "hostile.json", result)
+    provenance.write_json(path, (provenance.read_json(path) or {}) | result)
     print(json.dumps(result["counts"], indent=1))
     print("\n".join(result["faults"][:40]))
 

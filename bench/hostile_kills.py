@@ -30,7 +30,7 @@ TESTS = provenance.PACKAGE.parent / "tests"
 CHAPTER = "07_swept"
 # How often each is killed, and what its command line holds. The store is what is between the
 # sweep and a local server that speaks S3, and is gone for a while; what it was given stays.
-KILLS = {"driver": 16, "worker": 16, "kernel": 16, "Ray worker": 10, "store": 10}
+KILLS = {"driver": 16, "worker": 16, "kernel": 16, "store": 8, "Ray worker": 6}
 HOLDS = {"worker": "spawn_main", "kernel": "ipykernel_launcher", "Ray worker": "ray::_sent"}
 SEEDS = 6  # of a block: a finished sweep is followed by one of the next seeds
 PROXY = """
@@ -69,16 +69,17 @@ class Place:
             "MINILIB_PUBLISHED": "none", "OMP_NUM_THREADS": "1",
         }  # fmt: skip
 
-    def start(self, *words: str, file: str = "toy_driver.py") -> subprocess.Popen:
+    def start(self, *words: str) -> subprocess.Popen:
         """A command in the book, whose output joins that of the others."""
-        command = [sys.executable, str(TESTS / file), *words]
+        command = [sys.executable, str(TESTS / "toy_driver.py"), *words]
+        root = self.root if CHAPTER in words else provenance.PACKAGE.parent
         with open(self.said, "ab") as said:
-            return subprocess.Popen(command, cwd=self.root, env=self.env, stdout=said, stderr=said)
+            return subprocess.Popen(command, cwd=root, env=self.env, stdout=said, stderr=said)
 
     def look(self) -> tuple[int, int]:
         """Remember what is whole; how much of what was is gone, and how much was made again."""
         made = {}
-        paths = [*self.folder.glob("trials/swept/*.json"),
+        paths = [*self.folder.glob("trials/*/*.json"),
                  *self.root.glob("runs/**/smoke/*/*/run.json")]  # fmt: skip
         for path in paths:
             record = provenance.read_json(path) or {}
@@ -236,25 +237,30 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
 
 
 def full(what: str, keep: int) -> dict:
-    """A sweep whose runs or trials lie on a disk with ``keep`` bytes left, then one with room."""
+    """A sweep whose runs, trials or victims lie on a disk with ``keep`` bytes left, then with room.
+
+    Toy victims fill no cache: there the sweep is one of chapter 03's trials.
+    """
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
         place = Place(Path(name))
         folder = {"runs": place.root / "runs"}.get(what, place.folder / what)
         with small_disk(folder, "8m"):
             ballast = folder / "ballast"
             _fill(ballast, shutil.disk_usage(folder).free - keep)
-            words = ("sweep", CHAPTER, "--preset", "smoke", "--seeds", "0-4", "--workers", "2")
+            chapter, *more = ("03_ga_rga", "--no-notebooks") if what == "cache" else (CHAPTER,)
+            words = ("sweep", chapter, "--preset", "smoke", "--workers", "2", *more)
+            words = (*words, "--seeds", "0" if what == "cache" else "0-4")
             codes = [place.start(*words).wait()]
             place.look()
             before, said = len(place.whole), place.said.read_text(errors="replace")
             ballast.unlink()
             codes.append(place.start(*words).wait())
             gone, again = place.look()
-        stderr = [line for line in said.splitlines() if "No space left" in line]
+        lines = [line for line in said.splitlines() if "No space left" in line]
         return {
             "whole on the full disk": before, "whole at the end": len(place.whole),
-            "lost": gone + 20 - len(place.whole), "doubled": again + len(place.log("twice")),
-            "lines that name the disk": len(stderr),
+            "lost": gone, "doubled": again + len(place.log("twice")),
+            "lines that name the disk": len(lines), "the first": lines[:1],
             "tracebacks": place.said.read_text(errors="replace").count("Traceback (most recent"),
             "exit codes": codes,
         }  # fmt: skip
@@ -274,13 +280,8 @@ def measure(kills: dict[str, int]) -> dict:
         found[who] = campaign(who, count)
         print(who, json.dumps(found[who]), file=sys.stderr, flush=True)
     disks = {}
-    for what, keep in (("runs", 20_000), ("trials", 20_000)):
+    for what, keep in (("runs", 20_000), ("trials", 20_000), ("cache", 20_000)):
         with suppress(OSError):
             disks[what] = full(what, keep)
             print(what, json.dumps(disks[what]), file=sys.stderr, flush=True)
     return {"kills": found, "full disks": disks, "ray": provenance.version("ray")}
-
-
-if __name__ == "__main__":
-    only = sys.argv[1:] or list(KILLS)
-    print(json.dumps(measure({who: KILLS[who] for who in only}), indent=1))

@@ -9,7 +9,6 @@ import io
 import json
 import os
 import sys
-import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -159,7 +158,7 @@ def main(argv: list[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a console that has no α says so in ASCII
             stream.reconfigure(errors="backslashreplace")
     if argv is None:  # a command of its own: a warning is one line, too
-        warnings.formatwarning = lambda message, *_, **__: f"{provenance.one_line(message)}\n"
+        provenance.warn_in_lines()
     options = parser().parse_args(argv)
     try:
         if options.action is not do_audit:  # its folder is the report's, not that of runs

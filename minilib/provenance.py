@@ -61,6 +61,11 @@ def one_line(text: object, most: int = 300) -> str:
     return line if len(line) <= most else f"{line[:half]} … {line[-half:]}"
 
 
+def warn_in_lines() -> None:
+    """Make each warning of this process one line: what it says, not where in the code."""
+    warnings.formatwarning = lambda message, *_, **__: f"{one_line(message)}\n"
+
+
 def shown(value: object, most: int = 80) -> str:
     """A value for a message; a number of thousands of digits has no text of its own."""
     try:

@@ -286,6 +286,7 @@ def local(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
 def _begin(extra: dict[str, str]) -> None:
     """What a worker does first."""
     os.environ.update(extra)
+    provenance.warn_in_lines()
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the driver alone, which then stops us in good order
     threading.Thread(target=_end_with_parent, daemon=True).start()
