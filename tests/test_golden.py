@@ -163,6 +163,14 @@ def test_a_tolerance_is_twice_what_other_instructions_moved():
     assert golden.moved([{}, line(value=1.0)], [{}, line(value=50.0)], loose) == []
 
 
+def test_what_stands_keeps_its_tolerance_where_trials_are_added():
+    stated = {"a": {"pacc": 2.0, "loss": None}, "b": {"pacc": 9.0}}
+    measured = {"a": {"pacc": 3.0, "loss": 1.0}, "b": {"pacc": 1.0}, "c": {"asr": None}}
+    assert golden.looser(stated, measured, {"a"}) == {
+        "a": {"pacc": 3.0, "loss": None}, "b": {"pacc": 1.0}, "c": {"asr": None},
+    }  # fmt: skip
+
+
 def test_the_settings_are_variants_of_the_smallest_preset():
     text = (golden.ROOT / golden.GOLDEN / golden.SETTINGS).read_text(encoding="utf-8")
     assert set(yaml.safe_load(text)) == set(settings.CHAPTERS)

@@ -1,6 +1,8 @@
 """Golden numbers: every kind of trial at toy size, computed from an empty ledger and compared.
 
     python tools/golden.py write          compute them here and write tests/golden/
+    python tools/golden.py add            compute here only those that the file lacks (on its machine);
+                                          those that no setting asks for any more go
     python tools/golden.py check          compute them here and compare; exit code 1 if any moved;
                                           where none did, write down for which code that is so
     python tools/golden.py same BASE      compute them with the code of BASE and of this tree, and
@@ -69,13 +71,17 @@ def line_of(trial) -> dict:
     return line | {"rows": [measured(row) for row in trial.rows], "arrays": arrays}
 
 
-def compute(out: Path) -> None:
-    """Compute every golden trial in this process, from an empty ledger, and write it to a file."""
+def compute(out: Path, without: Path | None = None) -> None:
+    """Compute every golden trial in this process, from an empty ledger, and write it to a file.
+
+    without: a file of numbers, whose trials are left out.
+    """
     from minilib import ledger
 
+    had = {line["key"] for line in read(without)[1:]} if without else set()
     with tempfile.TemporaryDirectory() as folder:
         os.environ |= {"MINILIB_LEDGER": f"{folder}/trials", "MINILIB_CACHE": f"{folder}/cache"}
-        trials = ledger.run(recipes())
+        trials = ledger.run(one for one in recipes() if ledger.key_of(one) not in had)
         lines = sorted(
             (line_of(one) for one in trials), key=lambda line: (line["kind"], line["key"])
         )
@@ -107,8 +113,8 @@ def machine() -> dict:
     return head
 
 
-def computed(root: Path = ROOT, **changes: str) -> list[dict]:
-    """Every golden trial, computed by the code of ``root`` in a process of its own."""
+def computed(root: Path = ROOT, without: Path | None = None, **changes: str) -> list[dict]:
+    """Golden trials, computed by the code of ``root`` in a process of its own; see ``compute``."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder, "numbers.jsonl")
         path = os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))
@@ -116,6 +122,7 @@ def computed(root: Path = ROOT, **changes: str) -> list[dict]:
         for name in ("MINILIB_DATA", "MINILIB_FRESH"):
             environ.pop(name, None)
         command = [sys.executable, str(Path(__file__)), "compute", str(out), "--root", str(root)]
+        command += ["--without", str(without)] if without else []
         subprocess.run(command, env=environ, check=True, cwd=root)
         return read(out)
 
@@ -256,13 +263,48 @@ def write() -> int:
             print("\n".join(reasons), file=sys.stderr)
             return 1
     others = [computed(**changes) for changes in EMULATED.values()]
-    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new)
-    path.write_text(text, encoding="utf-8")
-    told = json.dumps(tolerances(new, others), indent=1, sort_keys=True)
-    (ROOT / GOLDEN / TOLERANCE).write_text(told + "\n", encoding="utf-8")
+    save(new, tolerances(new, others))
     prove()
     print(f"{len(new) - 1} trials written")
     return 0
+
+
+def save(lines: list[dict], tolerance: dict) -> None:
+    """Write the numbers and how far they may move elsewhere."""
+    text = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    (ROOT / GOLDEN / NUMBERS).write_text(text, encoding="utf-8")
+    told = json.dumps(tolerance, indent=1, sort_keys=True)
+    (ROOT / GOLDEN / TOLERANCE).write_text(told + "\n", encoding="utf-8")
+
+
+def add() -> int:
+    """Compute what the settings ask for and the file lacks, as ``write`` does; the rest stands."""
+    from minilib import ledger
+
+    path = ROOT / GOLDEN / NUMBERS
+    old, asked = read(path), set(map(ledger.key_of, recipes()))
+    new = computed(without=path)
+    if new[0] != old[0]:
+        print(f"the file is of {old[0]}, this machine is {new[0]}; write", file=sys.stderr)
+        return 1
+    others = [computed(without=path, **changes) for changes in EMULATED.values()]
+    kept = [line for line in old[1:] if line["key"] in asked]
+    lines = sorted([*kept, *new[1:]], key=lambda line: (line["kind"], line["key"]))
+    stated = json.loads((ROOT / GOLDEN / TOLERANCE).read_text(encoding="utf-8"))
+    save([old[0], *lines], looser(stated, tolerances(new, others), {one["kind"] for one in kept}))
+    print(f"{len(new) - 1} trials added, {len(old) - 1 - len(kept)} dropped")
+    return 0
+
+
+def looser(stated: dict, measured: dict, kinds: set[str]) -> dict:
+    """Of two tolerances the wider one; ``kinds``: those of which something stated still stands."""
+    result = {kind: dict(metrics) for kind, metrics in measured.items()}
+    for kind in kinds:
+        metrics = result.setdefault(kind, {})
+        for metric, by in stated.get(kind, {}).items():
+            both = by, metrics.get(metric, 0.0)
+            metrics[metric] = None if None in both else max(both)
+    return result
 
 
 def check() -> int:
@@ -310,18 +352,20 @@ def same(base: str) -> int:
 def main() -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("verb", choices=("write", "check", "same", "compute"))
+    parser.add_argument("verb", choices=("write", "add", "check", "same", "compute"))
     parser.add_argument("what", nargs="?", help="the commit to compare with, or a file to write")
     parser.add_argument("--root", type=Path, default=ROOT, help=argparse.SUPPRESS)
+    parser.add_argument("--without", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.verb in ("same", "compute") and not options.what:
         parser.error(f"{options.verb} needs a commit or a file")
     if options.verb == "compute":
         globals()["ROOT"] = options.root
         sys.path.insert(0, str(options.root))
-        compute(Path(options.what))
+        compute(Path(options.what), options.without)
         return 0
-    return {"write": write, "check": check, "same": lambda: same(options.what)}[options.verb]()
+    verbs = {"write": write, "add": add, "check": check, "same": lambda: same(options.what)}
+    return verbs[options.verb]()
 
 
 if __name__ == "__main__":
