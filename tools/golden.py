@@ -1,7 +1,7 @@
 """Golden numbers: every kind of trial at toy size, computed from an empty ledger and compared.
 
     python tools/golden.py write          compute them here and write tests/golden/
-    python tools/golden.py add            compute here only those that the file lacks (on its machine);
+    python tools/golden.py add            compute those that the file lacks, on its own machine;
                                           those that no setting asks for any more go
     python tools/golden.py check          compute them here and compare; exit code 1 if any moved;
                                           where none did, write down for which code that is so
