@@ -109,6 +109,7 @@ def hub_split(
         at = {} if revision is None else {"revision": revision}
         if optional and split not in get_dataset_split_names(repository, configuration, **at):
             return None
+        at |= {"trust_remote_code": False}  # no script of the repository runs, whatever is set
         return load_dataset(repository, configuration, split=split, **at)
     except Exception as error:  # whatever the network or the Hub raises, the user needs one line
         reason = f"the Hub gave no {repository} ({type(error).__name__})"

@@ -305,7 +305,8 @@ def hub(monkeypatch):
     fake = types.ModuleType("datasets")
     fake.calls, fake.splits = [], ["train", "validation", "test"]
 
-    def load_dataset(repository, configuration=None, split=None, **more):
+    def load_dataset(repository, configuration=None, split=None, *, trust_remote_code, **more):
+        assert trust_remote_code is False
         fake.calls.append((repository, configuration, split, *more.values()))
         rows = [{"text": f" {split} {i} ", "label": i % 4} for i in range(40)]
         return rows if "ag_news" in repository else [r | {"label": r["label"] % 2} for r in rows]
