@@ -1011,21 +1011,8 @@ def over(
 
 def known_seeds(kinds: Iterable[str]) -> set[int]:
     """Every seed that a recipe of these kinds has in the ledger."""
-    seeds: set[int] = set()
-
-    def walk(value) -> None:
-        if isinstance(value, dict):
-            seeds.update(v for k, v in value.items() if k == "seed" and isinstance(v, int))
-            for item in value.values():
-                walk(item)
-        elif isinstance(value, list):
-            for item in value:
-                walk(item)
-
-    for kind in kinds:
-        for one in trials_of(kind):
-            walk(one.recipe)
-    return seeds | {0}
+    values = (_columns_of(one).items() for kind in kinds for one in trials_of(kind))
+    return {0} | {value for pairs in values for name, value in pairs if name.endswith("seed")}
 
 
 def find(key: str) -> Trial:
