@@ -244,14 +244,18 @@ def main() -> None:
     parser.add_argument("--parameters", type=int, default=COUNTS["parameters"])
     parser.add_argument("--sweeps", type=int, default=COUNTS["sweep files"])
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument("--kills", action="store_true", help="kills and full disks instead")
+    parser.add_argument(
+        "--kills", nargs="*", choices=(*hostile_kills.KILLS, "disks"), metavar="WHO",
+        help="kills and full disks instead; of these processes alone",
+    )  # fmt: skip
     options = parser.parse_args()
     path = options.out / "hostile.json"
     conditions = {"commit": provenance.git_commit(), "env": provenance.environment()}
-    if options.kills:
-        result = hostile_kills.measure(hostile_kills.KILLS)
-        result["kills' conditions"] = conditions
-        provenance.write_json(path, (provenance.read_json(path) or {}) | result)
+    if options.kills is not None:
+        before = provenance.read_json(path) or {}
+        for name, found in hostile_kills.measure(options.kills, conditions).items():
+            before[name] = before.get(name, {}) | found
+        provenance.write_json(path, before)
         return
     started = time.process_time()
     counts = COUNTS | {"parameters": options.parameters, "sweep files": options.sweeps}

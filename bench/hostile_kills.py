@@ -7,7 +7,6 @@ at the end, the same: a trial or a run that is not is *lost*, one that was made 
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -271,17 +270,20 @@ def _fill(path: Path, size: int) -> None:
         file.write(b"\0" * max(0, size))
 
 
-def measure(kills: dict[str, int]) -> dict:
-    """Every campaign: who is killed → what became of the work; the same of full disks."""
-    if not importlib.util.find_spec("ray"):
-        kills = {who: count for who, count in kills.items() if who != "Ray worker"}
-    found = {}
-    for who, count in kills.items():
-        found[who] = campaign(who, count)
-        print(who, json.dumps(found[who]), file=sys.stderr, flush=True)
-    disks = {}
-    for what, keep in (("runs", 20_000), ("trials", 20_000), ("cache", 20_000)):
+def measure(only: list[str], conditions: dict) -> dict:
+    """Every campaign, or some: who is killed → what became of the work; the same of full disks.
+
+    conditions: noted with each.
+    """
+    found = {"kills": {}, "full disks": {}}
+    for who, count in KILLS.items():
+        if who not in (only or KILLS) or (who == "Ray worker" and not provenance.version("ray")):
+            continue
+        version = {"ray": provenance.version("ray")} if who == "Ray worker" else {}
+        found["kills"][who] = campaign(who, count) | conditions | version
+        print(who, json.dumps(found["kills"][who]), file=sys.stderr, flush=True)
+    for what in ("runs", "trials", "cache") if not only or "disks" in only else ():
         with suppress(OSError):
-            disks[what] = full(what, keep)
-            print(what, json.dumps(disks[what]), file=sys.stderr, flush=True)
-    return {"kills": found, "full disks": disks, "ray": provenance.version("ray")}
+            found["full disks"][what] = full(what, 20_000) | conditions
+            print(what, json.dumps(found["full disks"][what]), file=sys.stderr, flush=True)
+    return found
