@@ -43,13 +43,20 @@ def local(out: Path | str | None, root: Path) -> tuple[Path, str | None]:
 
 
 def _open(url: str):
-    """The file system behind a URL and the path in it. Raises UsageError if there is none."""
+    """The file system behind a URL and the path in it."""
     import fsspec
 
+    return fsspec.core.url_to_fs(url)
+
+
+@contextlib.contextmanager
+def _refusing(what: str, remedy: str = ""):
+    """Turn whatever a file system raises, which is what it likes, into one UsageError."""
     try:
-        return fsspec.core.url_to_fs(url)
-    except (ImportError, ValueError, OSError) as error:
-        raise UsageError(f"cannot reach {url}: {error}") from None
+        yield
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(f"{what}: {reason}{remedy}") from None
 
 
 def probe(out: Path | str | None, root: Path) -> None:
@@ -60,22 +67,11 @@ def probe(out: Path | str | None, root: Path) -> None:
     """
     folder, url = local(out, root)
     name = f".probe-{uuid.uuid4().hex}"
-    try:
-        if url is None:
-            folder.mkdir(parents=True, exist_ok=True)
-            (folder / name).write_bytes(b"x")
-            (folder / name).unlink()
-            return
-        system, base = _open(url)
+    with _refusing(f"runs cannot be kept in {url or folder}", "; give another --out"):
+        system, base = _open(url or str(folder))
         system.makedirs(base, exist_ok=True)
         system.pipe_file(f"{base}/{name}", b"x")
         system.rm_file(f"{base}/{name}")
-    except UsageError:
-        raise
-    except Exception as error:  # file systems raise what they like
-        reason = getattr(error, "strerror", None) or error
-        message = f"runs cannot be kept in {url or folder}: {reason}; give another --out"
-        raise UsageError(message) from None
 
 
 def pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
@@ -84,12 +80,8 @@ def pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
     Raises:
         UsageError: the place does not answer.
     """
-    try:
+    with _refusing(f"cannot reach {out}"):
         _pull(out, root, preset, chapter)
-    except UsageError:
-        raise
-    except Exception as error:  # file systems raise what they like
-        raise UsageError(f"cannot reach {out}: {error}") from None
 
 
 def _pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
