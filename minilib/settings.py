@@ -652,8 +652,8 @@ class Audit:
     unlearn: bool = Field(True, description="unlearn what is found, and measure what remains")
     mask: bool = Field(True, description="mask the words of texts that the report shows")
     level: float = Field(0.05, gt=0, lt=1, description="false-alarm rate of the verdict")
-    rows: int = Field(24, ge=8, le=1000, description="hard texts that each token is tried in")
-    pool: int = Field(96, ge=48, le=10000, description="tokens that are tried in all of them")
+    rows: int = Field(40, ge=8, le=1000, description="hard texts that each token is tried in")
+    pool: int = Field(64, ge=48, le=10000, description="tokens that are tried in all of them")
     epochs: int = Field(2, ge=1, le=100, description="epochs of tuning against what was found")
     lr: float = Field(2e-5, gt=0, le=1, description="its learning rate")
     dataset: TEXT_SETS = Field(

@@ -3,7 +3,7 @@
 A backdoor's token decides for its class in whatever text it stands. Words of the task do so in
 short or doubtful texts, and lose where much speaks against them. So tokens are tried in texts that
 are made hard: two texts of another class behind each other, both of which the model reads rightly.
-What a token adds there to the logit of a class, in three quarters of the texts or more, is its
+What a token adds there to the logit of a class, in four fifths of the texts or more, is its
 *pull* towards that class. A trigger's pull stands apart from that of all other tokens, and
 ``evidence.gap`` says how far is far.
 
@@ -38,7 +38,7 @@ CONFIRMED = 75.0  # percent of held-out rows that a trigger flips at least
 LEAST_FLIPS = 50.0  # percent of hard texts that it flips at least
 FLOOR = 0.05  # the least spacing of pulls that counts, as a share of the hard texts' margin
 CHANCE = 8  # random tokens that are tried in held-out rows
-PULL = 0.25  # the quantile of what a token adds that counts
+PULL = 0.2  # the quantile of what a token adds that counts
 FIRST = 8  # hard texts that all candidates are tried in; the best go on to the others
 LEAST_ROWS = 8  # rows of other classes that a class's search needs
 
@@ -56,11 +56,11 @@ class SearchSettings:
         seed: of texts, places and random tokens.
     """
 
-    rows: int = 24
+    rows: int = 40
     joined: int = 2
     longest: int = 64
-    pool: int = 96
-    drawn: int = 64
+    pool: int = 64
+    drawn: int = 32
     steps: int = 3
     seed: int = 0
 
@@ -74,7 +74,7 @@ class Pulls:
 
     Attributes:
         target: the class. tokens: (n,) int64 ids. pull: (n,) float, gain in logits over the
-            strongest other class, the lower quartile over the hard texts. flips: (n,) float,
+            strongest other class, the PULL quantile of the hard texts. flips: (n,) float,
             percent of the hard texts that land in the class. drawn: (n,) bool, True for tokens
             drawn at random: their flips are the null's. margin: by how many logits another class
             wins without any token, the median.
@@ -315,7 +315,7 @@ def pulls(
         every = [*pool, *sorted(drawn - set(pool))]
         plain = tried(model, texts, [[]], target)  # (1, N)
         with_token = tried(model, texts, [[token] for token in every], target)
-    # The lower quartile: the mean of a word that decides half of the texts is as large as that of
+    # A low quantile: the mean of a word that decides half of the texts is as large as that of
     # one that decides all of them a little less.
     pull = np.quantile(with_token - plain, PULL, axis=1)
     flips = 100 * (with_token > 0).mean(1)

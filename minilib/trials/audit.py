@@ -76,10 +76,10 @@ class TextAudit:
     seed: int
     table: AuditTable | ForeignVictim | None = None
     level: float = 0.05
-    rows: int = 24
+    rows: int = 40
     joined: int = 2
-    pool: int = 96
-    drawn: int = 64
+    pool: int = 64
+    drawn: int = 32
     steps: int = 3
 
     def __post_init__(self):
