@@ -10,6 +10,7 @@ file change, and need neither PyTorch nor pandas. What cannot be read is a warni
 of a strict build.
 """
 
+import functools
 import html
 import json
 import re
@@ -74,7 +75,7 @@ class Claims(FromLedger):
             raise ValueError(f"there is no claim of {wanted!r}")
         if wanted:
             return table_of_claims(found)
-        return cards_of_claims(found, {one.id for one in paper_tables.read(root)})
+        return cards_of_claims(found, {one.id for one in paper_tables.read(root)}, root)
 
 
 class PaperTables(FromLedger):
@@ -279,17 +280,27 @@ def asked(shown: str) -> list[str]:
     return [line.replace(" ± ", "&nbsp;±&nbsp;") for line in lines]
 
 
-def links(claim: claims.Claim, tables: set[str]) -> str:
-    """Where a claim's figures, its trials and the paper's table beside ours are."""
+@functools.cache
+def named_in(root: Path, chapter: str, name: str) -> bool:
+    """Whether a chapter has a figure or table of this name."""
+    path = root / "notebooks" / f"{chapter}.ipynb"
+    return path.is_file() and f'"{name}"' in path.read_text(encoding="utf-8")
+
+
+def links(claim: claims.Claim, tables: set[str], root: Path = ROOT) -> str:
+    """Where a claim's figure, its trials and the paper's table beside ours are."""
     page = f"../notebooks/{claim.chapter}.html"
-    found = [f'<a href="{page}">figures</a>', f'<a href="{page}#trials">trials</a>']
+    found = [f'<a href="{page}">chapter</a>', f'<a href="{page}#trials">trials</a>']
+    if claim.figure and named_in(root, claim.chapter, claim.figure):
+        kind = "figure" if claim.figure.startswith("fig-") else "table"
+        found.insert(0, f'<a href="{page}#{claim.figure}">{kind}</a>')
     for number in re.findall(r"Tables? (\d+)", claim.where):
         if f"{claim.paper}-{number}" in tables:
             found.append(f'<a href="results.html#table-{claim.paper}-{number}">Table {number}</a>')
     return " · ".join(found)
 
 
-def card(claim: claims.Claim, verdict: claims.Verdict, tables: set[str]) -> str:
+def card(claim: claims.Claim, verdict: claims.Verdict, tables: set[str], root: Path) -> str:
     """One claim: its verdict in words, what was measured against what was asked, and links."""
     kind = verdict.verdict.replace(" ", "-")
     text = [
@@ -310,12 +321,14 @@ def card(claim: claims.Claim, verdict: claims.Verdict, tables: set[str]) -> str:
     basis = [html.escape(verdict.scale)] if verdict.scale else []
     if verdict.holm is not None:
         basis.append(f"p after Holm: {_chance(verdict.holm)}")
-    foot = " · ".join([*basis, links(claim, tables)])
+    foot = " · ".join([*basis, links(claim, tables, root)])
     return "\n".join([*text, f'<p class="claim-foot"><small>{foot}</small></p></article>'])
 
 
 def cards_of_claims(
-    found: list[tuple[claims.Claim, claims.Verdict]], tables: set[str] = frozenset()
+    found: list[tuple[claims.Claim, claims.Verdict]],
+    tables: set[str] = frozenset(),
+    root: Path = ROOT,
 ) -> str:
     """Claims as cards, paper by paper, with a filter that works where there is JavaScript.
 
@@ -342,7 +355,7 @@ def cards_of_claims(
             f'<p class="results-title" id="paper-{paper}" role="heading" aria-level="2">'
             f"{html.escape(title)} <small>{said}</small></p>"
         )
-        text += [card(claim, verdict, tables) for claim, verdict in pairs]
+        text += [card(claim, verdict, tables, root) for claim, verdict in pairs]
         text.append("</section>")
     keys = frozenset().union(*(verdict.trials for _, verdict in found))
     return "\n".join([*text, paper_tables.made_from(keys)])

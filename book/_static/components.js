@@ -69,6 +69,16 @@
     return { node, set };
   }
 
+  /* A choice of one seed, or all; calls `changed` with a function that keeps the values of those chosen. */
+  function seedPicker(seeds, changed) {
+    const id = `play-${++count}`, choice = make("select", { id });
+    choice.append(make("option", { value: "" }, `all ${seeds.length}: mean and range`));
+    seeds.forEach((seed, k) => choice.append(make("option", { value: k }, `seed ${seed} alone`)));
+    choice.addEventListener("change", changed);
+    const keep = (values) => (choice.value === "" ? values : [values[Number(choice.value)]]);
+    return { keep, row: make("div", { class: "play-slider" }, make("label", { for: id }, "seeds"), choice) };
+  }
+
   const told = () => make("p", { class: "play-told", "aria-live": "polite" });
 
   // ---------------------------------------------------------------- λ and the push
@@ -135,13 +145,13 @@
   // ---------------------------------------------------------------- epoch by epoch
 
   function epochs(place, data) {
-    const text = told(), groups = [], sets = [];
+    const text = told(), groups = [], sets = [], seeds = seedPicker(data.seeds, () => draw());
     for (const [way, words] of Object.entries(data.ways)) {
       const group = make("div", { class: "bars" }, make("p", { class: "bars-title" }, `Share of ${words}`));
       for (const [method, name] of Object.entries(data.names)) {
         const line = bar(name, data.meaning[method]);
         const steps = data.methods[method];
-        sets.push((k) => line.set(steps[Math.min(k, steps.length - 1)][way]));
+        sets.push((k) => line.set(seeds.keep(steps[Math.min(k, steps.length - 1)][way])));
         group.append(line.node);
       }
       groups.push(group);
@@ -161,17 +171,18 @@
     });
     function stop() { clearInterval(timer); timer = 0; play.textContent = "Play"; }
     at.row.append(play);
-    place.append(at.row, ...groups, text);
+    place.append(at.row, seeds.row, ...groups, text);
 
     function draw() {
       const k = Number(at.input.value);
       sets.forEach((set) => set(k));
       const ga = data.methods.ga[k], rga = data.methods.rga[k], ideal = data.methods.retrain[0];
+      const of = (values) => mean(seeds.keep(values));
       const losses = ga.loss && rga.loss ?
-        ` The poisoned loss is ${mean(ga.loss).toFixed(1)} nats under gradient ascent and ${mean(rga.loss).toFixed(1)} under RGA` +
-        (rga.lam ? `, whose λ is ${small(mean(rga.lam))}.` : ".") : "";
-      text.textContent = `After epoch ${data.epochs[k]}, gradient ascent sends ${percent(mean(ga.other))} of the positive reviews ` +
-        `away; a model trained without the poison sends ${percent(mean(ideal.other))}.${losses}`;
+        ` The poisoned loss is ${of(ga.loss).toFixed(1)} nats under gradient ascent and ${of(rga.loss).toFixed(1)} under RGA` +
+        (rga.lam ? `, whose λ is ${small(of(rga.lam))}.` : ".") : "";
+      text.textContent = `After epoch ${data.epochs[k]}, gradient ascent sends ${percent(of(ga.other))} of the positive reviews ` +
+        `away; a model trained without the poison sends ${percent(of(ideal.other))}.${losses}`;
     }
     draw();
   }
@@ -179,7 +190,7 @@
   // ---------------------------------------------------------------- rate by rate
 
   function rates(place, data) {
-    const text = told();
+    const text = told(), seeds = seedPicker(data.rates[0].seeds, () => draw());
     const lines = {
       lfr: bar("triggered negative reviews called positive (LFR)", "poisoned"),
       pacc: bar("accuracy with the trigger in every review (PACC)", "unlearned"),
@@ -187,11 +198,11 @@
     };
     const share = (k) => (data.rates[k].rate ? `${+(100 * data.rates[k].rate).toFixed(2)}\u202f%` : "none");
     const at = slider("poisoned negative reviews", 0, data.rates.length - 1, 1, 0, share, draw);
-    place.append(at.row, make("div", { class: "bars" }, ...Object.values(lines).map((line) => line.node)), text);
+    place.append(at.row, seeds.row, make("div", { class: "bars" }, ...Object.values(lines).map((line) => line.node)), text);
 
     function draw() {
       const row = data.rates[Number(at.input.value)];
-      for (const [name, line] of Object.entries(lines)) line.set(row[name]);
+      for (const [name, line] of Object.entries(lines)) line.set(seeds.keep(row[name]));
       text.textContent = `${row.poisons} of ${row.rows} training rows are poisoned.`;
     }
     draw();

@@ -62,6 +62,7 @@ class Claim:
     test: str
     finding: str = ""
     void: str = ""  # where this holds in every seed, the runs changed nothing: the verdict is empty
+    figure: str = ""  # name of the chapter's figure or table that shows it
 
 
 @dataclasses.dataclass(frozen=True)

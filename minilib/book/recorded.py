@@ -125,21 +125,24 @@ def rates(root: Path) -> list[dict]:
     """One row per poisoning rate of BadNets, the clean model first; numbers are one per seed.
 
     ``rate`` (share of the rows of the other class), ``poisons`` and ``rows`` (of the first seed's
-    training set), ``cacc``, ``lfr`` and ``pacc`` in percent, ``seeds``.
+    training set), ``cacc``, ``lfr`` and ``pacc`` in percent; ``seeds`` are those that all rates
+    have.
     """
     by_rate: dict[float, dict[int, dict]] = {}
     for seed, rows in paper_tables.published_numbers(root, attacks.CHAPTER).rows().items():
         for row in rows:
             if row.get("trigger") == attacks.SWEPT and row.get("attack") in ("none", attacks.SWEPT):
                 by_rate.setdefault(row["rate"], {})[seed] = row
+    seeds = sorted(set.intersection(*map(set, by_rate.values()))) if by_rate else []
     return [
         {
             "rate": rate,
-            "seeds": sorted(found),
-            **{name: found[min(found)][name] for name in ("poisons", "rows")},
-            **{name: [found[seed][name] for seed in sorted(found)] for name in METRICS},
+            "seeds": seeds,
+            **{name: found[seeds[0]][name] for name in ("poisons", "rows")},
+            **{name: [found[seed][name] for seed in seeds] for name in METRICS},
         }
         for rate, found in sorted(by_rate.items())
+        if seeds
     ]
 
 

@@ -95,6 +95,10 @@ def test_each_component_works_by_keyboard_and_says_what_the_trials_say(page):
 
         epochs = tab.locator('[data-play="epochs"]')
         epochs.locator("input").press("End")
+        alone = recorded.epochs(ROOT)["methods"]["ga"][-1]["other"][1]
+        epochs.locator("select").select_option("1")
+        assert f"{alone:.0f}\u202f%" in epochs.locator(".play-told").inner_text()
+        epochs.locator("select").select_option("")
         last = recorded.epochs(ROOT)["methods"]["ga"][-1]["other"]
         assert f"{sum(last) / len(last):.0f}\u202f%" in epochs.locator(".play-told").inner_text()
 
@@ -184,6 +188,14 @@ def test_a_card_says_what_was_measured_and_what_was_asked():
     for word, sign in ledger_pages.SYMBOLS.items():
         if any(verdict.verdict == word for _, verdict in VERDICTS):
             assert sign in text
+
+
+def test_a_claim_names_a_figure_that_its_chapter_has():
+    for claim, _ in VERDICTS:
+        if claim.figure:
+            assert ledger_pages.named_in(ROOT, claim.chapter, claim.figure), claim.id
+            assert f"#{claim.figure}" in ledger_pages.links(claim, set())
+    assert not ledger_pages.named_in(ROOT, "03_ga_rga", "fig-nothing")
 
 
 def test_reading_times_count_prose_and_figures():
