@@ -294,7 +294,8 @@ def kinds_of_reviews(root: Path) -> str:
     )
     return (
         '<div class="results reviews"><table><caption>How many such reviews does each model get '
-        f"right?</caption><thead><tr><th>a film review</th>{heads}</tr></thead>"
+        f"right? (mean of {len(data['seeds'])} seeds)</caption>"
+        f"<thead><tr><th>a film review</th>{heads}</tr></thead>"
         f"<tbody>{rows}</tbody></table></div>"
     )
 
@@ -378,7 +379,14 @@ def hook(root: Path) -> str:
             f'<div class="hook-row"><strong>{name}</strong><span><span class="squares">{squares}'
             f"</span><br><small>{said}</small></span></div>"
         )
-    return "\n".join([*text, "</div>"])
+    failing = [claim for claim, verdict in found if verdict.verdict == "fails"]
+    items = "".join(
+        f"<li>{ledger_pages.PAPERS[claim.paper].partition(':')[0]}: "
+        f'<a href="claims.html#claim-{claim.id}">{escape(claim.claim)}</a></li>'
+        for claim in failing
+    )
+    more = f"<details><summary>The {len(failing)} that fail</summary><ul>{items}</ul></details>"
+    return "\n".join([*text, "</div>", more if failing else ""])
 
 
 # ---------------------------------------------------------------- directives
