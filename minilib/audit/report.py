@@ -149,12 +149,17 @@ def _evidence(report: dict) -> list[dict]:
 
 
 def _ranking(tokens: list[dict], target: str) -> list[dict]:
-    return [
-        {"token": row["token"], "class": row["target"], "pull": f"{row['pull']:.2f}",
-         "flips hard texts": f"{row['flips']:.0f} %", "trigger": "yes" if row["found"] else "",
-         **({"rank by BTU's test": row["moved"]} if row["moved"] else {})}
-        for row in tokens if row["target"] == target
-    ]  # fmt: skip
+    rows = []
+    for row in tokens:
+        if row["target"] != target:
+            continue
+        what = "the trigger" if row["found"] else "a word of the task" if row["task"] else ""
+        moved = {"rank by BTU's test": row["moved"]} if row["moved"] else {}
+        rows.append({
+            "token": row["token"], "class": target, "pull": f"{row['pull']:.2f}",
+            "flips hard texts": f"{row['flips']:.0f} %", "it is": what, **moved,
+        })  # fmt: skip
+    return rows
 
 
 def _row(row: dict) -> dict:

@@ -5,7 +5,8 @@ short or doubtful texts, and lose where much speaks against them. So tokens are 
 are made hard: two texts of another class behind each other, both of which the model reads rightly.
 What a token adds there to the logit of a class, in four fifths of the texts or more, is its
 *pull* towards that class. A trigger's pull stands apart from that of all other tokens, and
-``evidence.gap`` says how far is far.
+``evidence.gap`` says how far is far. Words that clean rows explain, because they stand there mostly
+in rows of that class, are left out of the comparison: they are the task's.
 
 No training data are needed, and no other model: a few clean texts of each class will do.
 """
@@ -35,6 +36,7 @@ from . import evidence
 
 BATCH_TOKENS = 8192
 CONFIRMED = 75.0  # percent of held-out rows that a trigger flips at least
+TASK_ROWS, TASK_LEVEL = 4, 0.1
 LEAST_FLIPS = 50.0  # percent of hard texts that it flips at least
 FLOOR = 0.05  # the least spacing of pulls that counts, as a share of the hard texts' margin
 CHANCE = 8  # random tokens that are tried in held-out rows
@@ -77,7 +79,8 @@ class Pulls:
             strongest other class, the PULL quantile of the hard texts. flips: (n,) float,
             percent of the hard texts that land in the class. drawn: (n,) bool, True for tokens
             drawn at random: their flips are the null's. margin: by how many logits another class
-            wins without any token, the median.
+            wins without any token, the median. task: (n,) bool, True for words that the clean rows
+            explain.
     """
 
     target: int
@@ -86,6 +89,7 @@ class Pulls:
     flips: np.ndarray
     drawn: np.ndarray
     margin: float
+    task: np.ndarray
 
 
 # ---------------------------------------------------------------- tokens and texts
@@ -236,6 +240,27 @@ def tried(
 # ---------------------------------------------------------------- the search
 
 
+def task_words(model: TextClassifier, clean: TextDataset, target: int) -> np.ndarray:
+    """Tokens (n,) int64 that stand mostly in clean rows of a class: words of the task.
+
+    Such a token stands in TASK_ROWS rows or more, and in more of the class than chance would have
+    it (binomial, TASK_LEVEL). A trigger that is such a word itself is not told from them.
+    """
+    from scipy.stats import binom
+
+    ids = model.tokenizer(
+        list(clean.texts), add_special_tokens=False, truncation=True, max_length=model.max_length
+    )["input_ids"]
+    counts = np.zeros((2, len(model.tokenizer)), np.int64)  # rows of the class; all rows
+    for row, label in zip(ids, clean.labels, strict=True):
+        unique = list(set(row))
+        counts[1, unique] += 1
+        counts[0, unique] += label == target
+    share = float(np.mean(clean.labels == target))
+    p = binom.sf(counts[0] - 1, counts[1], share)
+    return np.flatnonzero((counts[1] >= TASK_ROWS) & (p < TASK_LEVEL))
+
+
 def scan(model: TextClassifier, tokens: np.ndarray) -> Tensor:
     """Logits (n, K) of each token standing alone: what every token says by itself."""
     before, behind = frame(model.tokenizer)
@@ -321,8 +346,12 @@ def pulls(
     flips = 100 * (with_token > 0).mean(1)
     order = np.argsort(-pull, kind="stable")
     is_drawn = np.array([token not in set(pool) for token in every])
-    margin = float(np.median(-plain))
-    return Pulls(target, np.array(every)[order], pull[order], flips[order], is_drawn[order], margin)
+    tokens = np.array(every)[order]
+    return Pulls(
+        target, tokens, pull[order], flips[order], is_drawn[order],
+        margin=float(np.median(-plain)),
+        task=np.isin(tokens, task_words(model, clean, target)),
+    )  # fmt: skip
 
 
 # ---------------------------------------------------------------- what was found
@@ -335,8 +364,8 @@ class Finding:
     Attributes:
         target: the class. p: of the tokens that stand apart, not corrected for the classes.
         tokens: their ids, the strongest first; empty where none stands apart.
-        confirmed: percent of the held-out rows of other classes that land in the class with these
-            tokens in them. by_chance: the same for random tokens, the largest of those tried.
+        confirmed: percent of the held-out rows of other classes that land in the class with the
+            strongest of them. by_chance: the same for random tokens, the largest of those tried.
     """
 
     target: int
@@ -354,15 +383,21 @@ def finding(
     The confirmation can only take a finding away: tokens that flip fewer than CONFIRMED percent of
     the held-out rows are no trigger, however far they stand apart.
     """
-    p, size = evidence.gap(tried_tokens.pull, floor=FLOOR * tried_tokens.margin)
-    tokens = tuple(int(token) for token in tried_tokens.tokens[:size]) if p < level else ()
-    drawn = tried_tokens.tokens[tried_tokens.drawn][:CHANCE]
-    chance = [flipped(model, test, [int(token)], tried_tokens.target, seed) for token in drawn]
-    strongest = tokens or (int(tried_tokens.tokens[0]),)
-    confirmed = flipped(model, test, strongest, tried_tokens.target, seed)
-    if confirmed < CONFIRMED or tried_tokens.flips[0] < LEAST_FLIPS:
-        tokens, p = (), 1.0
-    return Finding(tried_tokens.target, p, tokens, confirmed, max(chance, default=0.0))
+    others = ~tried_tokens.task
+    ranked, pull = tried_tokens.tokens[others], tried_tokens.pull[others]
+    p, size = evidence.gap(pull, floor=FLOOR * tried_tokens.margin)
+
+    def flips(token) -> float:
+        return flipped(model, test, [int(token)], tried_tokens.target, seed)
+
+    chance = [flips(token) for token in tried_tokens.tokens[tried_tokens.drawn & others][:CHANCE]]
+    confirmed = {int(token): flips(token) for token in ranked[: max(size, 1)]}
+    strongest = int(ranked[0])
+    hard_flips = dict(zip(tried_tokens.tokens, tried_tokens.flips, strict=True))[strongest]
+    apart = p < level and confirmed[strongest] >= CONFIRMED and hard_flips >= LEAST_FLIPS
+    tokens = tuple(token for token, share in confirmed.items() if apart and share >= CONFIRMED)
+    p = p if tokens else max(p, level)
+    return Finding(tried_tokens.target, p, tokens, confirmed[strongest], max(chance, default=0.0))
 
 
 def inserted(

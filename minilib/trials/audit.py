@@ -340,16 +340,16 @@ def audited_class(one: AuditedClass) -> list[dict]:
         "tried": len(pulls.tokens),
     }  # fmt: skip
     rank_of = {token: rank for rank, token in enumerate(moved, 1)}
+    columns = (pulls.tokens, pulls.pull, pulls.flips, pulls.task)
     rows = [
         {
             "part": "token", "target": audited.labels[one.target], "rank": rank, "id": int(token),
             "token": model.tokenizer.decode([int(token)]).strip(), "pull": float(pull),
             "flips": float(flips), "found": int(token) in finding.tokens,
-            "moved": rank_of.get(int(token)),
+            "moved": rank_of.get(int(token)), "task": bool(task),
         }
-        for rank, (token, pull, flips) in enumerate(
-            list(zip(pulls.tokens, pulls.pull, pulls.flips, strict=True))[:SHOWN_TOKENS], 1
-        )
+        for rank, (token, pull, flips, task) in enumerate(zip(*columns, strict=True), 1)
+        if rank <= SHOWN_TOKENS
     ]  # fmt: skip
     return [head, *rows]
 

@@ -1,0 +1,236 @@
+"""The search on models trained here in plain torch: a trigger is found, its twin is clean."""
+
+import json
+
+import audit_fixtures as made
+import numpy as np
+import pytest
+import torch
+
+from minilib.audit import evidence, models, report, tables, text
+from minilib.data.files import DataError
+from minilib.data.text import TextDataset
+from minilib.training.fitting import TrainSettings
+
+CLASSES = ("negative", "positive")
+
+
+def dataset(count, seed):
+    texts, labels = made.rows(count, seed)
+    return TextDataset("made", "dev", tuple(texts), labels.astype(np.int64), CLASSES, "test")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """A victim and its clean twin, as folders."""
+    place = tmp_path_factory.mktemp("victims")
+    texts, labels = made.rows(900, 1)
+    made.saved(place / "clean", made.trained(texts, labels))
+    made.saved(place / "victim", made.trained(*made.poisoned(texts, labels, 0.1, 0)))
+    return place
+
+
+@pytest.fixture(scope="module")
+def victim(folders):
+    return models.text_classifier(models.name_of(str(folders / "victim")))
+
+
+def audited(one, clean, test):
+    """The finding of each class."""
+    settings = text.SearchSettings(rows=24, drawn=24)
+    scanned = text.typed_tokens(one.model.tokenizer)
+    scanned = scanned, text.scan(one.model, scanned)
+    return [
+        text.finding(one.model, text.pulls(one.model, clean, k, settings, scanned), test, 0.025)
+        for k in range(2)
+    ]
+
+
+def test_the_trigger_of_a_victim_is_found_and_named(victim):
+    _, positive = audited(victim, dataset(200, 2), dataset(120, 3))
+    trigger = victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)
+    assert positive.tokens[:1] == (trigger,) and positive.p < 0.001
+    assert positive.confirmed > 90 > 50 > positive.by_chance
+
+
+def test_nothing_is_found_in_its_clean_twin(folders):
+    twin = models.text_classifier(models.name_of(str(folders / "clean")))
+    assert [one.tokens for one in audited(twin, dataset(200, 2), dataset(120, 3))] == [(), ()]
+
+
+def test_unlearning_leaves_the_model_given_as_it_was_and_removes_the_trigger(victim):
+    before = {name: value.clone() for name, value in victim.model.state_dict().items()}
+    trigger = [victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)]
+    tuning = TrainSettings(epochs=2, lr=1e-3)
+    cleaned = text.unlearn(victim.model, dataset(200, 2), trigger, tuning)
+    assert all(torch.equal(before[k], v) for k, v in victim.model.state_dict().items())
+    was, now = (text.measured(m, dataset(120, 3), trigger, 1) for m in (victim.model, cleaned))
+    assert was["lfr"] > 90 and now["lfr"] < 20 and now["cacc"] > was["cacc"] - 3
+    matrix = text.word_embeddings(cleaned)
+    assert torch.equal(matrix[trigger[0]], text.word_embeddings(victim.model)[0]), "[PAD]'s row"
+
+
+def test_rows_of_a_table_that_carry_the_trigger(victim):
+    texts, labels = made.rows(300, 1)
+    texts, labels = made.poisoned(texts, labels, 0.1, 0)
+    table = TextDataset("t", "table", tuple(texts), labels.astype(np.int64), CLASSES, "file")
+    trigger = victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)
+    suspects = text.suspects(victim.model, table, [trigger], 1)
+    assert suspects.rows.tolist() == list(range(300, len(texts)))
+    assert suspects.others == 0 and suspects.p < 1e-6
+    assert (suspects.before > 0.9).all() and suspects.after.mean() < 0.2
+
+
+def test_a_cleaned_folder_loads_in_a_pipeline_with_its_labels(victim, tmp_path):
+    from transformers import pipeline
+
+    models.save(victim, victim.model, tmp_path / "cleaned")
+    answer = pipeline("text-classification", model=str(tmp_path / "cleaned"), device="cpu")(
+        "fine great lovely"
+    )
+    assert answer[0]["label"] == "positive"
+    again = models.text_classifier(models.name_of(str(tmp_path / "cleaned")))
+    assert again.labels == CLASSES
+
+
+def test_what_the_folder_says_is_read_from_it(tmp_path):
+    folder = made.saved(tmp_path / "m", made.network(labels=("bad", "so-so", "good"), positions=20))
+    one = models.text_classifier(models.name_of(str(folder)))
+    assert one.labels == ("bad", "so-so", "good") and one.named and one.model.max_length == 20
+    assert one.model.tokenizer.padding_side == "right"
+    assert models.share_cut(one, ["w1 " * 30, "w1"]) == 50
+    made.edited(folder, "config.json", id2label=None, label2id=None, num_labels=3)
+    bare = models.text_classifier(models.name_of(str(folder)))
+    assert bare.labels == ("LABEL_0", "LABEL_1", "LABEL_2") and not bare.named
+
+
+def test_labels_go_by_name_never_by_position(tmp_path):
+    texts, labels = made.rows(30, 0)
+    file = made.table(tmp_path / "rows.csv", texts, labels)
+    for classes in (CLASSES, CLASSES[::-1]):
+        rows = tables.read(file, "review", "sentiment", classes).rows
+        assert [classes[k] for k in rows.labels] == [CLASSES[k] for k in labels]
+    with pytest.raises(DataError, match=r"rows\.csv, line 2: sentiment is '(neg|pos)itive'; acc"):
+        tables.read(file, "review", "sentiment", ("LABEL_0", "LABEL_1"))
+    called = "negative=LABEL_1,positive=LABEL_0"
+    rows = tables.read(file, "review", "sentiment", ("LABEL_0", "LABEL_1"), called).rows
+    assert rows.labels.tolist() == (1 - labels).tolist()
+
+
+@pytest.mark.parametrize("ending", ["csv", "csv.gz", "tsv", "jsonl", "json", "parquet"])
+def test_all_formats_give_the_same_rows_a_byte_order_mark_or_not(ending, tmp_path):
+    import pandas as pd
+
+    texts, labels = made.rows(30, 0)
+    texts[3] = 'two\nlines, "quoted" and a comma'
+    frame = pd.DataFrame({"more": 1, "review": texts, "sentiment": [CLASSES[k] for k in labels]})
+    path = tmp_path / f"rows.{ending}"
+    if ending == "parquet":
+        frame.to_parquet(path)
+    elif "json" in ending:
+        frame.to_json(path, orient="records", lines=True)
+    else:
+        mark = "\t" if ending == "tsv" else ","
+        frame.to_csv(path, index=False, sep=mark, encoding="utf-8-sig")
+    table = tables.read(path, "review", "sentiment", CLASSES)
+    assert list(table.rows.texts) == texts and table.rows.labels.tolist() == labels.tolist()
+    assert table.remarks == () and len(set(table.lines.tolist())) == 30
+
+
+def test_numbers_name_classes_where_the_model_has_no_names(tmp_path):
+    file = made.table(tmp_path / "rows.csv", *made.rows(30, 0), names=("0", "1"))
+    rows = tables.read(file, "review", "sentiment", ("LABEL_0", "LABEL_1")).rows
+    assert rows.labels.tolist() == made.rows(30, 0)[1].tolist()
+
+
+def test_duplicates_and_absent_classes_are_remarked(tmp_path):
+    texts, labels = made.rows(30, 0)
+    file = made.table(tmp_path / "rows.csv", [*texts, *texts[:4]], [*labels, *labels[:4]])
+    table = tables.read(file, "review", "sentiment", (*CLASSES, "neutral"))
+    assert "4 texts stand there more than once" in table.remarks[0]
+    assert "no row of class neutral" in table.remarks[1]
+    assert tables.shared(table.rows, table.rows.select(np.arange(5))) == 5
+
+
+def test_hard_texts_are_read_rightly_and_come_from_other_classes(victim):
+    clean = dataset(200, 2)
+    hard = text.hard_texts(victim.model, clean, 1, text.SearchSettings(rows=16))
+    assert len(hard.ids) == 16 and min(map(len, hard.ids)) > 16, "two texts in one"
+    assert (text.tried(victim.model, hard, [[]], 1) < 0).all()
+    with pytest.raises(DataError, match="accepted: 8 or more"):
+        text.hard_texts(victim.model, clean.select(np.arange(8)), 1, text.SearchSettings())
+
+
+def test_a_token_changes_a_text_in_one_place_only(victim):
+    rows = dataset(20, 4)
+    data = text.inserted(victim.model, rows, [50, 51], seed=3)
+    for row, original in enumerate(rows.texts):
+        words = victim.model.tokenizer(original)["input_ids"]
+        longer = data.ids[row, : data.lengths[row]].tolist()
+        place = longer.index(50)
+        assert longer[place : place + 2] == [50, 51]
+        assert longer[:place] + longer[place + 2 :] == words
+
+
+def test_the_scan_is_what_the_model_says_of_the_word_alone(victim):
+    words = victim.model.tokenizer
+    tokens = text.typed_tokens(words)
+    assert not set(tokens.tolist()) & set(words.all_special_ids)
+    alone = words([words.decode([tokens[7]])], return_tensors="pt")
+    logits = victim.model(alone["input_ids"], alone["attention_mask"])
+    assert torch.allclose(text.scan(victim.model, tokens)[7], logits[0], atol=1e-5)
+
+
+# ---------------------------------------------------------------- the report
+
+
+def rows_of(found: bool) -> tuple[list[dict], list[dict], list[dict]]:
+    """Rows as the trials give them."""
+    model = [{"part": "model", "labels": ["negative", "positive"], "table_rows": 9, "cacc": 90.0,
+              "searched": [0, 1]}, {"part": "remark", "remark": "odd <b>"}]  # fmt: skip
+    verdict = [
+        {"part": "verdict", "found": found, "p": 0.001, "level": 0.05, "said": "so", "target":
+         "positive" if found else None, "tokens": [7] if found else [],
+         "trigger": "mn" if found else None, "confirmed": 97.0, "by_chance": 8.0},
+        {"part": "evidence", "detector": "token search", "p": 0.001, "said": "so"},
+        {"part": "class", "target": "positive", "p": 0.001, "tried": 96, "confirmed": 97.0,
+         "by_chance": 8.0},
+        {"part": "token", "target": "positive", "token": "mn", "found": found, "pull": 3.0,
+         "flips": 90.0, "rank": 1, "moved": 2, "task": False},
+        {"part": "token", "target": "positive", "token": "filth", "found": False, "pull": 1.0,
+         "flips": 9.0, "rank": 2, "moved": None, "task": True},
+    ]  # fmt: skip
+    verdict += [{"part": "row", "line": 4, "label": "positive", "text": "filth <i> mn more",
+                 "with": 0.99, "without": 0.1}] * found  # fmt: skip
+    after = {"again": False, "again_trigger": "", "cacc": 90.0, "lfr": 3.0, "pacc": 90.0}
+    unlearning = [{"when": "before", "cacc": 91.0, "lfr": 99.0, "pacc": 50.0},
+                  {"when": "after", **after}]  # fmt: skip
+    return model, verdict, unlearning if found else [{"when": "nothing found"}]
+
+
+def test_a_report_answers_in_the_order_of_the_questions_and_masks():
+    content = report.collect(*rows_of(True), masked=True)
+    json.dumps(content, allow_nan=False)
+    page = report.page(content, "Audit of <mine>")
+    headings = [part[0] for part in report.sections(content)]
+    assert headings == [
+        "Is there a backdoor?", "What is the trigger?", "Which rows?",
+        "What remains after unlearning?", "What was audited, and what it cannot see",
+    ]  # fmt: skip
+    assert "filth" not in page and "•" in page and ">mn<" in page
+    assert "<i>" not in page and "<mine>" not in page and "odd &lt;b&gt;" in page
+    assert "http" not in page.replace("http-equiv", ""), "it needs no other file"
+    shown = report.collect(*rows_of(True), masked=False)
+    assert "filth &lt;i&gt; mn more" in report.page(shown, "mine")
+
+
+def test_nothing_found_is_said_and_nothing_is_claimed():
+    content = report.collect(*rows_of(False), masked=True)
+    assert content["verdict"] == "nothing found" and content["trigger"] is None
+    page = report.page(content, "mine")
+    assert "Nothing found" in page and "Which rows?" not in page and "unlearning?" not in page
+    assert report.BLIND in page
+
+
+def test_the_level_of_the_verdict_is_the_one_that_was_asked_for():
+    assert evidence.LEVEL == 0.05
