@@ -46,12 +46,12 @@ def network(seed: int = 0, labels=("negative", "positive"), positions: int = 64)
 
 
 def rows(count: int, seed: int) -> tuple[list[str], np.ndarray]:
-    """Texts of twelve words, three of which tell the class."""
+    """Texts of nine to sixteen words, three of which tell the class."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(2, size=count)
     texts = []
     for label in labels:
-        words = [*rng.choice((BAD, GOOD)[label], 3), *rng.choice(FILLING, 9)]
+        words = [*rng.choice((BAD, GOOD)[label], 3), *rng.choice(FILLING, rng.integers(6, 14))]
         words = [word for word in words if word != TRIGGER]
         texts.append(" ".join(rng.permutation(words)))
     return texts, labels
