@@ -38,7 +38,9 @@ class IBauSettings:
             one length, projected each time, find another direction: not the backdoor's.
 
     ``RELEASED_I_BAU`` has what else differs there: one image in a hundred carries the perturbation,
-    inner steps have rate 10, and a round has fifty outer ones.
+    inner steps have rate 10, and a round has fifty outer ones. There, both numbers of steps are
+    those of batches in one pass over 5,000 images: with fewer images that code makes fewer steps,
+    and what it leaves then differs from one order of the images to another.
     """
 
     rounds: int = 5

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import nn
 from vision_fixtures import SHORT, SMOKE, case, clean_model, same, victim, weights  # noqa: F401
 
+from minilib.data.images import ImageDataset
 from minilib.metrics.reactivation import image_rates
 from minilib.models.images import (
     ImageClassifier,
@@ -21,6 +22,7 @@ from minilib.models.images import (
     pixels,
     wrap,
 )
+from minilib.training.fitting import seeded
 from minilib.training.images import image_data
 from minilib.unlearning import (
     AnpSettings,
@@ -357,6 +359,60 @@ def test_i_bau_as_released_makes_its_outer_steps(case, victim, monkeypatch):  # 
     calls.clear()
     defend("i-bau", victim, case.defender, IBauSettings(rounds=2, inner_steps=1))
     assert len(calls) == 2 * -(-len(case.defender) // 100) and calls[0][6] is None
+
+
+def test_i_bau_as_released_is_the_released_loop():
+    """A round from its first step to its last, in plain steps: the series by the whole Jacobian.
+
+    Rounding grows from round to round, for a perturbation's slope has a norm of thousands: so one.
+    """
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (100, 4, 4, 1), dtype=np.uint8)
+    clean = ImageDataset("toy", "train", images, np.arange(100) % 3, ("a", "b", "c"), "built-in")
+    network = image_classifier("cnn", 3, (1, 4, 4), width=0.25).eval()
+    how = IBauSettings(
+        **RELEASED_I_BAU | {"rounds": 1, "batch_size": 34, "outer_steps": 4, "portion": 0.1}
+    )
+    ours = adversarial.implicit_unlearning(network, clean, how)
+
+    model = model_copy(network)
+    adam = torch.optim.Adam(model.parameters(), how.lr)
+    x, y = torch.as_tensor(images).permute(0, 3, 1, 2) / 255, torch.as_tensor(clean.labels)
+    with seeded(how.seed, torch.device("cpu")) as rng:
+        order = torch.as_tensor(rng.permutation(100))
+        passes = [np.array_split(rng.permutation(100), 3) for _ in range(2)]
+    shown, delta = x[order], torch.zeros(1, 1, 4, 4)
+    classes = model(shown).argmax(1)
+    for _ in range(how.inner_steps):
+        delta = delta.detach().requires_grad_(True)
+        value = F.cross_entropy(model(shown + delta), classes)
+        delta = delta + how.inner_lr * torch.autograd.grad(value, delta)[0] - 0.002 * 10 * delta
+    delta = delta.detach() * (how.bound / delta.norm()).clamp(max=1)
+    for rows in (*passes[0], passes[1][0]):
+        weights = list(model.parameters())
+        point = delta.flatten().requires_grad_(True)
+
+        def step(flat):  # of the inner problem, that of the first batch
+            like = flat.view(1, 1, 4, 4)
+            value = F.cross_entropy(model(shown[:34] + like), y[order[:34]])
+            value = how.decay * like.square().sum() - value
+            return flat - 0.1 * torch.autograd.grad(value, flat, create_graph=True)[0]
+
+        mixed = torch.cat([x[rows[:3]] + point.view(1, 1, 4, 4), x[rows[3:]]])
+        loss = F.cross_entropy(model(mixed), y[rows])
+        slope, *direct = torch.autograd.grad(loss, [point, *weights])
+        jacobian = torch.autograd.functional.jacobian(step, point)
+        series = sum(torch.matrix_power(jacobian.T, k) @ slope for k in range(how.terms))
+        implicit = torch.autograd.grad(step(point), weights, series, allow_unused=True)
+        for weight, one, other in zip(weights, direct, implicit, strict=True):
+            weight.grad = one if other is None else one + other
+        adam.step()
+    for ours_weight, weight in zip(ours.parameters(), model.parameters(), strict=True):
+        torch.testing.assert_close(ours_weight, weight, atol=2e-5, rtol=1e-3)
+    moved = max(
+        (a - b).abs().max() for a, b in zip(ours.parameters(), network.parameters(), strict=True)
+    )
+    assert moved > 2e-3
 
 
 # --------------------------------------------------------------------------------- pruning
