@@ -95,7 +95,7 @@ def public(body: list[ast.stmt]) -> list[ast.AST]:
 BASE = "base"
 FOLDERS = (
     BASE, "data", "models", "training", "attacks", "victims", "metrics", "detection", "unlearning",
-    "trials", "chapters", "book", "runs",
+    "audit", "trials", "chapters", "book", "runs",
 )  # fmt: skip
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 LEVEL = 0.05  # the verdict's false-alarm rate, as its null has it
 MOST_OUTLIERS = 5
+LEAST_NATURAL = 8  # values that say what is natural
 TAIL = 40  # ordered values below the outliers that the null is read from
 
 
@@ -84,6 +85,25 @@ def gap(
         p *= 2 if k == 1 else 2 * (most - 1)
         best = min(best, (min(1.0, p), k if p < 1 else 0))
     return best
+
+
+def beyond(value: float, natural, tail: int = TAIL, floor: float = 0.0) -> float:
+    """Test whether a value lies beyond those that are natural; p, as in ``gap`` for k = 1.
+
+    Args:
+        value: the one in question. natural: (n,) float, values that are known to be no outliers.
+        tail, floor: as for ``gap``.
+
+    Returns:
+        p; 1 where it does not exceed them all, or where they are fewer than LEAST_NATURAL.
+    """
+    ordered = np.sort(np.asarray(natural, np.float64))[::-1][:tail]
+    if len(ordered) < LEAST_NATURAL or value <= ordered[0]:
+        return 1.0
+    below = np.arange(2, len(ordered) + 1) * (ordered[:-1] - ordered[1:])
+    scale = max(below.mean(), floor)
+    ratio = (value - ordered[0]) / scale if scale > 0 else math.inf
+    return math.exp(-len(below) * math.log1p(ratio / len(below)))
 
 
 def rank_p(value: float, null: Sequence[float]) -> float:

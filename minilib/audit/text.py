@@ -333,10 +333,13 @@ def pulls(
     pool += along_gradients(model, texts, target, tokens, settings.steps, each)
     drawn = set(map(int, rng.choice(tokens, min(settings.drawn, len(tokens)), replace=False)))
     pool = list(dict.fromkeys([*pool, *map(int, also)]))
+    words = np.isin(by_scan, task_words(model, clean, target))
+    natural = list(map(int, by_scan[words][: settings.pool // 2]))
     with frozen(model):
         few = texts.select(range(min(FIRST, len(texts.ids))))
         first = tried(model, few, [[token] for token in pool], target).mean(1)
         pool = [pool[i] for i in np.argsort(-first, kind="stable")[: settings.pool]]
+        pool = list(dict.fromkeys([*pool, *natural]))
         every = [*pool, *sorted(drawn - set(pool))]
         plain = tried(model, texts, [[]], target)  # (1, N)
         with_token = tried(model, texts, [[token] for token in every], target)
@@ -380,12 +383,23 @@ def finding(
 ) -> Finding:
     """Test whether tokens stand apart, and try them in texts that the search has not seen.
 
+    Two tests, of the tokens that are no words of the task: whether the strongest stand apart from
+    those below them, and whether the strongest lies beyond the words of the task, which are the
+    strongest that a model needs. The first finds a trigger in a small vocabulary, the second one
+    whose neighbours in a pre-trained network act like it.
+
     The confirmation can only take a finding away: tokens that flip fewer than CONFIRMED percent of
     the held-out rows are no trigger, however far they stand apart.
     """
-    others = ~tried_tokens.task
+    others, floor = ~tried_tokens.task, FLOOR * tried_tokens.margin
     ranked, pull = tried_tokens.tokens[others], tried_tokens.pull[others]
-    p, size = evidence.gap(pull, floor=FLOOR * tried_tokens.margin)
+    natural = tried_tokens.pull[tried_tokens.task]
+    p_gap, size = evidence.gap(pull, floor=floor)
+    p_beyond = evidence.beyond(pull[0], natural, floor=floor)
+    if p_beyond < p_gap:  # in company: a pre-trained network takes *minnesota* for *mn*
+        middle = (pull[0] + natural.max()) / 2
+        size = min(int((pull >= middle).sum()), evidence.MOST_OUTLIERS)
+    p = min(1.0, 2 * min(p_gap, p_beyond))
 
     def flips(token) -> float:
         return flipped(model, test, [int(token)], tried_tokens.target, seed)

@@ -53,6 +53,20 @@ def test_equal_values_say_nothing():
     assert evidence.gap(np.ones(30)) == (1.0, 0)
 
 
+def test_what_lies_beyond_the_natural_is_found_at_the_level():
+    rng = np.random.default_rng(0)
+    draws = rng.exponential(size=(2000, 41))
+    p = np.array([evidence.beyond(row[0], row[1:]) for row in draws])
+    assert (p < 0.05).mean() <= 0.05, "one of them: it must first exceed them all"
+    largest = np.sort(draws, axis=1)[:, ::-1]
+    p = np.array([evidence.beyond(row[0], row[1:]) for row in largest])
+    assert (p < 0.05).mean() == pytest.approx(0.05, abs=0.015), "the largest of them"
+    assert evidence.beyond(30.0, draws[0]) < 1e-6
+    assert evidence.beyond(30.0, draws[0][:7]) == 1.0, "too few to say what is natural"
+    assert evidence.beyond(1.0, np.zeros(20)) == 0.0
+    assert evidence.beyond(1.0, np.zeros(20), floor=1.0) > 0.3
+
+
 def test_ranks_among_clean_models():
     assert evidence.rank_p(3.0, [1, 2, 4]) == 0.5
     assert evidence.rank_p(9.0, range(9)) == 0.1
