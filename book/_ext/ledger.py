@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parents[2]
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from minilib import names  # noqa: E402
 from minilib.book import claims, paper_tables  # noqa: E402
 
 logger = logging.getLogger(__name__)
@@ -287,6 +288,31 @@ def named_in(root: Path, chapter: str, name: str) -> bool:
     return path.is_file() and f'"{name}"' in path.read_text(encoding="utf-8")
 
 
+def measured(shown: str) -> str:
+    """What a verdict's comparisons measured, as words inside a sentence."""
+    sides = []
+    for part in filter(None, shown.split("; ")):
+        match = SIDES.fullmatch(part)
+        left, right = (match[1], match[3]) if match else (part, "0")
+        if NUMBER.search(right):  # measured too; what was asked for has no decimals
+            sides.append(f"{rounded(left)} against {rounded(right)}")
+        else:
+            sides.append(rounded(left) + " (one seed)" * right.endswith("(one seed)"))
+    return " and ".join(sides)
+
+
+BASIS = re.compile(r"(\w+), (.*?)(?:, )?(seeds? [\d, ]+), (\d+ trials?)")
+
+
+def basis_of(scale: str) -> str:
+    """What a verdict rests on, in words."""
+    match = BASIS.fullmatch(scale)
+    if not match:
+        return scale
+    models = ", ".join(map(names.label, filter(None, match[2].split(", "))))
+    return "; ".join(filter(None, (f"preset {match[1]}", models, match[3], match[4])))
+
+
 def links(claim: claims.Claim, tables: set[str], root: Path = ROOT) -> str:
     """Where a claim's figure, its trials and the paper's table beside ours are."""
     page = f"../notebooks/{claim.chapter}.html"
@@ -316,9 +342,9 @@ def card(claim: claims.Claim, verdict: claims.Verdict, tables: set[str], root: P
     if verdict.verdict == "not run":
         text.append(f"<p><small>missing: {html.escape(verdict.missing)}</small></p>")
     if verdict.verdict == "fails":
-        note = html.escape(claim.finding.replace("{shown}", rounded(verdict.shown)))
+        note = html.escape(claim.finding.replace("{shown}", measured(verdict.shown)))
         text.append(f'<p class="finding">{note}</p>')
-    basis = [html.escape(verdict.scale)] if verdict.scale else []
+    basis = [html.escape(basis_of(verdict.scale))] if verdict.scale else []
     if verdict.holm is not None:
         basis.append(f"p after Holm: {_chance(verdict.holm)}")
     foot = " · ".join([*basis, links(claim, tables, root)])
@@ -371,14 +397,18 @@ def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     text.append(f"<thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>")
     text.append("<tbody>")
     for claim, verdict in found:
-        basis = [html.escape(part) for part in (*verdict.shown.split("; "), verdict.scale) if part]
+        basis = [
+            html.escape(part)
+            for part in (*verdict.shown.split("; "), basis_of(verdict.scale))
+            if part
+        ]
         basis = [part.replace(" ± ", "&nbsp;±&nbsp;") for part in basis]
         basis += (
             [f"missing: {html.escape(verdict.missing)}"] if verdict.verdict == "not run" else []
         )
         said = html.escape(claim.claim)
         if verdict.verdict == "fails":
-            note = html.escape(claim.finding.replace("{shown}", verdict.shown))
+            note = html.escape(claim.finding.replace("{shown}", measured(verdict.shown)))
             said += f'<p class="finding">{note}</p>'
         kind = verdict.verdict.replace(" ", "-")
         text.append(
