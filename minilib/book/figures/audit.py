@@ -72,6 +72,8 @@ def every(cfg: Audit) -> pd.DataFrame:
 def measured(cfg: Audit) -> pd.DataFrame:
     """A row for each kind of victim: how many audits found it, and what unlearning left."""
     frame = every(cfg)
+    if frame.empty:
+        return pd.DataFrame({"measured audits": ["none in this ledger"]})
     rows = []
     for (dataset, base, attack, rate), group in frame.groupby(
         ["dataset", "base", "attack", "rate"], sort=True
