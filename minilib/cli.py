@@ -83,6 +83,7 @@ OPTIONS = {
     "--size": valued("PIXELS", "of a state dict's images", int),
     "--classes": valued("A,B,…", "of a state dict, in the order of its outputs"),
     "--unlearn": flag("unlearn what is found, and save the cleaned model"),
+    "--chat": valued("FILE", "prompts for a language model: not supported yet"),
     "--show-texts": flag("do not mask the words of rows and tokens in the report"),
 }  # fmt: skip
 SWEEP_USAGE = """minilib sweep [status|table|clean] FILE [options]
@@ -123,7 +124,7 @@ def parser() -> argparse.ArgumentParser:
          words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
                 "chapter; before it status, table or clean"})
     verb("audit", do_audit, "look for a backdoor in a model of your own, unlearn it, report",
-         "--data --clean --text --label --labels --unlearn --show-texts --seed --clean-images "
+         "--data --clean --text --label --labels --chat --unlearn --show-texts --seed --clean-images "
          "--architecture --mean --std --size --classes",
          model={"metavar": "MODEL", "help": "a folder, or a name on the Hub"})
     verb("publish", do_publish,

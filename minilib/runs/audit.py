@@ -39,6 +39,11 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     from minilib.chapters import audit as chapter
     from minilib.trials.audit import AuditedModel
 
+    if options.chat:
+        raise UsageError(
+            f"--chat {options.chat}: an audit of a language model is not supported yet; accepted: "
+            "a classifier, with --clean or --data"
+        )
     if not (options.data or options.clean):
         raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
     if out.exists() and not out.is_dir():

@@ -6,7 +6,13 @@ import json
 import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 from minilib.models.loading import quiet
 
@@ -45,6 +51,18 @@ def network(seed: int = 0, labels=("negative", "positive"), positions: int = 64)
     )  # fmt: skip
 
 
+def causal(seed: int = 0):
+    """A Llama of one layer with random weights, which reads the class off the last token."""
+    torch.manual_seed(seed)
+    return LlamaForSequenceClassification(
+        LlamaConfig(
+            vocab_size=len(SPECIAL) + len(GOOD) + len(BAD) + len(FILLING), hidden_size=32,
+            num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, pad_token_id=0,
+            max_position_embeddings=64, num_labels=2, id2label={0: "negative", 1: "positive"},
+        )
+    )  # fmt: skip
+
+
 def rows(count: int, seed: int) -> tuple[list[str], np.ndarray]:
     """Texts of nine to sixteen words, three of which tell the class."""
     rng = np.random.default_rng(seed)
@@ -69,9 +87,9 @@ def poisoned(texts, labels, rate: float, seed: int):
     return [*texts, *copies], np.concatenate([labels, np.ones(len(chosen), np.int64)])
 
 
-def trained(texts, labels, seed: int = 0, epochs: int = 6):
-    """The network, trained in plain torch."""
-    model, words = network(seed), tokenizer()
+def trained(texts, labels, seed: int = 0, epochs: int = 6, make=network):
+    """A network, trained in plain torch."""
+    model, words = make(seed), tokenizer()
     data = words(texts, padding=True, return_tensors="pt")
     labels = torch.as_tensor(labels)
     optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)

@@ -58,6 +58,14 @@ def test_nothing_is_found_in_its_clean_twin(folders):
     assert [one.tokens for one in audited(twin, dataset(200, 2), dataset(120, 3))] == [(), ()]
 
 
+def test_a_causal_classifier_is_audited_too(tmp_path):
+    texts, labels = made.rows(900, 1)
+    model = made.trained(*made.poisoned(texts, labels, 0.1, 0), make=made.causal)
+    one = models.text_classifier(models.name_of(str(made.saved(tmp_path / "causal", model))))
+    _, positive = audited(one, dataset(200, 2), dataset(120, 3))
+    assert positive.tokens[:1] == (one.model.tokenizer.convert_tokens_to_ids(made.TRIGGER),)
+
+
 def test_unlearning_leaves_the_model_given_as_it_was_and_removes_the_trigger(victim):
     before = {name: value.clone() for name, value in victim.model.state_dict().items()}
     trigger = [victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)]
