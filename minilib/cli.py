@@ -124,8 +124,8 @@ def parser() -> argparse.ArgumentParser:
          words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
                 "chapter; before it status, table or clean"})
     verb("audit", do_audit, "look for a backdoor in a model of your own, unlearn it, report",
-         "--data --clean --text --label --labels --chat --unlearn --show-texts --seed --clean-images "
-         "--architecture --mean --std --size --classes",
+         "--data --clean --text --label --labels --chat --unlearn --show-texts --seed "
+         "--clean-images --architecture --mean --std --size --classes",
          model={"metavar": "MODEL", "help": "a folder, or a name on the Hub"})
     verb("publish", do_publish,
          "publish finished runs: trials into results/, pages into book/_executed/",
