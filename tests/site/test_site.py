@@ -23,6 +23,7 @@ pytest.importorskip("jupyter_book")
 import benchmarks
 import build
 import executed
+import pages as page_furniture
 import reader
 import sync
 
@@ -332,6 +333,41 @@ def test_cards_and_site_map(tiny_site):
         picture = tags["og:image"].removeprefix(BASE)
         assert (tiny_site / picture).is_file()
         assert path.parent.name in ("book", "api") or picture != "_static/card.png", path.name
+
+
+def test_every_page_says_its_version_and_how_to_cite_it(tiny_site):
+    for path in pages(tiny_site):
+        foot = path.read_text(encoding="utf-8").partition('class="page-foot"')[2]
+        cited = html.unescape(foot.partition("<pre")[2].partition("</pre>")[0].partition(">")[2])
+        assert cited.startswith("@misc{minilib_") and cited.rstrip().endswith("}"), path.name
+        assert cited.count("{") == cited.count("}"), path.name
+        assert f"{BASE}{path.relative_to(tiny_site)}" in cited
+        assert f"Version {page_furniture.version(ROOT)}" in foot
+
+
+def test_the_first_use_of_a_word_links_to_the_glossary(tiny_site):
+    page = (tiny_site / "book" / "notation.html").read_text(encoding="utf-8")
+    link = r'<a class="[^"]*term[^"]*" href="glossary.html#([^"]+)" title="[^"]{20,}">([^<]+)<'
+    links = re.findall(link, page)
+    words = [word for _, word in links]
+    assert "RGA" in words and len(words) == len(set(words)), "the first use alone"
+    glossary = (tiny_site / "book" / "glossary.html").read_text(encoding="utf-8")
+    assert all(f'id="{anchor}"' in glossary for anchor, _ in links)
+    assert 'class="term reference' not in glossary
+
+
+def test_an_address_that_leads_nowhere_has_a_page(tiny_site):
+    page = (tiny_site / "404.html").read_text(encoding="utf-8")
+    links = re.findall(r'href="([^"]+)"', page)
+    assert links and all(link.startswith(BASE) for link in links), "whole: it may stand anywhere"
+    assert all((tiny_site / link.removeprefix(BASE)).is_file() for link in links)
+
+
+def test_the_four_papers_come_first(tiny_site):
+    page = (tiny_site / "book" / "bibliography.html").read_text(encoding="utf-8")
+    first, _, rest = page.partition('id="all-others"')
+    assert "robust gradient ascent" in first and "https://arxiv.org/abs/2405.07667" in first
+    assert "robust gradient ascent" not in rest and "https://doi.org/" in first
 
 
 def test_no_page_needs_another_host(tiny_site):
