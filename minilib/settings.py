@@ -671,6 +671,11 @@ class Audit:
         "0.01,0.1", description="rates of the victims on which the audit is measured"
     )
     cleans: int = Field(4, ge=1, le=100, description="clean models on which it is measured")
+    image_classes: numbers(int, 1, 10) = Field(
+        "2,10", description="classes of the digits' models on which the image audit is measured"
+    )
+    image_cleans: int = Field(10, ge=1, le=100, description="clean ones of those, of each kind")
+    references: int = Field(20, ge=3, le=1000, description="networks of an image audit's null")
     seed: int = Field(0, ge=0, le=MOST_SEED - 1000, description="of the search, and of the example")
 
 

@@ -7,9 +7,14 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from .images import ESCAPES
 from .report import FORMAT, SORT, STYLE, table
 
+LEVEL = 0.1  # of the verdict: a false alarm in ten clean models
+ESCAPES = (
+    "a warp, a style, a trigger that differs from image to image: none is a fixed change of pixels",
+    "a trigger so large or faint that clean networks are led astray by as small a change",
+    "a trigger that was learnt together with countermeasures against such a search",
+)
 BLIND = "This audit looks for one fixed change of pixels. It cannot see " + "; ".join(ESCAPES) + "."
 KIND_NAMES = {"patch": "a patch", "blend": "a change of all pixels"}
 

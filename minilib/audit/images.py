@@ -42,11 +42,6 @@ from ..unlearning.trigger_test import (
 from .evidence import Evidence, binomial_p
 
 KINDS = ("patch", "blend")
-ESCAPES = (
-    "a warp, a style, a trigger that differs from image to image: none is a fixed change of pixels",
-    "a trigger so large or faint that clean networks are led astray by as small a change",
-    "a trigger that was learnt together with countermeasures against such a search",
-)
 
 
 @dataclass(frozen=True)

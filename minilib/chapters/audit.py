@@ -19,6 +19,13 @@ from ..trials.audit import (
     ForeignVictim,
     TextAudit,
 )
+from ..trials.audit_images import (
+    ForeignImages,
+    ImageAudit,
+    ImageAuditCleaned,
+    ImageAuditUnlearning,
+    ImageAuditVerdict,
+)
 
 CHAPTER = "07_audit"
 OTHERS = 1000  # seeds of clean models begin here: none is of an example
@@ -101,9 +108,62 @@ def measures(cfg: Settings) -> list:
     ]
 
 
+IMAGE_ATTACKS = ("badnets", "blended")
+
+
+def image_audit(cfg: Settings, attack: str, classes: int, seed: int) -> ImageAudit:
+    """The audit of a network of digits, poisoned or not."""
+    target = {} if attack == "none" else {"target": seed % classes}
+    victim = ForeignImages(dataset="digits", attack=attack, classes=classes, seed=seed, **target)
+    return ImageAudit(model=victim, clean=None, seed=0, references=cfg.references)
+
+
+def image_measures(cfg: Settings) -> list:
+    """The audit of image classifiers with known triggers, and of clean ones."""
+    if cfg.model != "example":
+        return []
+    recipes: list = []
+    for classes in map(int, split(cfg.image_classes)):
+        for attack in IMAGE_ATTACKS:
+            one = image_audit(cfg, attack, classes, cfg.seed)
+            recipes.append(ImageAuditVerdict(audit=one))
+            recipes.append(ImageAuditUnlearning(cleaned=ImageAuditCleaned(audit=one)))
+        recipes += [
+            ImageAuditVerdict(audit=image_audit(cfg, "none", classes, seed))
+            for seed in range(cfg.image_cleans)
+        ]
+    return recipes
+
+
+def image_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[dict]:
+    """One row an audit of a victim: its attack, classes and seed, the verdict, and what remained.
+
+    ``acc_after``, ``true_asr_after``: of those that were unlearned.
+    """
+    after = {}
+    for trial in unlearnings:
+        recipe = recipe_of(trial)
+        if recipe is not None:
+            after[recipe.cleaned.audit] = trial.rows
+    labelled_rows = []
+    for trial in verdicts:
+        recipe = recipe_of(trial)
+        if recipe is None or not isinstance(recipe.audit.model, ForeignImages):
+            continue
+        victim, row = recipe.audit.model, dict(trial.rows[0])
+        for when in after.get(recipe.audit, ()):
+            row |= {f"{name}_{when['when']}": when[name] for name in ("acc", "true_asr")
+                    if name in when}  # fmt: skip
+        labelled_rows.append(
+            row | {"key": trial.key, "dataset": victim.dataset, "attack": victim.attack,
+                   "classes": victim.classes, "seed": victim.seed}
+        )  # fmt: skip
+    return labelled_rows
+
+
 def trials(cfg: Settings) -> list:
     """All that the chapter computes."""
-    return [*steps(cfg), *measures(cfg)]
+    return [*steps(cfg), *measures(cfg), *image_measures(cfg)]
 
 
 # ---------------------------------------------------------------- trials → rows

@@ -14,7 +14,6 @@ from minilib import ledger, provenance
 from minilib.provenance import UsageError
 
 FOUND, NOTHING = 3, 0
-LEVEL = 0.1  # of the verdict: a false alarm in ten clean models
 REFUSALS = ("DataError", "ModelError", "UsageError")
 OF_STATES = ("architecture", "mean", "std", "size", "classes")
 
@@ -109,7 +108,7 @@ def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dic
         left = each * sum(ledger.look(later) is None for later in references[number:])
         told(f"reference network {number} of {one.references}; about {left:.0f} s left")
     verdict = ledger.get(trials.ImageAuditVerdict(audit=one))
-    report = image_report.collect(Path(options.model).name, verdict.rows, [], LEVEL)
+    report = image_report.collect(Path(options.model).name, verdict.rows, [], image_report.LEVEL)
     out.mkdir(parents=True, exist_ok=True)
     if report["trigger"] and options.unlearn:
         cleaned = trials.ImageAuditCleaned(audit=one)

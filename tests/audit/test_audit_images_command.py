@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from test_audit_images import PREPROCESSOR, SIZE, resnet_state
 
 from minilib import cli, ledger
+from minilib.audit import image_report
 from minilib.models.foreign import foreign_network
 from minilib.runs import audit_images
 
@@ -34,20 +35,20 @@ def batch(root):
     files = [
         (k, path) for k, name in enumerate(COLOURS) for path in sorted((root / name).iterdir())
     ]
-    images = np.stack([np.asarray(Image.open(path)) for _, path in files])
-    pixels = torch.as_tensor(images).permute(0, 3, 1, 2) / 255
+    stacked = np.stack([np.asarray(Image.open(path)) for _, path in files])
+    pixels = torch.as_tensor(stacked).permute(0, 3, 1, 2) / 255
     return pixels, torch.tensor([k for k, _ in files])
 
 
 def trained(network, root, mean, std, logits=lambda output: output):
     """A plain loop, as one finds it anywhere."""
-    images, labels = batch(root)
-    images = (images - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
+    pixels, labels = batch(root)
+    pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     network.train()
     for _ in range(25):
-        loss = torch.nn.functional.cross_entropy(logits(network(images)), labels)
+        loss = torch.nn.functional.cross_entropy(logits(network(pixels)), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -115,7 +116,7 @@ def test_what_is_found_is_code_3_and_a_cleaned_folder(
 ):
     from transformers import pipeline
 
-    monkeypatch.setattr(audit_images, "LEVEL", 1.0)
+    monkeypatch.setattr(image_report, "LEVEL", 1.0)
     out = tmp_path / "report"
     assert audit(vit, "--clean-images", coloured, "--out", out, "--unlearn") == 3
     report = json.loads((out / "report.json").read_text())

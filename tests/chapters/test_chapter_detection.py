@@ -242,6 +242,36 @@ def test_silhouettes_compare_the_rows_of_the_target(results):
     assert ledger.get(one).rows[0]["silhouette"] == pytest.approx(each.mean(), abs=1e-6)
 
 
+def test_every_detector_has_a_null_with_poison_and_without(results):
+    from minilib import detection
+    from minilib.detection.calibration import calibrate
+    from minilib.trials.text import asked_rows, text_victim
+
+    rows = chapter.null_rows(results)
+    asked = [(row["of"], row["detector"], row["poisoned"]) for row in rows]
+    assert sorted(asked) == sorted(
+        (of, name, poisoned) for poisoned in (True, False)
+        for of, name in [("texts", name) for name in ("cube-pca", "activation", "spectral")]
+        + [("images", name) for name in chapter.GEOMETRIC]
+    )  # fmt: skip
+    for row in rows:
+        assert 0 <= row["false_alarms"] <= 100 and 0 < row["set_p"] <= 1
+        assert (row["recall"] is None) == (not row["poisoned"])
+        assert (row["calibrated_fpr"] is None) == row["detector"].startswith("cube")
+    # The trial says what a call of the library says.
+    one = chapter.null_victim(TOY)
+    network, (train, truth, dev) = text_victim(one)[0], asked_rows(one.data)
+    known = detection.DefenderData(dev.select(range(0, len(dev), 2)), model="tiny", seed=0)
+    outcome = calibrate(
+        detection.DETECTORS["activation"], network, train, known,
+        dev.select(range(1, len(dev), 2)),
+    )  # fmt: skip
+    (row,) = (r for r in rows if (r["of"], r["detector"], r["poisoned"]) == ("texts", "activation",
+                                                                             True))  # fmt: skip
+    recall = 100 * outcome.accused(0.05)[truth].mean()
+    assert row["calibrated_recall"] == pytest.approx(recall, abs=3)
+
+
 # ------------------------------------------------------------------------------- the page
 
 
@@ -252,7 +282,7 @@ def test_the_figures_draw_from_the_ledger_alone(results, monkeypatch, capsys):
     plots.style()
     for name in ("counts", "maps", "embeddings", "curves", "costs", "image_maps", "beside_paper",
                  "seconds", "clean_victims", "by_list", "paper_hsol", "image_table",
-                 "glue_numbers"):  # fmt: skip
+                 "false_alarms", "nulls", "glue_numbers"):  # fmt: skip
         getattr(figures, name)(TOY)
     plt.close("all")
     assert "BadNets: 39 of 839 rows are poisoned" in capsys.readouterr().out

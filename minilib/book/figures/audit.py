@@ -10,8 +10,11 @@ import pandas as pd
 
 from ... import ledger, names
 from ...audit import report as reports
+from ...audit.image_report import LEVEL
 from ...chapters import audit as chapter
-from ...settings import Audit
+from ...settings import Audit, split
+from ...trials.audit_images import ImageAuditVerdict
+from .. import plots
 
 
 def _parts(cfg: Audit, *titles: str) -> reports.Shown:
@@ -94,3 +97,78 @@ def measured(cfg: Audit) -> pd.DataFrame:
 
 def _arrow(group: pd.DataFrame, before: str, after: str) -> str:
     return f"{group[before].mean():.1f} → {group[after].mean():.1f}"
+
+
+# ---------------------------------------------------------------- images
+
+
+@ledger.memo
+def every_image(cfg: Audit) -> pd.DataFrame:
+    """The audits of image victims that the ledger has, with as many references as here."""
+    verdicts = [
+        trial for trial in ledger.trials_of("image_audit_verdict")
+        if trial.recipe["audit"].get("references", 20) == cfg.references
+    ]  # fmt: skip
+    return pd.DataFrame(chapter.image_rows(verdicts, ledger.trials_of("image_audit_unlearning")))
+
+
+def measured_images(cfg: Audit) -> pd.DataFrame:
+    """A row for each kind of victim: how many audits found it, and what unlearning left."""
+    frame = every_image(cfg)
+    if not len(frame):
+        return frame
+    rows = []
+    for (classes, attack), group in frame.groupby(["classes", "attack"], sort=True):
+        found = group["p"] <= LEVEL
+        row = {
+            "victim": f"digits, {classes} classes",
+            "attack": names.label(attack) if attack != "none" else "none",
+            "found": f"{int(found.sum())} of {len(group)}",
+        }
+        if attack != "none":
+            right = int((group["right"].astype(bool) & found).sum())
+            row["of those the right class"] = f"{right} of {int(found.sum())}"
+            for value, title in (("acc", "CA"), ("true_asr", "ASR")):
+                if f"{value}_after" in group:
+                    row[f"{title} before → after"] = _arrow(
+                        group.dropna(subset=[f"{value}_after"]), f"{value}_before", f"{value}_after"
+                    )
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("–").set_index("victim")
+
+
+def patches(cfg: Audit) -> plt.Figure:
+    """The trigger that stands out in each victim of this run, and in a clean model."""
+    shown = [
+        (classes, attack) for classes in map(int, split(cfg.image_classes))
+        for attack in (*chapter.IMAGE_ATTACKS, "none")
+    ]  # fmt: skip
+    figure, axes = plots.panels(len(shown), 6, 1.6)
+    for axis, (classes, attack) in zip(axes.flat, shown, strict=False):
+        recipe = ImageAuditVerdict(audit=chapter.image_audit(cfg, attack, classes, cfg.seed))
+        trial = ledger.look(recipe)
+        axis.set(xticks=[], yticks=[])
+        if trial is None:
+            continue
+        head, rows = trial.rows[0], [row for row in trial.rows if row["part"] == "class"]
+        number = [row["class"] for row in rows].index(head["found_class"])
+        axis.imshow(trial.array(head["trigger_kind"])[number].squeeze(), cmap="gray", vmin=0,
+                    vmax=255)  # fmt: skip
+        title = "clean" if attack == "none" else names.label(attack)
+        axis.set_title(f"{title}, K = {classes}\np = {head['p']:.2f}", fontsize=8)
+    return figure
+
+
+def glue_images(cfg: Audit) -> None:
+    """Numbers of the sentences about images."""
+    frame = every_image(cfg)
+    clean = frame[frame["attack"] == "none"] if len(frame) else frame
+    poisoned = frame[frame["attack"] != "none"] if len(frame) else frame
+    plots.glue("image_audit_cleans", len(clean))
+    plots.glue("image_audit_victims", len(poisoned))
+    for name, part in (("alarms", clean), ("found", poisoned)):
+        count = int((part["p"] <= LEVEL).sum()) if len(part) else 0
+        plots.glue(f"image_audit_{name}", count)
+    plots.glue(
+        "image_audit_right", int(poisoned["right"].astype(bool).sum()) if len(poisoned) else 0
+    )
