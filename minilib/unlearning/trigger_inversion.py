@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -16,6 +17,7 @@ from ..training.devices import autocast
 from ..training.fitting import SgdSettings, TrainSettings, fit, seeded
 from ..training.images import ImageBatches, ImageData, fit_images, image_data, predict_images
 from .common import check_clean, forever, prepared, unit
+from .trigger_test import anomaly_indices, index_note
 
 # ------------------------------------------------------------------------------ Neural Cleanse
 
@@ -127,12 +129,16 @@ def neural_cleanse(
 ) -> ImageClassifier:
     """NC: reverse a trigger for each class, flag outliers, unlearn theirs with true labels.
 
-    Where no class is flagged the model comes back unchanged, as in the paper.
+    Where no class is flagged the model comes back unchanged, as in the paper. With classes too few
+    for the test (INDEX_CLASSES) it says so in a warning, with the largest index.
 
     Source: Wang et al. (2019).
     """
     model, data = prepared(model, clean)
     masks, patterns = reverse_triggers(model, data, settings)
+    if note := index_note(clean.num_classes):
+        index = anomaly_indices(masks.sum((1, 2, 3)).tolist()).max()
+        warnings.warn(f"{note}; the largest index here is {index:.2f}", stacklevel=3)
     flagged_classes = outliers(masks.sum((1, 2, 3)), settings.threshold)
     if not len(flagged_classes):
         return model

@@ -1,5 +1,7 @@
 """Reversed triggers and their test: plain references, and a null that holds."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -131,3 +133,16 @@ def test_triggers_are_as_large_as_they_say_and_lead_to_their_class(network, kind
         others = images[torch.as_tensor(clean.labels != k)]
         rate = (predict_images(model, found.put(others, k)).argmax(1) == k).float().mean()
         assert rate > 0.8
+
+
+def test_neural_cleanse_says_when_its_classes_are_too_few(network):
+    from minilib.unlearning import CleanseSettings, neural_cleanse
+
+    clean = load_images("digits", "test")
+    clean = clean.select(clean.labels < 2)
+    clean = replace(clean, class_names=("0", "1"))
+    model = image_classifier("cnn", 2, clean.shape, 0.5, 0)
+    with pytest.warns(UserWarning, match=r"2 classes are too few .* index here is 0\.\d\d"):
+        kept = neural_cleanse(model, clean, CleanseSettings(steps=12, images=8))
+    for before, after in zip(model.parameters(), kept.parameters(), strict=True):
+        assert torch.equal(before, after)  # nobody can be flagged
