@@ -92,7 +92,7 @@ def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dic
     from minilib.audit import image_report, images
     from minilib.trials import audit_images as trials
 
-    model, clean, _, _ = trials._audited(one)
+    model, clean, _, _ = trials.audited(one)
     accuracy = images.check_accuracy(model, clean)
     told(f"the model gets {accuracy:.1f} % of {len(clean)} clean images right")
     references = [

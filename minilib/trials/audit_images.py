@@ -245,7 +245,7 @@ def _plain_training(network, rows, one: ForeignImages) -> list[dict]:
 
 
 @ledger.kept_in_memory(2)
-def _audited(audit: ImageAudit):
+def audited(audit: ImageAudit):
     """The model and the clean images of an audit, and remarks on them."""
     from pathlib import Path
 
@@ -258,24 +258,24 @@ def _audited(audit: ImageAudit):
     named = audit.model
     if named.architecture:
         size = named.size
-        audited = image_inputs.model_from_state(
+        outside = image_inputs.model_from_state(
             Path(named.path), named.architecture, named.mean, named.std, size, named.classes
         )
     else:
-        audited = image_inputs.model_from_folder(Path(named.path))
-    audited.model.to(loading.default_device())
-    clean = image_inputs.read_clean_images(Path(audit.clean.path), audited)
+        outside = image_inputs.model_from_folder(Path(named.path))
+    outside.model.to(loading.default_device())
+    clean = image_inputs.read_clean_images(Path(audit.clean.path), outside)
     ledger.note(clean.dataset.info())
     remarks = []
     if clean.resized:
-        how = audited.preprocessing
+        how = outside.preprocessing
         remarks.append(
             f"{clean.resized} of {len(clean.files)} images had another size than "
             f"{how.height} × {how.width}"
         )
     if clean.twice:
         remarks.append(f"{len(clean.twice)} images stand twice and count once: {clean.twice[0]} …")
-    return audited.model, clean.dataset, audited, tuple(remarks)
+    return outside.model, clean.dataset, outside, tuple(remarks)
 
 
 def audit_settings(audit: ImageAudit):
@@ -317,7 +317,7 @@ def image_audit_reference(one: ImageAuditReference) -> list[dict]:
 
     from ..audit import images
 
-    model, clean, _, _ = _audited(one.audit)
+    model, clean, _, _ = audited(one.audit)
     sizes, accuracy = images.reference_sizes(model, clean, audit_settings(one.audit), one.number)
     return [
         {
@@ -335,7 +335,7 @@ def _findings(audit: ImageAudit):
 
     from ..audit import images
 
-    model, clean, _, _ = _audited(audit)
+    model, clean, _, _ = audited(audit)
     settings, null, accuracies = audit_settings(audit), {kind: [] for kind in images.KINDS}, []
     shared = same_shape(audit)
     for number in range(1, audit.references + 1):
@@ -362,7 +362,7 @@ def image_audit_verdict(one: ImageAuditVerdict) -> tuple[list[dict], dict]:
     from ..audit import images
 
     audit = one.audit
-    model, clean, _, remarks = _audited(audit)
+    model, clean, _, remarks = audited(audit)
     images.check_accuracy(model, clean)
     found = _findings(audit)
     target = found.test.target
@@ -402,7 +402,7 @@ def _cleaned(one: ImageAuditCleaned):
 
     from ..audit import images
 
-    model, clean, _, _ = _audited(one.audit)
+    model, clean, _, _ = audited(one.audit)
     settings = audit_settings(one.audit)
     plan = replace(settings.unlearning, epochs=one.epochs, lr=one.lr)
     return images.unlearn(model, clean, _findings(one.audit), replace(settings, unlearning=plan))
@@ -416,7 +416,7 @@ def image_audit_unlearning(one: ImageAuditUnlearning) -> list[dict]:
     used for unlearning; of victims ``true_asr``, with their own trigger. In percent.
     """
     cleaned, audit = _cleaned(one.cleaned), one.cleaned.audit
-    model = _audited(audit)[0]
+    model = audited(audit)[0]
     known = isinstance(audit.model, ForeignImages) and audit.model.attack != "none"
     rows = []
     for when, network, rates in (
@@ -434,7 +434,7 @@ def save_cleaned(one: ImageAuditCleaned, out) -> str:
     """
     from pathlib import Path
 
-    audited = _audited(one.audit)[2]
-    if audited is None:
+    outside = audited(one.audit)[2]
+    if outside is None:
         raise ValueError("the model was made here; accepted: one from a folder or a file")
-    return str(audited.save(_cleaned(one).model, Path(out)))
+    return str(outside.save(_cleaned(one).model, Path(out)))

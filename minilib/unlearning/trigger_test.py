@@ -32,6 +32,7 @@ from ..training.images import ImageBatches, fit_images, image_data, predict_imag
 from .common import check_clean, prepared, unit
 
 INDEX_CLASSES = 6  # below this an anomaly index means nothing
+CHUNK_VALUES = 2**21  # of the images that are patched at once: 42 classes of 32 × 32, one of 224
 SCALE_CLASSES = 4  # from this on, the classes tell how easily a network is fooled at all
 
 
@@ -170,18 +171,26 @@ def confident_triggers(
         cost = torch.full((classes,), settings.cost * (1 if patch else 10), device=device)
         hit_rates, best = torch.zeros(classes, device=device), raw.detach().clone()
         smallest = torch.full((classes,), torch.inf, device=device)
-        target = torch.arange(classes, device=device).repeat_interleave(settings.images)
+        at_once = max(1, CHUNK_VALUES // (settings.images * channels * height * width))
+        parts = torch.arange(classes, device=device).split(at_once)
         for number in range(settings.steps):
             rows = torch.stack([
                 rows[torch.as_tensor(rng.integers(0, len(rows), settings.images), device=device)]
                 for rows in others
             ])  # fmt: skip
-            patched, size = _patched(unit(images[rows]), raw, patch)
-            with autocast(device, settings.precision, scaled=False):
-                logits = model(patched.flatten(0, 1)).float()
-            gaps = goals[:, None] - margins(logits, target).view(classes, -1)
-            errors = (gaps.relu() / goals[:, None]).mean(1)
-            (raw.grad,) = torch.autograd.grad((errors + cost * size).sum(), raw)
+            gaps, size, gradient = [], [], torch.zeros_like(raw)
+            for part in parts:
+                patched, part_size = _patched(unit(images[rows[part]]), raw[part], patch)
+                with autocast(device, settings.precision, scaled=False):
+                    logits = model(patched.flatten(0, 1)).float()
+                target = part.repeat_interleave(settings.images)
+                reached = margins(logits, target).view(len(part), -1)
+                gap, goal = goals[part, None] - reached, goals[part, None]
+                loss = ((gap.relu() / goal).mean(1) + cost[part] * part_size).sum()
+                gradient += torch.autograd.grad(loss, raw)[0]
+                gaps.append(gap.detach())
+                size.append(part_size.detach())
+            gaps, size, raw.grad = torch.cat(gaps), torch.cat(size), gradient
             with torch.no_grad():
                 hits = (gaps <= 0.05 * goals[:, None]).float().mean(1)
                 hit_rates = 0.8 * hit_rates + 0.2 * hits

@@ -13,6 +13,7 @@ from minilib.models.images import image_classifier
 from minilib.training.fitting import TrainSettings
 from minilib.training.images import predict_images
 from minilib.unlearning import outliers
+from minilib.unlearning import trigger_test as trigger_tests
 from minilib.unlearning.trigger_test import (
     TriggerTestSettings,
     anomaly_indices,
@@ -133,6 +134,16 @@ def test_triggers_are_as_large_as_they_say_and_lead_to_their_class(network, kind
         others = images[torch.as_tensor(clean.labels != k)]
         rate = (predict_images(model, found.put(others, k)).argmax(1) == k).float().mean()
         assert rate > 0.8
+
+
+def test_classes_may_be_searched_a_few_at_a_time(network, monkeypatch):
+    model, clean, _ = network
+    settings = TriggerTestSettings(steps=20, images=8, share=0.3)
+    whole = confident_triggers(model, clean, settings)
+    monkeypatch.setattr(trigger_tests, "CHUNK_VALUES", 3 * 8 * 16 * 16)
+    parts = confident_triggers(model, clean, settings)
+    assert np.isfinite(whole.sizes).sum() >= 3
+    np.testing.assert_allclose(parts.sizes, whole.sizes, rtol=0.02)
 
 
 def test_neural_cleanse_says_when_its_classes_are_too_few(network):
