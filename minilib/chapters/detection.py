@@ -238,15 +238,16 @@ def null_image_victim(cfg: Settings) -> ImageVictim:
 def nulls(cfg: Settings) -> list:
     """Every detector with known-clean rows laid among the training rows, with poison and without.
 
-    Beside them, whether those backdoors took.
+    Beside them, whether those backdoors took. CUBE is asked by one recipe: a map is slow to make.
     """
     slow = () if cfg.slow_detectors == "none" else split(cfg.slow_detectors)
+    again = ("cube-code", "cube-original")
     text = null_victim(cfg)
-    asked = [(text, [*split(cfg.detectors), *slow])]
+    asked = [(text, [name for name in (*split(cfg.detectors), *slow) if name not in again])]
     recipes: list = [TextMeasure(victim=text, trigger=text.data.trigger)]
     if cfg.image_dataset != "none":
         pictures = null_image_victim(cfg)
-        asked.append((pictures, GEOMETRIC))
+        asked.append((pictures, [name for name in GEOMETRIC if name not in again]))
         recipes.append(ImageMeasure(victim=pictures, trigger=pictures.data.trigger))
     for one, names in asked:
         clean = ideal(one) if isinstance(one, ImageVictim) else retrained(one)

@@ -252,7 +252,7 @@ def test_every_detector_has_a_null_with_poison_and_without(results):
     assert sorted(asked) == sorted(
         (of, name, poisoned) for poisoned in (True, False)
         for of, name in [("texts", name) for name in ("cube-pca", "activation", "spectral")]
-        + [("images", name) for name in chapter.GEOMETRIC]
+        + [("images", name) for name in ("cube", "activation", "spectral")]
     )  # fmt: skip
     for row in rows:
         assert 0 <= row["false_alarms"] <= 100 and 0 < row["set_p"] <= 1
