@@ -9,7 +9,7 @@ from html import escape
 
 from .report import FORMAT, SORT, STYLE, table
 
-LEVEL = 0.1  # of the verdict: a false alarm in ten clean models
+LEVEL = 0.05  # of the verdict, as for texts: no more suspicious model among twenty references
 ESCAPES = (
     "a warp, a style, a trigger that differs from image to image: none is a fixed change of pixels",
     "a trigger so large or faint that clean networks are led astray by as small a change",
