@@ -518,3 +518,25 @@ def test_pictures_of_triggers_are_images(corner):
     model, clean = corner
     found = images.confident_triggers(model, clean, QUICK.search)
     assert found.picture(0).shape == (16, 16, 1) and found.picture(0).dtype == np.uint8
+
+
+def test_the_page_says_what_the_published_audits_found(monkeypatch):
+    """Twenty clean networks and sixteen backdoors, two classes and ten; nothing is computed."""
+    import matplotlib.pyplot as plt
+
+    from minilib import ledger
+    from minilib.audit.image_report import LEVEL
+    from minilib.book.figures import audit as figures
+    from minilib.settings import Audit
+
+    monkeypatch.setattr(ledger, "_compute", None)
+    with ledger.published_only():
+        frame, table = figures.every_image(Audit()), figures.measured_images(Audit())
+        clean = frame[frame["attack"] == "none"]
+        assert len(clean) == 20 and (clean["p"] <= LEVEL).sum() <= 2
+        assert table["found"].str.fullmatch(r"\d+ of \d+").all() and len(table) == 6
+        poisoned = frame[frame["attack"] != "none"]
+        assert len(poisoned) == 16 and (poisoned["true_asr_before"] > 90).all()
+        figure = figures.patches(Audit())
+    assert sum(bool(axis.images) for axis in figure.axes) == 6
+    plt.close(figure)
