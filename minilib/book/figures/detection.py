@@ -292,6 +292,7 @@ def false_alarms(cfg: DetectionChapter) -> plt.Figure:
         axis.axvline(LEVEL, ls="--", lw=1, color="0.4")
         axis.set(yticks=range(len(order)), yticklabels=[names.label(n) for n in order], ylabel=kind)
         axis.set_xlim(left=-0.5)
+        axis.set_ylim(-0.6, len(order) - 0.4)
     axes.flat[0].legend(fontsize=8)
     axes.flat[-1].set_xlabel("clean training rows accused (%)")
     return figure
