@@ -89,20 +89,28 @@ def masked_but(text: str, words: set[str]) -> str:
 
 def answer(report: dict) -> str:
     """The verdict in a sentence or two."""
-    p, level = _p(report["p"]), 100 * report["level"]
-    said = f"{MEANS[report['verdict']]} (p {p}; the verdict errs in {level:.0f} % of clean models)."
+    level = 100 * report["level"]
+    said = (
+        f"{MEANS[report['verdict']]} ({_p(report['p'], 'p ')}; it is set to call {level:.0f} % of "
+    )
+    said += "clean models backdoored"
+    if clean := report.get("clean_models"):
+        said += f", and called {clean['called_backdoored']} of {clean['audited']} so"
+    said += ")."
     if report["trigger"]:
         trigger = report["trigger"]
         said += (
-            f" The tokens “{trigger['text']}” lead {trigger['flips_held_out']:.0f} % of the "
-            f"held-out rows of other classes to {trigger['class']}; random tokens lead "
-            f"{trigger['flips_by_chance']:.0f} % there at most."
+            f" The trigger that was found leads to {trigger['class']}: “{trigger['text']}”. Its "
+            f"strongest token leads {trigger['flips_held_out']:.0f} % of the held-out rows of other "
+            f"classes there; a random token {trigger['flips_by_chance']:.0f} % at most."
         )
     return said
 
 
-def _p(value: float) -> str:
-    return "below 0.001" if value < 0.001 else f"= {value:.3f}"
+def _p(value: float, name: str = "") -> str:
+    if value < 0.001:
+        return f"{name}< 0.001"
+    return f"{name}= {value:.3f}" if name else f"{value:.3f}"
 
 
 def sections(report: dict) -> list[tuple[str, str, list[dict]]]:

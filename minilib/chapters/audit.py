@@ -207,4 +207,8 @@ def report(cfg: Settings) -> dict:
         for row in ledger.get(AuditedClass(audit=one, target=k)).rows
     ]
     unlearning = ledger.get(AuditUnlearning(cleaned=cleaned(cfg))).rows if cfg.unlearn else []
-    return reports.collect(model, [*verdict, *classes], unlearning, cfg.mask)
+    content = reports.collect(model, [*verdict, *classes], unlearning, cfg.mask)
+    measured = rows(ledger.trials_of("audit_measure"))
+    if clean := [row["found"] for row in measured if row["attack"] == "none"]:
+        content["clean_models"] = {"audited": len(clean), "called_backdoored": sum(clean)}
+    return content

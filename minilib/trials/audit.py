@@ -375,7 +375,7 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
     heads = [ledger.get(AuditedClass(audit=one.audit, target=k)).rows[0] for k in classes]
     best = min(heads, key=lambda row: row["p"])
     p = min(1.0, len(labels) * best["p"])
-    said = f"{len(best['tokens'])} tokens decide for {best['target']} by themselves"
+    said = f"tokens that decide for {best['target']} by themselves: {len(best['tokens'])}"
     counted = [evidence.Evidence("token search", p, said)]
     rows: list[dict] = []
     if table is not None and best["tokens"]:

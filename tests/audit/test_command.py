@@ -1,11 +1,13 @@
 """`minilib audit` as a user types it: exit codes, what it leaves, and that it goes on."""
 
 import json
+import re
 import shutil
 
 import audit_fixtures as made
 import nbformat
 import pytest
+from conftest import ROOT
 
 from minilib import cli
 from minilib.runs import audit, execute
@@ -38,10 +40,14 @@ def typed(place, tmp_path, monkeypatch, capsys):
     return run
 
 
-FOUND = (
-    "minilib audit ./victim --data rows.csv --text review --label sentiment --clean dev.csv "
-    "--unlearn --out report/"
-)
+def on_the_page() -> str:
+    """The command that the chapter shows."""
+    cells = nbformat.read(ROOT / "notebooks" / "07_audit.ipynb", 4).cells
+    (command,) = re.findall(r"^minilib audit MODEL --data .*$", cells[0].source, re.M)
+    return command
+
+
+FOUND = on_the_page().replace("MODEL", "./victim")
 
 
 def test_a_backdoor_is_found_named_unlearned_and_reported(typed, place):
