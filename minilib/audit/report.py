@@ -101,8 +101,8 @@ def answer(report: dict) -> str:
         trigger = report["trigger"]
         said += (
             f" The trigger that was found leads to {trigger['class']}: “{trigger['text']}”. Its "
-            f"strongest token leads {trigger['flips_held_out']:.0f} % of the held-out rows of other "
-            f"classes there; a random token {trigger['flips_by_chance']:.0f} % at most."
+            f"strongest token leads {trigger['flips_held_out']:.0f} % of the held-out rows of "
+            f"other classes there; a random token {trigger['flips_by_chance']:.0f} % at most."
         )
     return said
 
