@@ -304,6 +304,21 @@
     draw();
   }
 
+  // ---------------------------------------------------------------- print
+
+  /* A printed page is light, and what is folded on the screen is open on paper. */
+  let folded = [], theme = "";
+  window.addEventListener("beforeprint", () => {
+    theme = document.documentElement.dataset.theme;
+    document.documentElement.dataset.theme = "light";
+    folded = [...document.querySelectorAll(".bd-article details:not([open])")];
+    folded.forEach((node) => { node.open = true; });
+  });
+  window.addEventListener("afterprint", () => {
+    document.documentElement.dataset.theme = theme;
+    folded.forEach((node) => { node.open = false; });
+  });
+
   const KINDS = { push: pushes, epochs, rates, answers, predict, filter };
 
   function start() {

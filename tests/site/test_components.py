@@ -151,6 +151,26 @@ def test_without_a_script_the_same_numbers_are_tables(page):
         assert tab.locator(".predict .answer").is_visible()
 
 
+@needs_browser
+def test_a_printed_page_is_light_and_open(page):
+    state = """() => [document.documentElement.dataset.theme,
+                      document.querySelectorAll('details:not([open])').length]"""
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        tab.evaluate("document.documentElement.dataset.theme = 'dark'")
+        theme, closed = tab.evaluate(state)
+        assert (theme, closed > 0) == ("dark", True)
+        tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        assert tab.evaluate(state) == ["light", 0]
+        tab.emulate_media(media="print")
+        assert tab.locator(".predict .answer").is_visible()
+        assert tab.locator(".play-table table:visible").count() == len(components.PLAYS)
+        assert tab.locator(".play-body:visible").count() == 0
+        tab.evaluate("window.dispatchEvent(new Event('afterprint'))")
+        assert tab.evaluate(state) == ["dark", closed]
+
+
 # ---------------------------------------------------------------- what is written into a page
 
 
