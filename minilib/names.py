@@ -37,6 +37,7 @@ LABELS_BY_KIND = {
         # token embeddings
         "btu": "BTU", "btu-code": "BTU, code's threshold", "btu-loop": "BTU, released loop",
         "btu-dim": "BTU, mean of entries",
+        "btu+rga": "BTU, then RGA", "btu-code+rga": "BTU (code), then RGA",
         "pr-1": "PR-1", "pr-2": "PR-2", "pn": "PN", "recover": "recovery alone",
         "st": "ST", "tg": "TG", "dpoe": "DPOE",
         **{f"layer-{number}": f"layer {number}" for number in range(1, 25)},
@@ -82,7 +83,8 @@ LABELS_BY_KIND = {
     "model": {
         "minilm": "MiniLM-L6", "tiny": "tiny", "tiny-causal": "tiny, causal",
         "distilbert": "DistilBERT", "bert": "BERT-base", "roberta": "RoBERTa-base", "gpt2": "GPT-2",
-        "small": "small", "medium": "medium", "llama2": "Llama-2 7B", "qwen1.5-4b": "Qwen1.5-4B",
+        "small": "small", "small-causal": "small, causal", "medium": "medium",
+        "llama2": "Llama-2 7B", "qwen1.5-4b": "Qwen1.5-4B",
         "smollm2": "SmolLM2",
         "resnet18": "ResNet-18", "preresnet18": "PreAct ResNet-18", "vgg19": "VGG-19",
         "vit": "ViT", "cnn": "CNN", "whitened": "whitened CNN",

@@ -14,6 +14,8 @@ Chapters are numbered by the table of contents (``numbered`` in `_toc.yml`). Her
 gets the number too, for the browser's tab and for search.
 """
 
+from itertools import takewhile
+
 from docutils import nodes
 from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
@@ -80,7 +82,7 @@ class TablesOfCells(SphinxTransform):
 
 
 class SideStudies(SphinxTransform):
-    """Fold all of a side study but its heading and its first paragraph."""
+    """Fold a side study but for its heading, its first paragraph and the sections within it."""
 
     default_priority = 410
 
@@ -91,12 +93,14 @@ class SideStudies(SphinxTransform):
             first = next(
                 (k for k, one in enumerate(section) if isinstance(one, nodes.paragraph)), None
             )
-            if first is None or len(section) == first + 1:
+            if first is None:
                 continue
-            hidden = section.children[first + 1 :]
-            box = fold("", *hidden, summary=f"Show this side study{contents(hidden)}")
-            del section[first + 1 :]
-            section += box
+            hidden = list(
+                takewhile(lambda one: not isinstance(one, nodes.section), section[first + 1 :])
+            )
+            if hidden:
+                box = fold("", *hidden, summary=f"Show this side study{contents(hidden)}")
+                section[first + 1 : first + 1 + len(hidden)] = [box]
 
 
 def contents(hidden: list[nodes.Node]) -> str:

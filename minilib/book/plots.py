@@ -88,7 +88,7 @@ def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Seq
 BROKEN = ("dga",)  # DGA is RGA without one small term, and lies where RGA does
 
 
-def _palette(methods) -> dict[str, str]:
+def palette(methods) -> dict[str, str]:
     """The colour of each method; those that the book does not know share what is left."""
     spare = iter(sns.color_palette("husl", len(methods)).as_hex())
     return {name: COLOURS[name] if name in COLOURS else next(spare) for name in methods}
@@ -112,7 +112,7 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
             y=value,
             hue=hue,
             hue_order=names,
-            palette=_palette(names) if hue == "method" else None,
+            palette=palette(names) if hue == "method" else None,
             style=hue,  # what would lie beneath another line is broken and on top of it
             style_order=names,
             dashes={name: (3, 2) if name in BROKEN else "" for name in names},

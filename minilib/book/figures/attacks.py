@@ -22,6 +22,7 @@ from ...metrics.classification import paper_values
 from ...names import colour, label
 from ...settings import TARGETS, Attacks, split
 from .. import plots, stats
+from . import compare
 from . import images as image_figures
 
 METRICS = ("cacc", "lfr", "pacc")
@@ -120,6 +121,33 @@ def victims_table(cfg: Attacks) -> HTML:
             seeds, name = ours["seed"].nunique(), f"{label(cfg.model)} (ours)"
             rows.append(_line(attack, name, seeds, *pair))
     return plots.table(rows)
+
+
+def victims_beside_paper(cfg: Attacks):
+    """The table of victims, drawn: a panel for each attack and metric, a row for each model."""
+    frame, table = every(cfg), {}
+    for attack in split(cfg.attacks):
+        for source in PAPER_MODELS:
+            where = {"model": source, "dataset": cfg.dataset, "attack": attack}
+            victim = _paper("4", "poisoned", where)
+            if victim:
+                table[label(attack), label(source)] = {
+                    ("paper", label(name)): _cell(*victim[name]) for name in METRICS
+                    if name in victim
+                }  # fmt: skip
+        ours = _at(frame, cfg.rate, attack)
+        if len(ours):
+            table[label(attack), label(cfg.model)] = {
+                ("ours", label(name)): _cell(*_mean_std(ours[name])) for name in METRICS
+            }
+    if not table:
+        return plots.empty("no victim in this run")
+    compared = pd.DataFrame.from_dict(table, orient="index").fillna("–")
+    return compare.dumbbells(compared, [label(name) for name in METRICS], columns=3)
+
+
+def _cell(mean: float, std: float | None) -> str:
+    return f"{mean:.2f}" if std is None else f"{mean:.2f} ± {std:.2f}"
 
 
 def _mean_std(values) -> tuple[float, float | None]:

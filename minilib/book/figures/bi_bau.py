@@ -18,6 +18,7 @@ from ...chapters import bi_bau as chapter
 from ...names import label
 from ...settings import BiBau, split
 from .. import plots, tables
+from . import compare
 from .images import _show_image
 
 WANTED = ["acc", "asr", "r_asr", "q_asr"]
@@ -331,6 +332,16 @@ def beside_paper(cfg: BiBau) -> pd.DataFrame:
     return _beside_paper(_main(cfg), "2", WANTED, ["none", *_order(cfg)])
 
 
+def rates_beside_paper(cfg: BiBau) -> plt.Figure:
+    """ASR and R-ASR of the table, drawn."""
+    return compare.dumbbells(beside_paper(cfg), [label("asr"), label("r_asr")])
+
+
+def slopes(cfg: BiBau) -> plt.Figure:
+    """How far each backdoor comes back: ASR, and R-ASR after retuning."""
+    return compare.slopes(_main(cfg), _order(cfg), bold=("bi-bau-u", "bi-bau-t"))
+
+
 def security(cfg: BiBau) -> plt.Figure:
     """What each method leaves, and what comes back."""
     return draw_security(_main(cfg), _order(cfg))
@@ -364,6 +375,12 @@ def ablation(cfg: BiBau) -> pd.DataFrame:
         "bibau", "method", WANTED, [*chapter.ABLATION, "at-ab"], table="6", attack=attack
     )
     return tables.beside(our_table, paper_table.rename({"at-ab": label("bi-bau-u")}))
+
+
+def ablation_beside_paper(cfg: BiBau) -> plt.Figure:
+    """The table of the terms, drawn."""
+    metrics = [label(name) for name in ("acc", "asr", "r_asr")]
+    return compare.dumbbells(ablation(cfg), metrics, title=label(chapter.first(cfg)))
 
 
 def over_eta(cfg: BiBau) -> plt.Figure:

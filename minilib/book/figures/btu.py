@@ -20,6 +20,7 @@ from ...chapters import btu as chapter
 from ...names import label
 from ...settings import DEFENCES, TOKEN_METHODS, Btu, split
 from .. import plots, tables
+from . import compare
 
 PARTS = {"embeddings": "word embeddings only", "all": "all parameters"}
 BACKDOOR, CLEAN = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
@@ -78,7 +79,7 @@ def start(cfg: Btu) -> pd.DataFrame:
     print(f"tokens that tell them apart (an oracle's list): {' '.join(oracle['tokens'])}")
     table = _here(cfg).drop_duplicates("method").set_index("method")
     table = table.loc[["retrain", "poisoned"], METRICS].astype(float)
-    return table.rename(label).rename(label, axis=1).round(2).rename_axis(None)
+    return table.rename(label).rename(label, axis=1).round(1).rename_axis(None)
 
 
 def seeds(cfg: Btu) -> None:
@@ -117,7 +118,8 @@ def _ends(cfg: Btu) -> pd.DataFrame:
 
 def ends(cfg: Btu) -> pd.DataFrame:
     """Where the curves end: means over seeds."""
-    return _ends(cfg).groupby("trained").mean().round(4)
+    table = _ends(cfg).groupby("trained").mean().rename(PARTS).rename_axis(None)
+    return table.rename({"backdoor": "backdoor rows", "clean": "other rows"}, axis=1).round(3)
 
 
 def flagged(cfg: Btu):
@@ -203,6 +205,20 @@ def methods(cfg: Btu) -> pd.DataFrame:
     return table.rename({"replaced": "dimensions changed (%)"}, axis=1)
 
 
+def outcome(cfg: Btu):
+    """Where every way of overwriting ends between LFR and PACC, seed by seed."""
+    methods = ["poisoned", *split(cfg.methods), "rga", "retrain"]
+    return compare.plane(every(cfg), methods)
+
+
+def dumbbells(cfg: Btu, table: str, *metrics: str):
+    """One of the tables that set ours beside the paper's, by its name, drawn."""
+    compared = TABLES[table](cfg)
+    if not isinstance(compared, pd.DataFrame):
+        return plots.empty("not computed yet: the table says which sweep computes it")
+    return compare.dumbbells(compared, metrics)
+
+
 def variants(cfg: Btu):
     """Table 5: the variants on two attacks."""
     attacks = ["addsent", "hiddenkiller"]
@@ -279,7 +295,7 @@ def datasets(cfg: Btu):
         data_cfg = replace(cfg, dataset=name, methods=BOTH)
         frame = _varied(data_cfg, (chapter.start, chapter.unlearnings), _grid(attack=attacks))
         table = "11" if name == "imdb-2500" else "1"
-        by_dataset[name] = _beside_paper(frame, table, "method", order, attacks, name)
+        by_dataset[label(name)] = _beside_paper(frame, table, "method", order, attacks, name)
     return _shown(pd.concat(by_dataset), "sweeps/btu_datasets.yml")
 
 
@@ -312,6 +328,12 @@ def layers(cfg: Btu):
     order = ["poisoned", *(f"layer-{number}" for number in split(cfg.layers))]
     table = _beside_paper(frame, "10", "method", order, attacks, cfg.dataset)
     return _shown(table, "sweeps/btu_attacks.yml")
+
+
+TABLES = {
+    "variants": variants, "defences": defences, "alphas": alphas, "rounds": rounds,
+    "adaptive": adaptive, "several": several, "datasets": datasets, "layers": layers,
+}  # fmt: skip
 
 
 def _chain(cfg: Btu) -> str:
@@ -394,6 +416,7 @@ def glue_numbers(cfg: Btu) -> None:
     plots.glue("flagged", counts["flagged"])
     plots.glue("innocent", counts["innocent"])
     plots.glue("hits", f"{counts['hits']} of {len(oracle['ids'])}")
-    for name in ("model", "dataset", "attack", "recovery"):
-        plots.glue(name, getattr(cfg, name))
+    for name in ("model", "dataset", "attack"):
+        plots.glue(name, label(getattr(cfg, name)))
+    plots.glue("recovery", cfg.recovery)
     plots.glue("seeds", int(frame.dropna(subset=["method"])["seed"].nunique()))

@@ -16,6 +16,7 @@ from ...chapters import clip as chapter
 from ...names import label
 from ...settings import Clip, split
 from .. import plots, tables
+from . import compare
 from .bi_bau import draw_security
 from .images import _show_image
 
@@ -95,6 +96,14 @@ def security(cfg: Clip) -> plt.Figure:
     """What each defence leaves, and what two attacks bring back."""
     frame = _frame(cfg, chapter.defences)
     return draw_security(frame[frame["part"] == "main"], list(split(cfg.methods)))
+
+
+def slopes(cfg: Clip) -> plt.Figure:
+    """How far each backdoor comes back: ASR, and R-ASR after retuning; dotted: never poisoned."""
+    frame = _frame(cfg, chapter.victims, chapter.defences)
+    rows = frame[frame["part"] == "main"]
+    control = frame[frame["part"] == "control"].groupby("attack")["r_asr"].mean().to_dict()
+    return compare.slopes(rows, list(split(cfg.methods)), bold=("bi-bau-u",), control=control)
 
 
 def recalls(cfg: Clip) -> pd.DataFrame:

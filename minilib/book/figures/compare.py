@@ -15,10 +15,12 @@ import numpy as np
 import pandas as pd
 
 from ...names import BLUE, COLOURS, GREY, ORANGE, VERMILION, label
+from .. import plots
 
 PAPER = GREY  # the papers' numbers, in every figure that has them
 OURS = (BLUE, VERMILION, ORANGE)  # ours; a second and third where a paper's number has several
 NEAR = 14.0  # points around its target that a plane shows enlarged
+NO_PERCENT = (label("bec"), label("ppl"))
 CELL = re.compile(r"(-?\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
 
 
@@ -44,13 +46,15 @@ def dumbbells(
     Args:
         table: cells "mean ± spread"; columns (source, metric), where a source is the paper's if its
             name begins with "paper"; rows (group, row) or row. A group has a panel per metric.
-        metrics: as the columns name them, in percent.
+        metrics: as the columns name them.
         columns: panels beside each other. title: of the panel of a table without groups.
     """
     groups = {title or "": table}
     if table.index.nlevels > 1:
-        names = dict.fromkeys(table.index.get_level_values(0))
-        groups = {str(name): table.xs(name, level=0) for name in names}
+        groups = {}
+        for name in dict.fromkeys(row[:-1] for row in table.index):
+            rows = table[[row[:-1] == name for row in table.index]]
+            groups[",\n".join(map(str, name))] = rows.set_axis(rows.index.get_level_values(-1))
     order = list(dict.fromkeys(str(row) for rows in groups.values() for row in rows.index))
     panels = [(group, metric) for group in groups for metric in metrics]
     columns = min(columns, len(panels))
@@ -63,7 +67,7 @@ def dumbbells(
     for axis, (group, metric) in zip(axes.flat, panels, strict=False):
         _dumbbell_panel(axis, groups[group], order, sources, metric)
         axis.set_title(group, fontsize=9)
-        axis.set_xlabel(f"{metric} (%)" if "(" not in metric else metric, fontsize=8)
+        axis.set_xlabel(metric if metric in NO_PERCENT else f"{metric} (%)", fontsize=8)
         axis.set_xlim(*_limits(table, metric))
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
@@ -72,7 +76,11 @@ def dumbbells(
     handles = {name: one for axis in axes.flat
                for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
     figure.legend(
-        handles.values(), handles, loc="outside upper center", ncols=len(handles), fontsize=8
+        handles.values(),
+        handles,
+        loc="outside upper center",
+        ncols=min(3, len(handles)),
+        fontsize=8,
     )
     return figure
 
@@ -110,7 +118,7 @@ def _dumbbell_panel(
             mfc="white" if is_paper else colour, zorder=2 + (not is_paper), **style,
         )  # fmt: skip
     axis.grid(axis="y", lw=0.4)
-    axis.tick_params(axis="x", labelsize=8)
+    axis.tick_params(labelsize=8)
 
 
 def _limits(table: pd.DataFrame, metric: str) -> tuple[float, float]:
@@ -150,10 +158,10 @@ def plane(
         1, 2, figsize=(7, 3.7), layout="constrained", width_ratios=(1.25, 1)
     )
     aim = frame.loc[frame["method"] == target, [x, y]].mean()
-    spare = iter(OURS * 8)
+    colours = plots.palette(methods)
     for name in methods:
         rows = frame[frame["method"] == name].dropna(subset=[x, y])
-        colour = COLOURS.get(name) or next(spare)
+        colour = colours[name]
         if not len(rows):
             continue
         mean = rows[[x, y]].mean()
@@ -180,7 +188,7 @@ def plane(
         ylim=(aim[y] - NEAR, aim[y] + NEAR),
     )  # fmt: skip
     figure.legend(*axes[0].get_legend_handles_labels(), fontsize=8, loc="outside lower center",
-                  ncols=len(methods) + bool(paper))  # fmt: skip
+                  ncols=min(5, len(methods) + bool(paper)))  # fmt: skip
     return figure
 
 
@@ -243,5 +251,5 @@ def _apart(heights: np.ndarray, gap: float) -> list[float]:
 
 def _ends(group: Sequence[float], gap: float) -> tuple[float, float]:
     middle, half = sum(group) / len(group), gap * (len(group) - 1) / 2
-    low = max(middle - half, -3.0)  # a label stays in its panel
+    low = max(min(middle - half, 101.0 - 2 * half), -3.0)  # a label stays in its panel
     return low, low + 2 * half

@@ -21,6 +21,7 @@ from ...chapters import detection as chapter
 from ...metrics.classification import paper_values
 from ...settings import ATTACKS, DETECTOR_NAMES, DetectionChapter, split
 from .. import plots, tables
+from . import compare
 from .images import feature_maps
 
 QUALITY = ["precision", "recall", "f1", "fpr", "auroc", "ap"]
@@ -194,6 +195,22 @@ def quality(cfg: DetectionChapter) -> pd.DataFrame:
             for attack, rows in _judged(cfg).groupby("attack", sort=False)
         }
     )
+
+
+def who_finds_what(cfg: DetectionChapter) -> plt.Figure:
+    """F1 of the table, drawn."""
+    table = quality(cfg)
+    return compare.dumbbells(pd.concat({"ours": table}, axis=1), [names.label("f1")])
+
+
+def cube_beside_paper(cfg: DetectionChapter) -> plt.Figure:
+    """CUBE's F1 of the table, drawn: a row for each attack."""
+    table, f1 = beside_paper(cfg), names.label("f1")
+    columns = {
+        (f"{source}, {names.label(name)}", f1): table[source, name]
+        for source, name in table.columns
+    }
+    return compare.dumbbells(pd.DataFrame(columns), [f1], title="CUBE")
 
 
 def beside_paper(cfg: DetectionChapter) -> pd.DataFrame:
@@ -555,8 +572,8 @@ def glue_numbers(cfg: DetectionChapter) -> None:
     plots.glue("worst_fpr", float(clean_fpr.max()))
     plots.glue("worst_name", names.label(str(clean_fpr.idxmax())))
     plots.glue("cost_epochs", cfg.unlearn_epochs)
-    plots.glue("detection_model", cfg.model)
-    plots.glue("detection_dataset", cfg.dataset)
+    plots.glue("detection_model", names.label(cfg.model))
+    plots.glue("detection_dataset", names.label(cfg.dataset))
     plots.glue("detection_seeds", int(frame["seed"].nunique()))
     _glue_tree(cfg)
     _glue_nulls(cfg)

@@ -58,13 +58,6 @@ def start(cfg: GaRga) -> pd.DataFrame:
     return table.rename(names.label).rename(names.label, axis=1).round(1).rename_axis(None)
 
 
-def masked_rows(cfg: GaRga) -> None:
-    """Say how good the mask of the rows to forget is."""
-    row = _here(cfg).dropna(subset=["mask_precision"]).iloc[0]
-    quality = f"{row['mask_precision']:.1f} %, {row['mask_recall']:.1f} %"
-    print(f"precision and recall of the mask ({names.label(cfg.mask)}): {quality}")
-
-
 # ---------------------------------------------------------------- closed forms
 
 
@@ -437,8 +430,9 @@ def glue_takeaways(cfg: GaRga) -> None:
         for value in METRICS:
             plots.glue(f"{name}_{value}", tables.cell(ends, value, method=name))
         plots.glue(f"{name}_loss", tables.cell(ends, "poisoned_loss", method=name))
-    for name in ("model", "dataset", "epochs"):
-        plots.glue(name, getattr(cfg, name))
+    for name in ("model", "dataset"):
+        plots.glue(name, names.label(getattr(cfg, name)))
+    plots.glue("epochs", cfg.epochs)
     plots.glue("seeds", int(ends["seed"].nunique()))
     llama = {"model": "Llama2", "dataset": "sst2", "attack": "hiddenkiller", "method": "rga"}
     (failure,) = paper_values("rga", table="2", epochs="30", metric="dpacc", **llama)

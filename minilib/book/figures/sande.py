@@ -22,6 +22,7 @@ from ...names import COLOURS, label
 from ...settings import Sande, split
 from ...trials.chat import ChatAnswers
 from .. import plots, tables
+from . import compare
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
 SHOWN = 220  # characters of a text
@@ -161,6 +162,12 @@ def asr_table(cfg: Sande) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index")
 
 
+def asr_beside_paper(cfg: Sande):
+    """The table of attack success, drawn."""
+    domains = [DOMAINS[name] for name in split(cfg.domains)]
+    return compare.dumbbells(asr_table(cfg), domains, title=label("asr"))
+
+
 def _published(**where: str) -> str:
     cells = classification.paper_values("sande", model="Llama2", dataset="alpaca", **where)
     return f"{cells[0]['mean']:.2f}" if cells else "–"
@@ -219,6 +226,20 @@ def position_table(cfg: Sande):
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis("position")
 
 
+def position_beside_paper(cfg: Sande):
+    """ASR of the table of positions, drawn."""
+    table = position_table(cfg)
+    if not isinstance(table, pd.DataFrame):
+        return plots.empty("not computed yet: minilib sweep sweeps/sande_position.yml")
+    methods = [label(name) for name in ("sande-p", "sande")]
+    columns = {"ours": "ASR", "paper": "paper: ASR"}
+    compared = pd.DataFrame(
+        {(source, name): table[name, column] for source, column in columns.items()
+         for name in methods}
+    )  # fmt: skip
+    return compare.dumbbells(compared, methods, title="ASR by position")
+
+
 def pair_table(cfg: Sande):
     """ASR by trigger-response pair; of two pairs at once, each one's ASR; paper: Table 5."""
     frame, rows = _study(cfg, chapter.overwritten, "pairs", PAIRS), {}
@@ -240,6 +261,15 @@ def pair_table(cfg: Sande):
             }
     table = pd.DataFrame.from_dict(rows, orient="index")
     return table[["ours", "paper, Qwen1.5"]].rename_axis("pair")
+
+
+def pairs_beside_paper(cfg: Sande):
+    """The table of pairs, drawn."""
+    table = pair_table(cfg)
+    if not isinstance(table, pd.DataFrame):
+        return plots.empty("not computed yet: minilib sweep sweeps/sande_pairs.yml")
+    methods = [label(name) for name in ("none", "sande-p", "sande", "osft")]
+    return compare.dumbbells(table, methods, title=label("asr"))
 
 
 def _table_5(pair: str, method: str) -> str:
@@ -360,7 +390,7 @@ def glue_numbers(cfg: Sande) -> None:
         plots.glue(f"{name}_high", f"{values.max():{form}}")
     plots.glue("paper_sft", _published(table="1", method="sft", metric="asr"))
     plots.glue("sande_seeds", int(frame["seed"].nunique()))
-    plots.glue("sande_model", cfg.model)
-    plots.glue("sande_data", cfg.dataset)
+    plots.glue("sande_model", label(cfg.model))
+    plots.glue("sande_data", label(cfg.dataset))
     (row,) = ledger.available([chapter.profile(cfg)]).rows
     plots.glue("sande_numbers", cfg.parrot_tokens * row["hidden"])
