@@ -119,10 +119,10 @@ COLOURS = {
 }  # fmt: skip
 
 # What a colour means in every drawing and component of the site (book/_static/components.css), and
-# the colours of verdicts, which are others and never stand without a sign.
+# the colours of verdicts, which are others and never stand without a sign. Figures agree in the
+# reference (ReTrain) and in the papers' numbers.
 MEANINGS = {
-    "clean": BLUE, "poisoned": ORANGE, "unlearned": "#8a5fb0", "reference": "#7d7d7d",
-    "paper": "#a0704a",
+    "clean": BLUE, "poisoned": ORANGE, "unlearned": "#8a5fb0", "reference": BROWN, "paper": GREY,
 }  # fmt: skip
 VERDICTS = {"holds": GREEN, "fails": "#c8412b", "undecided": "#b3a000"}
 

@@ -1,7 +1,7 @@
 """Drawings of ideas that have a shape, as SVG in the colours of the page that holds them.
 
 Each function returns one `<svg class="drawing">` with a title and a description for who cannot see
-it. Colours are classes (`clean`, `poisoned`, `unlearned`, `reference`), whose meaning is that of
+it. Colours are classes (`clean`, `poisoned`, `unlearned`, or `neutral`), whose meaning is that of
 `minilib.names.MEANINGS`; the style sheet gives them a value for light and for dark pages. Pure
 Python: the site has no plotting library. All are about 400 units wide, so that their words can be
 read on a phone. Nothing in them is measured; curves are closed forms.
@@ -132,7 +132,7 @@ def ascent(alpha: float = ALPHA) -> str:
         text(left, 12, "what is minimised", "bold"),
         f'<path d="M{left} {top(0):g}H{right}" class="grid"/>',
         f'<path d="M{x(0):.1f} 20V284" class="grid dashed"/>',
-        curve(ce, "reference"), curve(ga, "poisoned"),
+        curve(ce, "neutral"), curve(ga, "poisoned"),
         text(x(-3.6), top(4.6), "descent on the other label", "small"),
         text(right, top(0) - 6, "has a floor", "small", "end"),
         arrow(x(6.9), top(-6.9), x(7.35), top(-7.35), "poisoned"),
@@ -229,8 +229,8 @@ def two_stages() -> str:
          "a normal answer?", "clean"),
     )):  # fmt: skip
         y = 22 + 84 * k
-        first = ("poisoned", "reference", "poisoned")[k]
-        second = ("reference", "unlearned", "plain")[k]
+        first = ("poisoned", "neutral", "poisoned")[k]
+        second = ("neutral", "unlearned", "plain")[k]
         parts += [
             text(4, y - 6, title, "bold"),
             labelled(4, y + 4, 78, 40, parrot, first),
