@@ -72,3 +72,19 @@ def test_the_figures_that_are_written_down():
         assert counts["refused"] + counts["accepted"] == counts["inputs"]
     assert result["env"]["cpu"] and result["commit"] and "dirty" not in result["commit"]
     assert result["seed"] == 0
+
+
+def test_kills_and_full_disks_that_are_written_down():
+    result = provenance.read_json(hostile.Path(hostile.__file__).parent / "results/hostile.json")
+    kills, disks = result["kills"], result["full disks"]
+    assert kills.keys() == hostile.hostile_kills.KILLS.keys()
+    assert disks.keys() == {"runs", "trials", "cache"}
+    assert sum(one["kills"] for one in kills.values()) >= 50
+    for one in (*kills.values(), *disks.values()):
+        assert one["lost"] == one["doubled"] == one["tracebacks"] == 0
+        assert one["env"]["cpu"] and "dirty" not in one["commit"]
+    for one in kills.values():
+        assert one["damaged"] == one["left running"] == one["the last sweep's exit code"] == 0
+        assert one["computed to the end and not kept"] <= one["kills"]
+    for one in disks.values():
+        assert one["exit codes"][-1] == 0 and one["lines that name the disk"] >= 1
