@@ -667,6 +667,9 @@ class Audit:
     victim_rows: int = Field(0, ge=0, le=10**6, description="rows it is trained on; 0: all")
     victim_epochs: int = Field(3, ge=1, le=100, description="epochs of training it")
     victim_lr: float = Field(0.002, gt=0, le=1, description="its learning rate")
+    measure: bool = Field(
+        True, description="audit other victims and clean models too, to see how well it does"
+    )
     rates: numbers(float, 0, 1) = Field(
         "0.01,0.1", description="rates of the victims on which the audit is measured"
     )

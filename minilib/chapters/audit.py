@@ -88,7 +88,7 @@ def measures(cfg: Settings) -> list:
 
     A victim is audited as most users will: with some clean rows, and without its training table.
     """
-    if cfg.model != "example":
+    if cfg.model != "example" or not cfg.measure:
         return []
     victims = [
         replace(example(cfg), attack=attack, rate=float(rate))
