@@ -255,6 +255,7 @@ IN_WORDS = {
     "empty": "empty: the method changed nothing",
     "not run": "not run",
 }
+MANY = {"holds": "hold", "fails": "fail"}  # of several claims
 SIDES = re.compile(r"(.+?) ([<>]) (.+)")
 NUMBER = re.compile(r"-?\d+\.\d\d")
 
@@ -361,7 +362,9 @@ def cards_of_claims(
     tables: ids of the tables on the page of results.
     """
     words = [verdict.verdict for _, verdict in found]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS)
+    counts = ", ".join(
+        f"{words.count(word)} {MANY.get(word, word)}" for word in claims.VERDICTS if word in words
+    )
     data = {
         "papers": {paper: title.partition(":")[0] for paper, title in PAPERS.items()},
         "verdicts": {word.replace(" ", "-"): f"{SYMBOLS[word]} {word}" for word in claims.VERDICTS},
@@ -375,7 +378,11 @@ def cards_of_claims(
     for paper, title in PAPERS.items():
         pairs = [pair for pair in found if pair[0].paper == paper]
         mine = [verdict.verdict for _, verdict in pairs]
-        said = ", ".join(f"{mine.count(word)} {word}" for word in claims.VERDICTS if word in mine)
+        said = ", ".join(
+            f"{mine.count(word)} {MANY.get(word, word) if mine.count(word) > 1 else word}"
+            for word in claims.VERDICTS
+            if word in mine
+        )
         text.append(
             f'<section class="claim-paper" aria-labelledby="paper-{paper}">'
             f'<p class="results-title" id="paper-{paper}" role="heading" aria-level="2">'
