@@ -223,6 +223,23 @@ def figures(path) -> list[dict]:
     return found
 
 
+def takeaways(text: str) -> list[str]:
+    """What the takeaways lack: a few points in words, the numbers in what they point to."""
+    part = re.search(r"^## Takeaways$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
+    points = (
+        re.split(r"^\* ", part[1].partition("**Limits.**")[0], flags=re.MULTILINE) if part else []
+    )
+    wrong = []
+    if not 3 <= len(points[1:]) <= 5:
+        wrong.append("takeaways: three to five points")
+    for point in points[1:]:
+        if point.count("{glue") > 1:
+            wrong.append(f"a takeaway with at most one number: {point[:60]!r}")
+    if sum("{numref}" in point for point in points) < 3:
+        wrong.append("takeaways that point to figures and tables")
+    return wrong
+
+
 def lacking(path) -> list[str]:
     """What a chapter owes its reader and does not have."""
     parts, wrong = prose(path), []
@@ -248,9 +265,7 @@ def lacking(path) -> list[str]:
             wrong.append(f"caption and alternative text of {figure['source']!r}")
         elif f"{{numref}}`{figure['name']}`" not in everywhere:
             wrong.append(f"a reference to {figure['name']}")
-    takeaways = re.search(r"^## Takeaways$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
-    if not takeaways or takeaways[1].count("{glue") < 5:
-        wrong.append("takeaways with numbers")
+    wrong += takeaways(text)
     asked = re.findall(r"\{exercise\}[^\n]*\n:label: (\S+)", text)
     hidden = re.findall(r"\{solution\} (\S+)\n:class: dropdown", text)
     if len(asked) < 2 or asked != hidden:
@@ -274,7 +289,7 @@ SPOILS = {
     "a number for each equation": ("$$ (eq-ascent-descent)", "$$"),
     "a reference to eq-rga": ("{eq}`eq-rga`", "the loss"),
     "a reference to fig-shift": ("{numref}`fig-shift`", "the figure"),
-    "takeaways with numbers": ("## Takeaways", "## In short"),
+    "takeaways: three to five points": ("## Takeaways", "## In short"),
     "exercises, each with a hidden solution": ("{solution} ex-code\n:class: dropdown", "{tip}"),
     "something to change": ("**Change this and see:**", "See also"),
     "a citation": ("{cite", "{note"),
