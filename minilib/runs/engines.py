@@ -364,7 +364,7 @@ except Exception as error:
 """
 
 
-def _answers(address: str, seconds: float = 10, join_seconds: float = 60) -> None:
+def _answers(address: str, seconds: float = 10, join_seconds: float = 120) -> None:
     """Raise UsageError where no cluster answers at HOST:PORT, ray://HOST:PORT or "auto".
 
     Ray itself waits for minutes, or for ever where somebody else answers; so a process that can be
