@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from ..ledger import Trial, recipe_of
 from ..settings import Audit as Settings
-from ..settings import split
+from ..settings import SettingsError, split
 from ..trials.audit import (
     AuditCleaned,
     AuditedClass,
@@ -46,14 +46,14 @@ def audit(cfg: Settings) -> TextAudit:
     """The audit of a user's model, or of the example.
 
     Raises:
-        ValueError: a model without rows. DataError: a table that cannot be read.
+        SettingsError: a model without rows. DataError: a table that cannot be read.
     """
     if cfg.model == "example":
         victim = example(cfg)
         return _audit(cfg, victim, cfg.dataset, victim)
     data, clean = _table(cfg, cfg.data), _table(cfg, cfg.clean)
     if data is None and clean is None:
-        raise ValueError("neither clean nor data names a table; accepted: one, or both")
+        raise SettingsError("neither clean nor data names a table; accepted: one, or both")
     return _audit(cfg, cfg.model, clean or data, data)
 
 

@@ -32,6 +32,9 @@ def test_faults_that_were_found_stay_mended(tmp_path):
         for change in ({"seed": 10**5000}, {"seed": 2**32}):
             read = lambda: hostile.read_parameters(chapter, params | change)  # noqa: E731, B023
             assert hostile.outcome(read, refusals)[0] == "refused", (chapter, change)
+    params = {n: d for n, (_, d, _) in hostile.settings.declared("07_audit").items()}
+    read = lambda: hostile.read_parameters("07_audit", params | {"model": "x"})  # noqa: E731
+    assert hostile.outcome(read, refusals)[0] == "refused", "a model and no table"
     for text in ("chapter: !!timestamp x", "chapter: !!binary é"):
         read = lambda: hostile.read_sweep(text, tmp_path / "x.yml")  # noqa: E731, B023
         assert hostile.outcome(read, refusals)[0] == "refused", text
