@@ -16,6 +16,9 @@ from ...settings import Audit, split
 from ...trials.audit_images import ImageAuditVerdict
 from .. import plots
 
+NO_ROWS = ("Which rows?", "No trigger was found, or there is no table: no rows are named.", [])
+NO_CHANGE = ("What remains after unlearning?", "Nothing was unlearned.", [])
+
 
 def _parts(cfg: Audit, *titles: str) -> reports.Shown:
     parts = reports.sections(chapter.report(cfg))
@@ -34,13 +37,14 @@ def trigger(cfg: Audit) -> reports.Shown:
 
 def rows(cfg: Audit) -> reports.Shown:
     """Which rows? The first thirty; all of them are in the report."""
-    parts = _parts(cfg, "Which rows").parts
+    parts = _parts(cfg, "Which rows").parts or [NO_ROWS]
     return reports.Shown([(title, said, table[:30]) for title, said, table in parts])
 
 
 def unlearning(cfg: Audit) -> reports.Shown:
     """What remains after unlearning?"""
-    return _parts(cfg, "What remains")
+    shown = _parts(cfg, "What remains")
+    return shown if shown.parts else reports.Shown([NO_CHANGE])
 
 
 def limits(cfg: Audit) -> reports.Shown:
