@@ -223,6 +223,31 @@ def figures(path) -> list[dict]:
     return found
 
 
+def tables(path) -> list[dict]:
+    """Source, name and caption of every cell whose published output is a table; not the record's.
+
+    A name that does not begin with ``tab-`` is a figure's (`book/_ext/chapters.py`).
+    """
+    copy = json.loads((ROOT / "book" / "_executed" / path.name).read_text(encoding="utf-8"))
+    ran = {"".join(c["source"]).strip(): c for c in copy["cells"] if c["cell_type"] == "code"}
+    shown = []
+    for cell in json.loads(path.read_text(encoding="utf-8"))["cells"]:
+        source = "".join(cell["source"]).strip()
+        outputs = ran.get(source, {}).get("outputs", []) if cell["cell_type"] == "code" else []
+        pages = "".join("".join(o.get("data", {}).get("text/html", "")) for o in outputs)
+        about = cell["metadata"].get("mystnb", {}).get("figure", {})
+        figure = about.get("name", "").startswith("fig-")
+        if "<table" in pages and "colophon" not in source and not figure:
+            named = about.get("name", "").startswith("tab-")
+            caption = about.get("caption", "") if named else ""
+            folded = "folded" in about.get("classes", "")  # it repeats the figure above it
+            shown.append(
+                {"source": source[:60], "name": about.get("name"), "caption": caption}
+                | {"folded": folded}
+            )
+    return shown
+
+
 def takeaways(text: str) -> list[str]:
     """What the takeaways lack: a few points in words, the numbers in what they point to."""
     part = re.search(r"^## Takeaways$(.*?)^## ", text, re.MULTILINE | re.DOTALL)
@@ -265,6 +290,11 @@ def lacking(path) -> list[str]:
             wrong.append(f"caption and alternative text of {figure['source']!r}")
         elif f"{{numref}}`{figure['name']}`" not in everywhere:
             wrong.append(f"a reference to {figure['name']}")
+    for table in tables(path):
+        if not table["caption"]:
+            wrong.append(f"a caption and a number for the table of {table['source']!r}")
+        elif not table["folded"] and f"{{numref}}`{table['name']}`" not in text:
+            wrong.append(f"a reference to {table['name']}")
     wrong += takeaways(text)
     asked = re.findall(r"\{exercise\}[^\n]*\n:label: (\S+)", text)
     hidden = re.findall(r"\{solution\} (\S+)\n:class: dropdown", text)
@@ -290,6 +320,7 @@ SPOILS = {
     "a reference to eq-rga": ("{eq}`eq-rga`", "the loss"),
     "a reference to fig-shift": ("{numref}`fig-shift`", "the figure"),
     "takeaways: three to five points": ("## Takeaways", "## In short"),
+    "a reference to tab-rga-masks": ("{numref}`tab-rga-masks`", "the table"),
     "exercises, each with a hidden solution": ("{solution} ex-code\n:class: dropdown", "{tip}"),
     "something to change": ("**Change this and see:**", "See also"),
     "a citation": ("{cite", "{note"),
