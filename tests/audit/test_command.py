@@ -43,8 +43,8 @@ def typed(place, tmp_path, monkeypatch, capsys):
 def on_the_page() -> str:
     """The command that the chapter shows."""
     cells = nbformat.read(ROOT / "notebooks" / "07_audit.ipynb", 4).cells
-    (command,) = re.findall(r"^minilib audit MODEL --data .*$", cells[0].source, re.M)
-    return command
+    (command,) = re.findall(r"^minilib audit MODEL --data .*\\\n.*$", cells[0].source, re.M)
+    return command.replace("\\\n", " ")
 
 
 FOUND = on_the_page().replace("MODEL", "./victim")
