@@ -109,7 +109,7 @@ def answer(report: dict) -> str:
 
 def _p(value: float, name: str = "") -> str:
     if value < 0.001:
-        return f"{name}< 0.001"
+        return f"{name}<\N{NO-BREAK SPACE}0.001"
     return f"{name}= {value:.3f}" if name else f"{value:.3f}"
 
 
