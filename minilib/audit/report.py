@@ -95,7 +95,8 @@ def answer(report: dict) -> str:
     )
     said += "clean models backdoored"
     if clean := report.get("clean_models"):
-        said += f", and called {clean['called_backdoored']} of {clean['audited']} so"
+        audits = f"{clean['called_backdoored']} of {clean['audited']} audits of clean ones"
+        said += f", and did so in {audits}"
     said += ")."
     if report["trigger"]:
         trigger = report["trigger"]
