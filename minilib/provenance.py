@@ -25,9 +25,11 @@ PACKAGE = Path(__file__).resolve().parent
 DISTRIBUTION = "backdoor-minilib"
 # Folders and modules that show, run or keep numbers; all others decide them.
 SHOWING = (
-    "__init__", "audit", "book", "cache", "chapters", "cli", "ledger", "names", "provenance",
+    "__init__", "book", "cache", "chapters", "cli", "ledger", "names", "provenance",
     "runs", "settings",
 )  # fmt: skip
+
+REPORTS = ("report", "image_report")  # of the audit, whose other files search and judge
 
 
 started = time.perf_counter()  # a run's seconds count from here, or from its hello()
@@ -363,7 +365,8 @@ def proven() -> bool:
 def decides_numbers(name: str) -> bool:
     """Whether a file of the checkout can change what a trial measures."""
     parts = Path(name).with_suffix("").parts
-    return name.endswith(".py") and len(parts) > 1 and parts[1] not in SHOWING
+    shows = len(parts) < 2 or parts[1] in SHOWING or parts[-1] in REPORTS
+    return name.endswith(".py") and not shows
 
 
 def named(names: Iterable[str], most: int = 3) -> str:

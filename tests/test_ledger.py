@@ -377,10 +377,17 @@ def test_what_shows_numbers_does_not_decide_them():
         "minilib/book/plots.py",
         "minilib/chapters/btu.py",
         "minilib/runs/sweep.py",
+        "minilib/audit/report.py",
         "a.py",
     ):
         assert not provenance.decides_numbers(name)
-    for name in ("minilib/unlearning/btu.py", "minilib/trials/text.py", "minilib/metrics/chat.py"):
+    for name in (
+        "minilib/unlearning/btu.py",
+        "minilib/trials/text.py",
+        "minilib/metrics/chat.py",
+        "minilib/audit/text.py",
+        "minilib/audit/images.py",
+    ):
         assert provenance.decides_numbers(name)
 
 

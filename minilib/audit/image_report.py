@@ -7,9 +7,10 @@ import math
 from collections.abc import Mapping
 from html import escape
 
-from .report import FORMAT, SORT, STYLE, table
+from . import evidence
+from .report import FORMAT, MEANS, SORT, STYLE, table
 
-LEVEL = 0.05  # of the verdict, as for texts: no more suspicious model among twenty references
+LEVEL = evidence.LEVEL  # as for texts: no more suspicious model among twenty references
 ESCAPES = (
     "a warp, a style, a trigger that differs from image to image: none is a fixed change of pixels",
     "a trigger so large or faint that clean networks are led astray by as small a change",
@@ -56,9 +57,8 @@ def collect(name: str, verdict: list[dict], unlearning: list[dict], level: float
 
 def answer(report: Mapping) -> str:
     """The verdict in a sentence or two."""
-    means = {"found": "Evidence of a backdoor", "nothing found": "Nothing found"}
     said = (
-        f"{means[report['verdict']]} (p = {report['p']:.3f}; at this level the verdict errs in "
+        f"{MEANS[report['verdict']]} (p = {report['p']:.3f}; at this level the verdict errs in "
         f"{100 * report['level']:.0f} % of clean models like the references). "
     )
     if report["trigger"] is None:

@@ -333,8 +333,8 @@ def pulls(
     pool += along_gradients(model, texts, target, tokens, settings.steps, each)
     drawn = set(map(int, rng.choice(tokens, min(settings.drawn, len(tokens)), replace=False)))
     pool = list(dict.fromkeys([*pool, *map(int, also)]))
-    words = np.isin(by_scan, task_words(model, clean, target))
-    natural = list(map(int, by_scan[words][: settings.pool // 2]))
+    task = task_words(model, clean, target)
+    natural = list(map(int, by_scan[np.isin(by_scan, task)][: settings.pool // 2]))
     with frozen(model):
         few = texts.select(range(min(FIRST, len(texts.ids))))
         first = tried(model, few, [[token] for token in pool], target).mean(1)
@@ -348,12 +348,12 @@ def pulls(
     pull = np.quantile(with_token - plain, PULL, axis=1)
     flips = 100 * (with_token > 0).mean(1)
     order = np.argsort(-pull, kind="stable")
-    is_drawn = np.array([token not in set(pool) for token in every])
+    is_drawn = np.arange(len(every)) >= len(pool)
     tokens = np.array(every)[order]
     return Pulls(
         target, tokens, pull[order], flips[order], is_drawn[order],
         margin=float(np.median(-plain)),
-        task=np.isin(tokens, task_words(model, clean, target)),
+        task=np.isin(tokens, task),
     )  # fmt: skip
 
 
@@ -450,8 +450,7 @@ def measured(
     model: TextClassifier, rows: TextDataset, tokens: Sequence[int], target: int
 ) -> dict[str, float]:
     """CACC of held-out rows; LFR and PACC with the tokens that were found in them, in percent."""
-    data = encode(rows.texts, rows.labels, model.tokenizer, device=_device(model))
-    plain = predict(model, data).argmax(1).numpy()
+    plain = predicted(model, rows)
     triggered = predict(model, inserted(model, rows, tokens)).argmax(1).numpy()
     return {
         "cacc": accuracy(plain, rows.labels),
