@@ -9,12 +9,12 @@ import io
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 from minilib import __version__, provenance
 from minilib.provenance import UsageError, find_root
-from minilib.runs import execute, storage
+from minilib.runs import audit, execute, storage
 
 EXIT_CODES = """exit codes: 0 done; 1 a run failed, a number moved, or doctor has something to fix;
 2 the request cannot be met; 3 time was up, or an audit found a backdoor; 130 interrupted"""
@@ -69,22 +69,7 @@ OPTIONS = {
     "--cache": flag("models that trials were made from"),
     "--sample": valued("N", "draw as many at random", int),
     "--seed": valued("S", "of the draw, or of the search", int),
-    "--data": valued("FILE", "labelled rows that the model may have been trained on"),
-    "--clean": valued("FILE", "labelled rows held to be clean; without it those of --data"),
-    "--text": valued("COLUMN", "of the texts (default: text)"),
-    "--label": valued("COLUMN", "of the labels (default: label)"),
-    "--labels": valued("A=B,…", "what labels are called in the model: 0=negative,1=positive"),
-    "--clean-images": valued(
-        "DIR", "of an image classifier: clean images, a folder per class, named as the model's"
-    ),
-    "--architecture": valued("NAME", "of a state dict: resnet18, preactresnet18, vgg16_bn …"),
-    "--mean": valued("M[,M,M]", "of a state dict's pixels, in units of 1"),
-    "--std": valued("S[,S,S]", "their deviation"),
-    "--size": valued("PIXELS", "of a state dict's images", int),
-    "--classes": valued("A,B,…", "of a state dict, in the order of its outputs"),
-    "--unlearn": flag("unlearn what is found, and save the cleaned model"),
-    "--chat": valued("FILE", "prompts for a language model: not supported yet"),
-    "--show-texts": flag("do not mask the words of rows and tokens in the report"),
+    **audit.OPTIONS,
 }  # fmt: skip
 SWEEP_USAGE = """minilib sweep [status|table|clean] FILE [options]
        minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"""
@@ -123,18 +108,17 @@ def parser() -> argparse.ArgumentParser:
          "--max-hours --time-limit --engine --workers --per-gpu --address", SWEEP_USAGE,
          words={"nargs": "+", "metavar": "FILE", "help": "for example sweeps/rga_seeds.yml, or a "
                 "chapter; before it status, table or clean"})
-    verb("audit", do_audit, "look for a backdoor in a model of your own, unlearn it, report",
-         "--data --clean --text --label --labels --chat --unlearn --show-texts --seed "
-         "--clean-images --architecture --mean --std --size --classes",
+    verb("audit", audit.command, "look for a backdoor in a model of your own, unlearn it, report",
+         f"--seed {' '.join(audit.OPTIONS)}",
          model={"metavar": "MODEL", "help": "a folder, or a name on the Hub"})
     verb("publish", do_publish,
          "publish finished runs: trials into results/, pages into book/_executed/",
          "--preset! -p -f --replace", chapter=words | {"help": "for example 03_ga_rga"})
     verb("list", do_list, "list the chapters, or the parameters of one", chapter=one)
-    verb("trials", do_trials, "trials of the ledger: list, rank, export, show, compare",
+    verb("trials", do_items, "trials of the ledger: list, rank, export, show, compare",
          "--sort --top --csv", TRIALS_USAGE,
          words=words | {"metavar": "list KIND | show KEY | diff KEY KEY"})
-    verb("runs", do_runs, "chapter runs: list, rank, export, show, compare",
+    verb("runs", do_items, "chapter runs: list, rank, export, show, compare",
          "--sort --top --csv", RUNS_USAGE, words=words | {"metavar": "list | show ID | diff ID ID"})
     verb("clean", do_clean, "remove what can be made again", "--cache! --dry-run")
     verb("completion", do_completion, "print a script that completes commands",
@@ -162,12 +146,12 @@ def main(argv: list[str] | None = None) -> int:
         provenance.warn_in_lines()
     options = parser().parse_args(argv)
     try:
-        if options.action is not do_audit:  # its folder is the report's, not that of runs
+        if options.verb != "audit":  # its folder is the report's, not that of runs
             options.out = storage.place(options.out) if options.out else None
         check_numbers(options)
-        aside = sys.stderr if options.action in (do_run, do_sweep) else io.StringIO()
+        aside = sys.stderr if options.verb in ("run", "sweep") else io.StringIO()
         with contextlib.redirect_stdout(aside) if options.json else contextlib.nullcontext():
-            code = options.action(options)
+            code = options.action(options) or 0
         for item in options.result if options.json else ():
             print(json.dumps(item))
         sys.stdout.flush()
@@ -195,16 +179,11 @@ def check_numbers(options) -> None:
 
 def given(options) -> dict:
     """Parameters from `-f` and `-p`; those of `-p` count."""
-    values = provenance.read_yaml(Path(options.file)) if options.file else {}
-    return values | overrides(options.params)
-
-
-def overrides(texts: list[str]) -> dict[str, str]:
-    """`NAME=VALUE` texts, those of `-p` for example, as a dict of texts."""
-    for item in texts:
+    for item in options.params:
         if "=" not in item:
             raise UsageError(f"expected NAME=VALUE, as in -p alpha=3, not {item!r}")
-    return dict(item.split("=", 1) for item in texts)
+    values = provenance.read_yaml(Path(options.file)) if options.file else {}
+    return values | dict(item.split("=", 1) for item in options.params)
 
 
 def chapter_name(text: str) -> str:
@@ -212,16 +191,18 @@ def chapter_name(text: str) -> str:
     return Path(text).stem if text.endswith(".ipynb") else text
 
 
+# ---------------------------------------------------------------- run
+
+
 def do_run(options) -> int:
     """`minilib run`: plan first, so that nothing starts if any chapter is refused."""
     root = find_root()
+    chapters = execute.chapters(root)
     if options.all == bool(options.chapter):
-        raise UsageError(
-            "name one chapter or give --all; chapters are " + ", ".join(execute.chapters(root))
-        )
+        raise UsageError(f"name one chapter or give --all; chapters are {', '.join(chapters)}")
     if options.all and (options.params or options.file):
         raise UsageError("-p sets the parameters of one chapter and does not go with --all")
-    names = execute.chapters(root) if options.all else [chapter_name(options.chapter)]
+    names = chapters if options.all else [chapter_name(options.chapter)]
 
     def plan(name):
         return execute.plan(name, options.preset, given(options), root=root, out=options.out)
@@ -229,67 +210,89 @@ def do_run(options) -> int:
     jobs = [plan(name) for name in names]
     if options.force or options.fresh or not all(job.done() for job in jobs):
         storage.probe(options.out, root)
+    code = 0
     if (options.workers or 1) > 1 and not options.fresh:
-        code = together(jobs, options.workers, options.force, options.time_limit)
-        options.result += [job.record() or execute.blank(job) for job in jobs]
+        done = together(jobs, options)
+        code = max(report(job, record) for job, record in done)
+        options.result += [record for _, record in done]
         return code
     empty_scratch(options.fresh)
-    code = 0
     for name in names:  # planned again: the notebook may be edited while an earlier chapter runs
         job = plan(name)
-        result = run_one(job, options.force, options.fresh, options.time_limit)
+        code = max(code, run_one(job, options.force, options.fresh, options.time_limit))
         options.result += filter(None, [job.record()])
-        if result == 130:
-            return 130
-        code = max(code, result)
+        if code == 130:
+            break
     return code
 
 
-def together(
-    jobs: list[execute.Plan], workers: int, force: bool, time_limit: float | None = None
-) -> int:
-    """Compute what chapters lack, then execute them, some of it at a time; the exit code."""
+def together(jobs: list[execute.Plan], options) -> list[tuple[execute.Plan, dict]]:
+    """Compute what chapters lack, then execute them, some of it at a time; their records."""
     from minilib import ledger
     from minilib.runs import engines, sweep
 
-    for job in jobs if force else ():
+    for job in jobs if options.force else ():
         (job.folder / "run.json").unlink(missing_ok=True)
     missing_recipes = ledger.missing(one for job in jobs for one in job.recipes())
-    runs = [job for job in jobs if not job.done()]
-    engine_options = engines.Options(workers, time_limit=time_limit)
+    how = engines.Options(options.workers, time_limit=options.time_limit)
     # What is computed from now on counts as computed by the notebooks that will read it.
     with execute.environ(MINILIB_SINCE=provenance.now()), execute.signals_interrupt():
-        for work in (missing_recipes, runs):
-            sweep.feed(engines.local, engines.Queue(work), engine_options, label_of)
-    return max(report(job, job.record() or execute.blank(job), label_of(job)) for job in jobs)
-
-
-def label_of(work) -> str:
-    """What a line of output calls a run, or a trial."""
-    if isinstance(work, execute.Plan):
-        return f"{work.chapter} {work.preset} {work.run_id}"
-    from minilib import ledger
-
-    return f"{ledger.kind_of(work).name} {ledger.key_of(work)}"
+        for work in (missing_recipes, [job for job in jobs if not job.done()]):
+            sweep.feed(engines.local, engines.Queue(work), how, engines.label)
+    return [(job, job.record() or execute.blank(job)) for job in jobs]
 
 
 def empty_scratch(kinds: list[str]) -> None:
     """Forget what was computed anew before of some kinds of trials. Raises UsageError."""
-    if not kinds:
-        return
     import shutil
 
-    from minilib import (
-        ledger,
-        trials,  # noqa: F401  (declares the kinds)
-    )
+    from minilib import ledger, trials  # noqa: F401  (declares the kinds)
 
+    known = sorted(name for name, kind in ledger.KINDS.items() if not kind.large)
     for name in kinds:
-        if name not in ledger.KINDS or ledger.KINDS[name].large:
-            known = sorted(name for name, kind in ledger.KINDS.items() if not kind.large)
+        if name not in known:
             raise UsageError(f"no kind of trial {name!r}; kinds are {', '.join(known)}")
     for name in kinds:
         shutil.rmtree(ledger.local_folder() / "fresh" / name, ignore_errors=True)
+
+
+def run_one(job: execute.Plan, force=False, fresh=(), time_limit: float | None = None) -> int:
+    """Run one job unless it exists, say in one line what came of it, return the exit code."""
+    from minilib import ledger
+    from minilib.runs import engines
+
+    label = engines.label(job)
+    if not (force or fresh) and job.done():
+        place = os.path.relpath(job.folder / "notebook.ipynb")
+        print(f"{label}: exists, --force runs it again: {place}", flush=True)
+        return 0
+    trials = filter(None, map(ledger.look, job.recipes()))
+    for line in ledger.edited(one for one in trials if one.kind not in fresh):
+        print(f"{label}: {line}")
+    # One line in a log; on a terminal papermill's progress bar needs the next one.
+    print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
+    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit), running=True)
+
+
+def report(job: execute.Plan, record: dict, running: bool = False) -> int:
+    """Say in one line what came of a run, return the exit code; running: its name is said."""
+    from minilib.runs import engines
+
+    label, place = engines.label(job), os.path.relpath(job.folder / "notebook.ipynb")
+    print("" if running else f"{label}: ", end="")
+    if record["status"] == "ok":
+        counts = provenance.counted(sum(map(len, record["keys"].values())), "trial")
+        counts += f", {record['computed']} computed"
+        print(f"ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
+        for line in compared(record):
+            print(f"  {line}")
+        return 0
+    print(record["status"], flush=True)
+    text = f"{label}: {record['status']}: {execute.why(job, record)}"
+    print(text, file=sys.stderr, flush=True)
+    if record["status"] == "interrupted":
+        return 130
+    return 2 if record.get("error", "").startswith(execute.USER_ERRORS) else 1
 
 
 def compared(record: dict) -> Iterator[str]:
@@ -297,54 +300,16 @@ def compared(record: dict) -> Iterator[str]:
     from minilib import ledger
     from minilib.runs import verify
 
-    for kind in record["fresh"]:
+    for kind in record.get("fresh", ()):
         for key in record["keys"].get(kind, ()):
             tiers = ledger.tiers(kind, key)
-            old, new = tiers.get("published") or tiers.get("local"), tiers.get("fresh")
-            if new:
-                difference = verify.told(verify.deviations(old, new)) if old else "it is new"
-                yield f"{verify.title(new)}: {difference}"
+            old = tiers.get("published") or tiers.get("local")
+            if new := tiers.get("fresh"):
+                moved = verify.told(verify.deviations(old, new)) if old else "it is new"
+                yield f"{verify.title(new)}: {moved}"
 
 
-def run_one(
-    job: execute.Plan,
-    force: bool = False,
-    fresh: Sequence[str] = (),
-    time_limit: float | None = None,
-) -> int:
-    """Run one job unless it exists, say in one line what came of it, return the exit code."""
-    label = label_of(job)
-    if not (force or fresh) and job.done():
-        place = os.path.relpath(job.folder / "notebook.ipynb")
-        print(f"{label}: exists, --force runs it again: {place}", flush=True)
-        return 0
-    from minilib import ledger
-
-    trials = filter(None, map(ledger.look, job.recipes()))
-    for line in ledger.edited(one for one in trials if one.kind not in fresh):
-        print(f"{label}: {line}")
-    # One line in a log; on a terminal papermill's progress bar needs the next one.
-    print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
-    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit))
-
-
-def report(job: execute.Plan, record: dict, label: str = "") -> int:
-    """Say in one line what came of a run, return the exit code; label: what begins the line."""
-    place = os.path.relpath(job.folder / "notebook.ipynb")
-    prefix = f"{label}: " if label else ""
-    if record["status"] == "ok":
-        counts = provenance.counted(sum(map(len, record["keys"].values())), "trial")
-        counts += f", {record['computed']} computed"
-        print(f"{prefix}ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
-        for line in compared(record) if record.get("fresh") else ():
-            print(f"  {line}")
-        return 0
-    print(f"{prefix}{record['status']}", flush=True)
-    text = f"{record['status']}: {execute.why(job, record)}"
-    print(f"{label_of(job)}: {text}", file=sys.stderr, flush=True)
-    if record["status"] == "interrupted":
-        return 130
-    return 2 if record.get("error", "").startswith(execute.USER_ERRORS) else 1
+# ---------------------------------------------------------------- sweep, publish
 
 
 def do_sweep(options) -> int:
@@ -358,167 +323,91 @@ def do_sweep(options) -> int:
         source, options.out, options.only,
         preset=options.preset, base=given(options), seeds=options.seeds,
     )  # fmt: skip
-    engine_options = engines.Options(
-        options.workers, options.per_gpu, options.address, options.time_limit
-    )
-    if verb:
-        actions = {
-            "status": lambda: sweep.status(plan, engine_options, options.retry_failed),
-            "table": lambda: sweep.show_table(plan),
-            "clean": lambda: sweep.clean(plan, options.dry_run),
-        }
-        actions[verb[0]]()
-        code = 0
+    how = engines.Options(options.workers, options.per_gpu, options.address, options.time_limit)
+    code = 0
+    if verb == ["status"]:
+        sweep.status(plan, how, options.retry_failed)
+    elif verb == ["table"]:
+        sweep.show_table(plan)
+    elif verb == ["clean"]:
+        sweep.clean(plan, options.dry_run)
     else:
         code = sweep.sweep(
-            plan, options.engine, engine_options, dry_run=options.dry_run,
-            notebooks=options.notebooks, retry_failed=options.retry_failed,
-            max_hours=options.max_hours,
+            plan, options.engine, how, dry_run=options.dry_run, notebooks=options.notebooks,
+            retry_failed=options.retry_failed, max_hours=options.max_hours,
         )  # fmt: skip
     if options.json:
         options.result.append(sweep.survey(plan).told(plan))
     return code
 
 
-def do_audit(options) -> int:
-    """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
-    if options.clean_images:
-        return do_audit_images(options)
-    from minilib.audit import report as reports
-    from minilib.runs import audit
-
-    folder = Path(options.out or "report")
-    code, report = audit.run(options, folder, find_root())
-    options.result = [report]
-    print(reports.answer(report))
-    for line in report["remarks"]:
-        print(f"note: {line}")
-    print(f"report: {folder / 'report.html'}, {folder / 'report.json'}, {folder / 'report.ipynb'}")
-    if "cleaned_model" in report:
-        print(f"cleaned model: {folder / report['cleaned_model']}")
-    return code
-
-
-def do_audit_images(options) -> int:
-    """`minilib audit --clean-images`: the same answers for an image classifier."""
-    from minilib.audit import image_report
-    from minilib.runs import audit_images
-
-    folder = Path(options.out or "report")
-    code, report = audit_images.run(options, folder)
-    options.result = [report]
-    print(image_report.answer(report))
-    for line in report["remarks"]:
-        print(f"note: {line}")
-    files = (folder / name for name in ("report.html", "report.json", "trigger.png"))
-    print(f"report: {', '.join(map(str, files))}")
-    if "cleaned_model" in report:
-        print(f"cleaned model: {folder / report['cleaned_model']}")
-    return code
-
-
-def do_publish(options) -> int:
+def do_publish(options) -> None:
     """`minilib publish`."""
     from minilib.runs import publish
 
     if storage.is_url(options.out):
         raise UsageError(f"publish reads a folder, not {options.out}; copy the runs here first")
-
-    return publish.publish(
-        options.preset,
-        [chapter_name(name) for name in options.chapter],
-        given(options),
-        out=options.out,
-        replace=options.replace,
-    )
+    names = [chapter_name(name) for name in options.chapter]
+    publish.publish(options.preset, names, given(options), out=options.out, replace=options.replace)
 
 
-def do_list(options) -> int:
+# ---------------------------------------------------------------- what there is
+
+
+def do_list(options) -> None:
     """`minilib list`: the chapters; the parameters of one."""
+    from minilib import settings
     from minilib.runs import lists
 
-    name = options.chapter and chapter_name(options.chapter)
-    options.result = lists.parameters(find_root(), name) if name else lists.chapters(find_root())
-    print(lists.as_text(options.result))
-    return 0
-
-
-def do_trials(options) -> int:
-    """`minilib trials`: how many there are of each kind; those of a kind; one; two."""
-    from minilib import ledger
-    from minilib.runs import lists, verify
-
-    verb, *words = options.words or ["kinds"]
-    if verb == "kinds" and not words:
-        options.result = lists.kinds()
-        print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
-    elif verb == "show" and len(words) == 1:
-        trial = ledger.find(words[0])
-        options.result = [trial.record()]
-        print(ledger.show(trial.key))
-    elif verb == "diff" and len(words) == 2:
-        options.result = [lists.compared_trials(*words)]
-        print_differences(options.result[0])
-    elif verb == "list" and words:
-        trials = lists.trials_where(words[0], words[1:], options.sort, options.top)
-        options.result = [trial.record() for trial in trials]
-        rows = [{"key": one.key, "tier": one.tier} | row for one in trials for row in one.table()]
-        if options.csv:
-            print(lists.as_csv(rows))
-        for trial in () if options.csv else trials:
-            state = trial.tier if trial.current else f"{trial.tier}, version {trial.version}"
-            by = options.sort
-            value = f"{by}={lists.values_of(trial)[by]}, " if by else ""
-            rows = provenance.counted(len(trial.rows), "row")
-            print(f"{verify.title(trial)}: {value}{rows}, {state}, {trial.made[:10]}")
+    if options.chapter:
+        name = chapter_name(options.chapter)
+        execute.read_notebook(find_root(), name)  # or there is no such chapter
+        options.result = settings.described(name)
     else:
-        text = " ".join(options.words)
-        raise UsageError(f"trials takes list KIND, show KEY or diff KEY KEY, not {text!r}")
-    return 0
+        options.result = lists.chapters(find_root())
+    print(lists.as_text(options.result))
 
 
-def do_runs(options) -> int:
-    """`minilib runs`: those of a folder; one; two."""
+def do_items(options) -> None:
+    """`minilib trials` and `minilib runs`: list, rank and export them; show one; compare two."""
+    from minilib import ledger
     from minilib.runs import lists
 
     verb, *words = options.words or ["list"]
-    records = lists.runs_in(find_root(), options.out)
-    if verb == "show" and len(words) == 1:
-        options.result = [lists.run_of(records, words[0])]
-        print(json.dumps(options.result[0], indent=1))
-    elif verb == "diff" and len(words) == 2:
-        options.result = [lists.compared_runs(*(lists.run_of(records, one) for one in words))]
-        print_differences(options.result[0])
-    elif verb == "list":
-        options.result = lists.chosen(records, lists.run_values, words, options.sort, options.top)
-        rows = list(map(lists.run_values, options.result))
-        head = "run_id chapter preset status trials computed seconds".split()
-        head = dict.fromkeys([*head, *filter(None, [options.sort])])
-        brief = [{name: row.get(name) for name in head} for row in rows]
-        print(lists.as_csv(rows) if options.csv else lists.as_text(brief))
+    of_trials = options.verb == "trials"
+    runs = [] if of_trials else lists.runs(find_root(), options.out)
+    if (verb, len(words)) in (("show", 1), ("diff", 2)):
+        items = [
+            lists.of_trial(ledger.find(one)) if of_trials else lists.run_of(runs, one)
+            for one in words
+        ]
+        options.result = [lists.compared(*items) if verb == "diff" else items[0].record]
+        print(json.dumps(options.result[0], indent=1, ensure_ascii=False))
+    elif of_trials and not options.words:
+        options.result = lists.kinds()
+        print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
+    elif verb == "list" and (words or not of_trials):
+        items = lists.trials(words.pop(0)) if of_trials else runs
+        items = lists.chosen(items, words, options.sort, options.top)
+        options.result = [one.record for one in items]
+        ranked = [{options.sort: one.values[options.sort]} if options.sort else {} for one in items]
+        brief = [one.brief | more for one, more in zip(items, ranked, strict=True)]
+        rows = [row for one in items for row in one.rows]
+        print(lists.as_csv(rows) if options.csv else lists.as_text(brief, 200))
     else:
+        accepted = "list KIND, show KEY" if of_trials else "list, show KEY"
         text = " ".join(options.words)
-        raise UsageError(f"runs takes list, show ID or diff ID ID, not {text!r}")
-    return 0
+        raise UsageError(f"{options.verb} takes {accepted} or diff KEY KEY, not {text!r}")
 
 
-def print_differences(result: dict) -> None:
-    """Settings in which two trials or runs differ, a line each, and what else is said of them."""
-    for name, (first, second) in result["settings"].items():
-        print(f"{name}: {first!r} → {second!r}")
-    for name in result.keys() - {"settings"}:
-        print(f"{name}: {result[name]}")
-
-
-def do_clean(options) -> int:
+def do_clean(options) -> None:
     """`minilib clean --cache`."""
     from minilib.runs import lists
 
     print(lists.clean_cache(options.dry_run))
-    return 0
 
 
-def do_completion(options) -> int:
+def do_completion(options) -> None:
     """`minilib completion`: to be read by the shell, as in `source <(minilib completion bash)`."""
     from minilib.runs import lists
 
@@ -526,7 +415,9 @@ def do_completion(options) -> int:
     words = {name: [o for o in one._option_string_actions if o[:2] == "--"]
              for name, one in commands.items()}  # fmt: skip
     print(lists.completion(options.shell, words))
-    return 0
+
+
+# ---------------------------------------------------------------- what it is worth
 
 
 def do_verify(options) -> int:
@@ -546,7 +437,7 @@ def do_verify(options) -> int:
     return verify.verify(trials, results / "verified.jsonl" if results.is_dir() else None)
 
 
-def do_claims(options) -> int:
+def do_claims(options) -> None:
     """`minilib claims`: a line per claim, with its corrected p-value, and a count.
 
     What failed is no error.
@@ -572,7 +463,6 @@ def do_claims(options) -> int:
     words = [verdict.verdict for _, verdict in verdicts]
     print(", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS))
     print(claims.told(verdicts))
-    return 0
 
 
 def do_doctor(options) -> int:
@@ -583,9 +473,7 @@ def do_doctor(options) -> int:
     options.result = [{"report": dict(rows), "fixes": list(fixes)}]
     for name, value in rows:
         print(f"{name:14} {value}")
-    print()
-    for line in fixes:
-        print(f"fix: {line}")
+    print("", *(f"fix: {line}" for line in fixes or ()), sep="\n")
     if not fixes:
         print("nothing to fix")
     return 1 if fixes else 0

@@ -27,13 +27,15 @@ import dataclasses
 import functools
 import hashlib
 import inspect
+import itertools
 import json
 import os
 import re
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -104,14 +106,12 @@ def recipe(cls: type) -> type:
 def _settled(owner: str, field: dataclasses.Field, value):
     if isinstance(value, (list, tuple)):
         return tuple(_settled(owner, field, item) for item in value)
-    if isinstance(value, bool) or value is None or isinstance(value, str):
-        return value
     if isinstance(value, int) and not isinstance(value, bool):
         floats = "float" in str(field.type) and "int" not in str(field.type)
         return float(value) if floats else int(value)
     if isinstance(value, float):
-        return float(value)
-    if type(value).__name__ in _RECIPES:
+        return float(value)  # NumPy's, too
+    if value is None or isinstance(value, (bool, str)) or type(value).__name__ in _RECIPES:
         return value
     raise TypeError(
         f"{owner}.{field.name} is a {type(value).__name__}; accepted: number, text, bool, None, "
@@ -130,9 +130,8 @@ def reads(self, *names: str, of: Iterable[str]) -> None:
 
 
 def _default(field: dataclasses.Field):
-    if field.default_factory is not dataclasses.MISSING:
-        return field.default_factory()
-    return field.default
+    made = field.default_factory is not dataclasses.MISSING
+    return field.default_factory() if made else field.default
 
 
 def described(one, versions: bool = True) -> dict:
@@ -232,22 +231,18 @@ def columns(one) -> dict[str, Any]:
 
 def _declare(
     function: Callable, version: int, why: Mapping[int, str] | None, large: bool = False
-) -> Kind:
-    why = dict(why or {})
+) -> None:
+    why, name = dict(why or {}), function.__name__
     if version < 1 or sorted(why) != list(range(2, version + 1)):
-        raise ValueError(
-            f"{function.__name__}: version {version} needs a reason for each version from 2 on"
-        )
+        raise ValueError(f"{name}: version {version} needs a reason for each version from 2 on")
     first = next(iter(inspect.signature(function).parameters.values()))
     cls = first.annotation
     cls = inspect.unwrap(function).__globals__.get(cls, cls) if isinstance(cls, str) else cls
     if getattr(cls, "__name__", None) not in _RECIPES:
-        raise TypeError(f"{function.__name__}: its first argument must be annotated with a recipe")
-    if function.__name__ in KINDS or cls in _KIND_OF:
-        raise ValueError(f"{function.__name__} or its recipe {cls.__name__} is declared twice")
-    kind = Kind(function.__name__, version, why, cls, function, large)
-    KINDS[kind.name] = _KIND_OF[cls] = kind
-    return kind
+        raise TypeError(f"{name}: its first argument must be annotated with a recipe")
+    if name in KINDS or cls in _KIND_OF:
+        raise ValueError(f"{name} or its recipe {cls.__name__} is declared twice")
+    KINDS[name] = _KIND_OF[cls] = Kind(name, version, why, cls, function, large)
 
 
 def trial(version: int, why: Mapping[int, str] | None = None) -> Callable:
@@ -328,11 +323,16 @@ class Trial:
         values |= {"arrays": list(self.arrays), "data": list(self.data)}
         return {name: value for name, value in values.items() if value not in ("", [], None)}
 
-    def table(self) -> list[dict]:
-        """Its rows, each with the recipe's columns; a row's own entry wins."""
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Its recipe's ``columns``; none where its class has changed since."""
         recipe = recipe_of(self)
-        head = columns(recipe) if recipe is not None else {}
-        return [head | row for row in self.rows]
+        return columns(recipe) if recipe is not None else {}
+
+    def table(self) -> list[dict]:
+        """Its rows, each with its settings; a row's own entry wins."""
+        settings = self.settings
+        return [settings | row for row in self.rows]
 
 
 RECORDED = tuple(field.name for field in dataclasses.fields(Trial))[:-3]  # all but where it lies
@@ -358,8 +358,7 @@ def _read_trial(item: dict, tier: str, folder: Path) -> Trial:
     try:
         values = {name: item[name] for name in RECORDED if name in item}
         values |= {name: tuple(values.get(name, ())) for name in ("arrays", "data")}
-        values |= {"tier": tier, "folder": folder}
-        trial = _checked()(values)
+        trial = _checked()(values | {"tier": tier, "folder": folder})
     except ValidationError as error:
         raise ValueError(f"it is no record of a trial: {provenance.first_fault(error)}") from None
     except (TypeError, AttributeError):
@@ -383,15 +382,10 @@ def local_folder() -> Path:
 
 def published_folder() -> Path | None:
     """`results/` of the checkout, or the same files in an installed package; None switched off."""
-    setting = os.environ.get("MINILIB_PUBLISHED")
-    if setting == "none":
-        return None
-    if setting:
-        return Path(setting)
-    root = provenance.find_root()
-    if (root / "results").is_dir():
-        return root / "results"
-    return provenance.PACKAGE / "published"
+    if setting := os.environ.get("MINILIB_PUBLISHED"):
+        return None if setting == "none" else Path(setting)
+    folder = provenance.find_root() / "results"
+    return folder if folder.is_dir() else provenance.PACKAGE / "published"
 
 
 def fresh_kinds() -> frozenset[str]:
@@ -412,22 +406,18 @@ def published_only() -> Iterator[None]:
         _published_alone.reset(token)
 
 
-def _file_of(kind: str) -> tuple[Path, int, int] | None:
+def _file_of(kind: str, folder: Path | None = None) -> tuple[Path, int, int] | None:
     """A kind's published file, and the state by which a change of it is noticed."""
-    folder = published_folder()
-    return _file_at(folder / f"{kind}.jsonl") if folder else None
-
-
-def _file_at(path: Path) -> tuple[Path, int, int] | None:
+    folder = folder or published_folder()
     try:
-        state = path.stat()
+        path = folder and folder / f"{kind}.jsonl"
+        return path and (path, path.stat().st_mtime_ns, path.stat().st_size)
     except OSError:
         return None
-    return path, state.st_mtime_ns, state.st_size
 
 
-def _published(kind: str) -> dict[str, Trial]:
-    file = _file_of(kind)
+def _published(kind: str, folder: Path | None = None) -> dict[str, Trial]:
+    file = _file_of(kind, folder)
     return _published_file(*file) if file else {}
 
 
@@ -449,22 +439,21 @@ def _published_file(path: Path, _mtime: int, _size: int) -> dict[str, Trial]:
 
 
 @functools.lru_cache(maxsize=256)
-def _published_index(path: Path, mtime: int, size: int) -> tuple[dict, dict]:
+def _published_index(path: Path, mtime: int, size: int) -> dict[str, Trial]:
     """Of one file: the longest current trial by ``_without`` its class's free fields, and the
     newest of an older version by its ``_lineage``."""
-    longest_trials: dict[str, Trial] = {}
-    outdated_trials: dict[str, Trial] = {}
-    for trial in _published_file(path, mtime, size).values():
-        recipe = recipe_of(trial)
-        if recipe is None:
-            continue
-        current = key_of(recipe) == trial.key
-        name = _without(recipe, getattr(type(recipe), "free", ())) if current else _lineage(recipe)
-        index = longest_trials if current else outdated_trials
-        rank = (lambda item: len(item.rows)) if current else (lambda item: item.version)
-        if name not in index or rank(trial) > rank(index[name]):
-            index[name] = trial
-    return longest_trials, outdated_trials
+    index: dict[str, Trial] = {}
+    for trial in map(_current, _published_file(path, mtime, size).values()):
+        if (recipe := recipe_of(trial)) is not None:
+            name = _without(recipe) if trial.current else _lineage(recipe)
+            rank = (lambda one: len(one.rows)) if trial.current else (lambda one: one.version)
+            index[name] = max(index.get(name, trial), trial, key=rank)
+    return index
+
+
+def _indexed(kind: str, name: str) -> Trial | None:
+    file = _file_of(kind)
+    return _published_index(*file).get(name) if file else None
 
 
 def _local(kind: str, key: str, folder: Path | None = None) -> Trial | None:
@@ -472,18 +461,14 @@ def _local(kind: str, key: str, folder: Path | None = None) -> Trial | None:
     folder = (folder or local_folder()) / kind
     path = folder / f"{key}.json"
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            return None
-        text = ""
-    try:
-        trial = _read_trial(provenance.parsed(text), "local", folder)
+        trial = _read_trial(provenance.parsed(path.read_bytes()), "local", folder)
         if trial.key != key or trial.kind != kind:
             raise ValueError(f"it is of {trial.kind} {trial.key}")
         if trial.arrays and not (folder / f"{key}.npz").is_file():
             raise ValueError("its arrays are gone")
-    except ValueError as error:
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
         warnings.warn(f"trial {kind} {key} is damaged and made again: {error}", stacklevel=2)
         with contextlib.suppress(OSError):
             path.replace(path.with_suffix(".damaged"))
@@ -534,9 +519,7 @@ def tiers(kind: str, key: str, base: Path | None = None) -> dict[str, Trial]:
 
 def older(one) -> Trial | None:
     """The newest published trial of an older version of this recipe, marked as not current."""
-    file = _file_of(kind_of(one).name)
-    best = _published_index(*file)[1].get(_lineage(one)) if file else None
-    return dataclasses.replace(best, current=False) if best else None
+    return _indexed(kind_of(one).name, _lineage(one))
 
 
 def alike(one) -> Trial | None:
@@ -545,22 +528,19 @@ def alike(one) -> Trial | None:
     A recipe class names under ``free`` what says which rows there are and not what is in them: the
     tenth epoch of thirty is the tenth of ten where the learning rate is constant.
     """
-    free_fields = getattr(type(one), "free", ())
-    if not free_fields:
+    if not getattr(type(one), "free", ()):
         return None
-    kind, description = kind_of(one).name, _without(one, free_fields)
-    file = _file_of(kind)
-    longest_trial = _published_index(*file)[0].get(description) if file else None
-    for item in () if _published_alone.get() else map(_current, _local_trials(kind)):
-        recipe = restored(type(one), item.recipe) if item.current else None
-        if recipe is not None and _without(recipe, free_fields) == description:
-            if longest_trial is None or len(item.rows) > len(longest_trial.rows):
-                longest_trial = item
-    return longest_trial
+    kind, name = kind_of(one).name, _without(one)
+    trials = [] if _published_alone.get() else [_current(item) for item in _local_trials(kind)]
+    trials = [item for item in trials if item.current and _without(recipe_of(item)) == name]
+    trials = filter(None, [_indexed(kind, name), *trials])
+    return max(trials, key=lambda item: len(item.rows), default=None)
 
 
 @functools.lru_cache(maxsize=65536)
-def _without(one, free: tuple[str, ...]) -> str:
+def _without(one) -> str:
+    """A recipe's description without its class's ``free`` fields."""
+    free = getattr(type(one), "free", ())
     fields = {name: value for name, value in described(one).items() if name not in free}
     return json.dumps(fields, sort_keys=True)
 
@@ -625,16 +605,15 @@ def kept_in_memory(size: int = 1) -> Callable:
 
         @functools.wraps(function)
         def wrapper(one):
-            if one in memory:
-                memory[one] = memory.pop(one)  # the latest stands last
-                for info in memory[one][1]:
-                    note(info)
-                return memory[one][0]
-            while len(memory) >= size:  # before the next one is made: both may not fit
-                del memory[next(iter(memory))]
-            with noting() as data:
-                result = function(one)
-            memory[one] = result, data
+            if one not in memory:
+                while len(memory) >= size:  # before the next one is made: both may not fit
+                    del memory[next(iter(memory))]
+                with noting() as data:
+                    result = function(one)
+                memory[one] = result, data
+            result, data = memory[one] = memory.pop(one)  # the latest stands last
+            for info in data:
+                note(info)
             return result
 
         _memories.append(memory)
@@ -649,22 +628,18 @@ def forget() -> None:
         memory.clear()
 
 
-def get(one) -> Trial:
+def get(one, here: bool = False) -> Trial:
     """The trial of a recipe, computed if the ledger does not have it.
 
     Any number of processes may ask for the same one: a second asker waits for the first.
 
+    here: as this machine has it, not as it is published.
+
     Raises:
         LedgerError: the folder of trials cannot be written to.
     """
-    trial = look(one)
-    if trial is not None:
+    if not here and (trial := look(one)) is not None:
         return trial
-    return _here(one)
-
-
-def _here(one) -> Trial:
-    """The trial of a recipe as this machine has it, computed if it has not."""
     kind, key = kind_of(one), key_of(one)
     base = _base_of(kind)
     with locked(base / kind.name, key):
@@ -677,7 +652,7 @@ def array(one, name: str) -> np.ndarray:
     """An array of a recipe's trial; computed here where the published trial came without it."""
     trial = get(one)
     if name not in trial.arrays or not (trial.folder / f"{trial.key}.npz").is_file():
-        trial = _here(one)
+        trial = get(one, here=True)
     return trial.array(name)
 
 
@@ -691,10 +666,10 @@ def locked(folder: Path, key: str, what: str = "trials") -> Iterator[None]:
         lock = filelock.FileLock(folder / ".locks" / key)  # freed by the system if its holder dies
         lock.acquire()
     except OSError as error:
+        remedy = "set MINILIB_LEDGER to" if what == "trials" else "give --out"
         raise LedgerError(
-            f"{what} cannot be kept in {folder} ({error.strerror or error}); "
-            f"{'set MINILIB_LEDGER to' if what == 'trials' else 'give --out'} a folder that can be "
-            "written to"
+            f"{what} cannot be kept in {folder} ({error.strerror or error}); {remedy} a folder "
+            "that can be written to"
         ) from None
     try:
         yield
@@ -732,9 +707,7 @@ def accept(record: Mapping, arrays: bytes | None) -> Trial:
     if trial.arrays and arrays is None:
         raise ValueError("it came without its arrays")
     with locked(trial.folder, trial.key):
-        if arrays is not None:
-            provenance.write_bytes(trial.folder / f"{trial.key}.npz", arrays)
-        provenance.write_json(trial.folder / f"{trial.key}.json", trial.record())
+        _keep(trial, arrays)
     return trial
 
 
@@ -759,7 +732,7 @@ def _compute(kind: Kind, one, key: str, base: Path) -> Trial:
         folder=folder,
     )
     try:
-        _keep(result, arrays, folder)
+        _keep(result, _packed(arrays) if arrays else None)
     except OSError as error:  # a full disk takes the file, not the number
         reason = error.strerror or error
         warnings.warn(f"trial {kind.name} {key} is not kept: {reason}", stacklevel=2)
@@ -768,35 +741,28 @@ def _compute(kind: Kind, one, key: str, base: Path) -> Trial:
     return result
 
 
-def _keep(one: Trial, arrays: Mapping[str, Any], folder: Path) -> None:
+def _keep(one: Trial, arrays: bytes | None) -> None:
     """Write a trial, its arrays first, so that a trial that is there is whole."""
-    if arrays:
-        content = _packed(arrays)
-        if len(content) > ARRAYS_MAX:
-            size = f"{len(content) / 1024:.0f} KiB"
-            raise ValueError(f"{one.kind}: arrays of {size}; accepted: up to 256 KiB a trial")
-        provenance.write_bytes(folder / f"{one.key}.npz", content)
-    provenance.write_json(folder / f"{one.key}.json", one.record())
+    if arrays is not None:
+        provenance.write_bytes(one.folder / f"{one.key}.npz", arrays)
+    provenance.write_json(one.folder / f"{one.key}.json", one.record())
 
 
 def _packed(arrays: Mapping[str, Any]) -> bytes:
     """Arrays as a compressed `.npz`, the same bytes for the same arrays."""
     import io
-    import zipfile
 
     import numpy as np
 
+    arrays = {name: np.asarray(arrays[name]) for name in sorted(arrays)}
+    for name, value in arrays.items():
+        if value.dtype.kind not in "biufU":
+            raise TypeError(f"array {name} is of {value.dtype}; accepted: numbers and texts")
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
-        for name in sorted(arrays):
-            value = np.asarray(arrays[name])
-            if value.dtype.kind not in "biufU":
-                raise TypeError(f"array {name} is of {value.dtype}; accepted: numbers and texts")
-            array_buffer = io.BytesIO()
-            np.save(array_buffer, value, allow_pickle=False)
-            entry = zipfile.ZipInfo(f"{name}.npy")
-            entry.compress_type = zipfile.ZIP_DEFLATED  # its own, or the archive's is not asked
-            archive.writestr(entry, array_buffer.getvalue(), compresslevel=9)
+    np.savez_compressed(buffer, **arrays)
+    if buffer.tell() > ARRAYS_MAX:
+        size = f"{buffer.tell() / 1024:.0f} KiB"
+        raise ValueError(f"arrays of {size}; accepted: up to 256 KiB a trial")
     return buffer.getvalue()
 
 
@@ -808,59 +774,54 @@ def run(recipes: Iterable) -> Results:
     Raises:
         LedgerError: some could not be computed; says how many, and why the first.
     """
-    all_recipes = list(dict.fromkeys(recipes))
-    if not all_recipes:
-        return Results([])
-    by_recipe = {item: look(item) for item in all_recipes}
-    missing_recipes = [item for item, trial in by_recipe.items() if trial is None]
-    ready_trials = [trial for trial in by_recipe.values() if trial is not None]
+    trials = {one: look(one) for one in recipes}
+    if not trials:
+        return Results()
+    missing_recipes = [one for one, trial in trials.items() if trial is None]
     if "MINILIB_RUN" not in os.environ:  # else `minilib run` has said so, and the page need not
-        for line in edited(ready_trials):
+        for line in edited(filter(None, trials.values())):
             print(line)
     start_time, errors = time.perf_counter(), []
-    with _bar(len(all_recipes), len(ready_trials)) as bar:
-        for recipe in missing_recipes:
+    with _bar(len(trials), len(trials) - len(missing_recipes)) as bar:
+        for one in missing_recipes:
             try:
-                get(recipe)
+                trials[one] = get(one)
             except Exception as error:
-                errors.append((recipe, error))
+                errors.append((one, error))
             bar.update(1)
     if errors:
-        recipe, error = errors[0]
+        one, error = errors[0]
         if type(error).__name__ in ("DataError", "SettingsError"):
             raise error
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        reason = [line for line in str(error).splitlines() if line.strip()][:1]
         raise LedgerError(
-            f"{len(errors)} of {len(all_recipes)} trials failed; the first, {kind_of(recipe).name} "
-            f"{key_of(recipe)}: {type(error).__name__}: {reason}"
+            f"{len(errors)} of {len(trials)} trials failed; the first, {kind_of(one).name} "
+            f"{key_of(one)}: {': '.join([type(error).__name__, *reason])}"
         ) from error
-    trials = [by_recipe[recipe] or get(recipe) for recipe in all_recipes]
-    print(summary(trials, len(missing_recipes), time.perf_counter() - start_time))
-    return Results(trials)
+    print(summary(trials.values(), len(missing_recipes), time.perf_counter() - start_time))
+    return Results(trials.values())
 
 
 @contextlib.contextmanager
 def _bar(total: int, had: int):
     """A progress bar for somebody who watches: total, done, from the ledger, remaining time."""
+    from tqdm.auto import tqdm
+    from tqdm.std import tqdm as plain_tqdm
+
     terminal = os.environ.get("MINILIB_TTY")  # of the `minilib run` that started this kernel
     in_notebook = "ipykernel" in sys.modules and "MINILIB_RUN" not in os.environ
-    is_watched = bool(terminal or in_notebook or sys.stderr.isatty())
-    if in_notebook and not terminal:
-        from tqdm.auto import tqdm
-    else:
-        from tqdm import tqdm
-    says = f"trials ({had} from the ledger)"
-    with contextlib.ExitStack() as stack:
-        file = stack.enter_context(open(terminal, "w")) if terminal else None
-        off = had == total or not is_watched
-        yield stack.enter_context(tqdm(total=total, initial=had, desc=says, file=file, disable=off))
+    bar = tqdm if in_notebook and not terminal else plain_tqdm
+    off = had == total or not (terminal or in_notebook or sys.stderr.isatty())
+    with open(terminal, "w") if terminal else contextlib.nullcontext() as file:
+        says = f"trials ({had} from the ledger)"
+        with bar(total=total, initial=had, desc=says, file=file, disable=off) as shown:
+            yield shown
 
 
-def summary(trials: Sequence[Trial], computed: int, seconds: float) -> str:
+def summary(trials: Collection[Trial], computed: int, seconds: float) -> str:
     """What was read and what was computed, and on which machines, in one line."""
     text = f"{counted(len(trials), 'trial')}: {len(trials) - computed} from the ledger, "
-    text += f"{computed} computed"
-    text += f" in {seconds:.0f} s" if computed else ""
+    text += f"{computed} computed" + (f" in {seconds:.0f} s" if computed else "")
     return f"{text}; made on {provenance.named(dict.fromkeys(map(machine_of, trials)))}"
 
 
@@ -875,24 +836,12 @@ def edited(trials: Iterable[Trial]) -> list[str]:
 
     Nothing where the golden numbers came out the same with the files as they are (`make prove`).
     """
-    if provenance.proven():
-        return []
-    by_commit: dict[str | None, list[Trial]] = {}
-    for one in trials:
-        by_commit.setdefault(one.commit, []).append(one)
-    files: dict[str, None] = {}
-    count = 0
-    for commit, group in by_commit.items():
-        changed = provenance.changed_since(commit)
-        if changed:
-            files |= dict.fromkeys(changed)
-            count += len(group)
-    if not files:
-        return []
+    files = [] if provenance.proven() else [provenance.changed_since(one.commit) for one in trials]
+    names = list(dict.fromkeys(name for each in files for name in each))
     return [
-        f"{count} of these trials were made before {provenance.named(files)} changed; "
-        "--fresh KIND computes them anew, beside the old ones"
-    ]
+        f"{sum(map(bool, files))} of these trials were made before {provenance.named(names)} "
+        "changed; --fresh KIND computes them anew, beside the old ones"
+    ][: len(names)]
 
 
 # ---------------------------------------------------------------- reading
@@ -929,7 +878,7 @@ class Results(list):
 
     def of(self, kind: str, **where) -> Results:
         """The trials of one kind whose recipe has these values."""
-        return Results(one for one in self if one.kind == kind and matches(_columns_of(one), where))
+        return Results(one for one in self if one.kind == kind and matches(one.settings, where))
 
     def one(self, kind: str, **where) -> Trial:
         """The one trial of a kind whose recipe has these values. Raises LookupError."""
@@ -937,11 +886,6 @@ class Results(list):
         if len(trials) != 1:
             raise LookupError(f"{len(trials)} trials of {kind} have {where}")
         return trials[0]
-
-
-def _columns_of(one: Trial) -> dict:
-    recipe = recipe_of(one)
-    return columns(recipe) if recipe is not None else dict(one.recipe)
 
 
 def matches(values: Mapping, where: Mapping) -> bool:
@@ -971,16 +915,11 @@ def frame(kind: str, **where) -> pd.DataFrame:
     import pandas as pd
 
     rows = []
-    for trial in trials_of(kind):
-        env = {f"env_{name}": value for name, value in trial.env.items()}
-        trial_columns = {
-            "tier": trial.tier,
-            "current": trial.current,
-            "trial_seconds": trial.seconds,
-        }
-        rows += [
-            {"kind": kind, "key": trial.key, **trial_columns, **row, **env} for row in trial.table()
-        ]
+    for one in trials_of(kind):
+        head = {"kind": kind, "key": one.key, "tier": one.tier, "current": one.current,
+                "trial_seconds": one.seconds}  # fmt: skip
+        env = {f"env_{name}": value for name, value in one.env.items()}
+        rows += [head | row | env for row in one.table()]
     return pd.DataFrame([row for row in rows if matches(row, where)])
 
 
@@ -996,23 +935,21 @@ def over(
         seeds: which to look for; those that any trial of these kinds has, if None.
         values: setting → values; all combinations are looked for.
     """
-    import itertools
-
     if seeds is None:
         seeds = known_seeds({kind_of(one).name for one in plan(cfg)})
-    seeds = [cfg.seed, *sorted(set(seeds) - {cfg.seed})]
     recipes: dict = {}
-    for seed in seeds:
-        for point in itertools.product(*values.values()):
-            point_cfg = dataclasses.replace(cfg, seed=seed, **dict(zip(values, point, strict=True)))
-            recipes |= dict.fromkeys(plan(point_cfg))
+    for seed, *point in itertools.product(
+        dict.fromkeys([cfg.seed, *sorted(seeds)]), *values.values()
+    ):
+        point_cfg = dataclasses.replace(cfg, seed=seed, **dict(zip(values, point, strict=True)))
+        recipes |= dict.fromkeys(plan(point_cfg))
     return available(recipes)
 
 
 def known_seeds(kinds: Iterable[str]) -> set[int]:
     """Every seed that a recipe of these kinds has in the ledger."""
-    values = (_columns_of(one).items() for kind in kinds for one in trials_of(kind))
-    return {0} | {value for pairs in values for name, value in pairs if name.endswith("seed")}
+    settings = (one.settings for kind in kinds for one in trials_of(kind))
+    return {0} | {each[name] for each in settings for name in each if name.endswith("seed")}
 
 
 def find(key: str) -> Trial:
@@ -1021,16 +958,6 @@ def find(key: str) -> Trial:
     if not re.fullmatch(r"[0-9a-f]{4,16}", key) or len(trials) != 1:
         raise UnknownError(f"{len(trials)} trials have a key that begins with {key!r}")
     return trials[0]
-
-
-def show(key: str) -> str:
-    """Everything about one trial, and the command that makes it again."""
-    trial = find(key)
-    head = {name: value for name, value in trial.record().items() if name != "rows"}
-    head |= {"tier": trial.tier, "current": trial.current}
-    text = json.dumps(head, indent=1, ensure_ascii=False)
-    rows = "\n".join(json.dumps(row, ensure_ascii=False) for row in trial.rows)
-    return f"{text}\n{rows}\nmake it again: minilib verify {trial.key}"
 
 
 # ---------------------------------------------------------------- the end of a chapter
@@ -1048,15 +975,11 @@ class Colophon:
         return "\n".join([self.said, *lines])
 
     def _repr_html_(self) -> str:
-        from html import escape
+        import pandas as pd
 
-        def line(values: Iterable, tag: str) -> str:
-            return f"<tr>{''.join(f'<{tag}>{escape(str(value))}</{tag}>' for value in values)}</tr>"
-
-        body = "".join(line(row.values(), "td") for row in self.rows)
-        head = line(self.rows[0], "th") if self.rows else ""
-        table = f'<table class="dataframe"><thead>{head}</thead><tbody>{body}</tbody></table>'
-        return f'<div id="trials"><p>{escape(self.said)}</p>{table if self.rows else ""}</div>'
+        with pd.option_context("display.max_colwidth", None):
+            table = pd.DataFrame(self.rows).to_html(index=False, border=0) if self.rows else ""
+        return f'<div id="trials"><p>{self.said}</p>{table}</div>'
 
 
 def colophon(chapter: str, cfg) -> Colophon:
@@ -1073,27 +996,22 @@ def colophon(chapter: str, cfg) -> Colophon:
     trials = sorted(_read.values(), key=lambda trial: (trial.kind, trial.key))
     by_place: dict[tuple, list[Trial]] = {}
     keys: dict[str, list[str]] = {}
-    machines: dict[str, int] = {}
-    for trial in trials:
-        place = (
-            machine_of(trial),
-            *(trial.env.get(name) or "–" for name in ("torch", "transformers")),
-        )
-        by_place.setdefault(place, []).append(trial)
-        keys.setdefault(trial.kind, []).append(trial.key)
-        machines[place[0]] = machines.get(place[0], 0) + 1
+    for one in trials:
+        versions = (one.env.get(name) or "–" for name in ("torch", "transformers"))
+        by_place.setdefault((machine_of(one), *versions), []).append(one)
+        keys.setdefault(one.kind, []).append(one.key)
     rows = [
-        {"trials": len(group), "machine": place[0], "torch": place[1], "transformers": place[2],
+        {"trials": len(group), "machine": machine, "torch": torch, "transformers": transformers,
          "commit": provenance.named(sorted({trial.commit or "–" for trial in group})),
          "remarks": _remarks(group)}
-        for place, group in by_place.items()
+        for (machine, torch, transformers), group in by_place.items()
     ]  # fmt: skip
     computed = sum(map(_made_now, trials))
+    machines = dict(Counter(map(machine_of, trials)))
     _tell_runner(chapter, cfg, {"keys": keys, "computed": computed, "machines": machines})
     read = len(trials) - computed
     said = f"{counted(read, 'trial')} {'was' if read == 1 else 'were'} read from the ledger, "
-    said += f"{computed} computed here."
-    return Colophon(said, tuple(rows))
+    return Colophon(f"{said}{computed} computed here.", tuple(rows))
 
 
 def _made_now(one: Trial) -> bool:
@@ -1102,15 +1020,13 @@ def _made_now(one: Trial) -> bool:
 
 
 def _remarks(trials: Iterable[Trial]) -> str:
-    counts = {
-        "computed here": sum(map(_made_now, trials)),
-        "of an older version": sum(not one.current for one in trials),
-        "from code that was not committed": sum(str(one.commit)[-6:] == "+dirty" for one in trials),
-    }
+    counts = Counter()
     for one in trials:
-        if one.note:  # "carried over from run …": which run, the ledger tells
-            what = one.note.partition(" from ")[0]
-            counts[what] = counts.get(what, 0) + 1
+        counts["computed here"] += _made_now(one)
+        counts["of an older version"] += not one.current
+        counts["from code that was not committed"] += str(one.commit).endswith("+dirty")
+        # "carried over from run …": which run, the ledger tells
+        counts[one.note.partition(" from ")[0]] += bool(one.note)
     return "; ".join(f"{count} {what}" for what, count in counts.items() if count)
 
 
@@ -1121,9 +1037,8 @@ def _tell_runner(chapter: str, cfg, told: dict) -> None:
         return
     if run["chapter"] != chapter:
         raise ValueError(f"colophon({chapter!r}, …) in the run of {run['chapter']!r}")
-    params = dict(cfg) if isinstance(cfg, Mapping) else dataclasses.asdict(cfg)
     told |= {
-        "params": plain(params),
+        "params": plain(dict(cfg) if isinstance(cfg, Mapping) else dataclasses.asdict(cfg)),
         "env": provenance.environment(),
         "seconds": round(time.perf_counter() - provenance.started, 1),
         "peak_mib": provenance.peak_mib(),
@@ -1164,9 +1079,7 @@ def publish(trials: Iterable[Trial], folder: Path, replace: bool = False) -> lis
         by_kind.setdefault(trial.kind, {})[trial.key] = trial
     added_trials = []
     for kind, new_trials in by_kind.items():
-        path = folder / f"{kind}.jsonl"
-        file = _file_at(path)
-        old_trials = _published_file(*file) if file else {}
+        old_trials = _published(kind, folder)
         new_trials = {
             key: trial for key, trial in new_trials.items() if replace or key not in old_trials
         }
@@ -1175,13 +1088,9 @@ def publish(trials: Iterable[Trial], folder: Path, replace: bool = False) -> lis
                 content = (trial.folder / f"{trial.key}.npz").read_bytes()
                 provenance.write_bytes(folder / kind / f"{trial.key}.npz", content)
         # What an older version measured goes when the new one is there.
-        lineages = {_lineage_of(trial) for trial in new_trials.values()}
-        kept_trials = {
-            k: trial
-            for k, trial in old_trials.items()
-            if _lineage_of(trial) not in lineages or k in new_trials
-        }
-        write_published(path, {**kept_trials, **new_trials}.values())
+        lineages = set(map(_lineage_of, new_trials.values()))
+        kept = {key: one for key, one in old_trials.items() if _lineage_of(one) not in lineages}
+        write_published(folder / f"{kind}.jsonl", (kept | new_trials).values())
         added_trials += new_trials.values()
     return added_trials
 
@@ -1193,11 +1102,8 @@ def _lineage_of(one: Trial) -> str:
 
 def write_published(path: Path, trials: Iterable[Trial]) -> None:
     """Write a kind's file: one trial a line, in the order of their recipes."""
-    lines = {
-        (json.dumps(trial.recipe, sort_keys=True), trial.key): json.dumps(
-            trial.record(), ensure_ascii=False, allow_nan=False, separators=(",", ":")
-        )
-        for trial in trials
-    }
-    content = "".join(f"{lines[name]}\n" for name in sorted(lines))
-    provenance.write_bytes(path, content.encode("utf-8"))
+    lines = [
+        json.dumps(one.record(), ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+        for one in sorted(trials, key=lambda one: (json.dumps(one.recipe, sort_keys=True), one.key))
+    ]
+    provenance.write_bytes(path, "".join(lines).encode("utf-8"))

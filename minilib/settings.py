@@ -6,15 +6,18 @@ them again before any work, so both give the same message.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
-from .provenance import one_line, shown
+from .provenance import UsageError, one_line, read_yaml, shown, unknown
 from .registry import Names, load_outside
 
 TEXT_SETS = Literal[
@@ -32,6 +35,7 @@ DETECTOR_NAMES = Names(
     "rap", "bki", "moderate",
 )  # fmt: skip
 
+BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("exclusiveMaximum", "<"))
 MOST_SEED = 2**32 - 1  # the largest that every generator of random numbers takes
 
 frozen = dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
@@ -768,6 +772,56 @@ def parameters_cell(chapter: str) -> str:
         value = value.replace("e-0", "e-") if kind is float else value
         lines.append(f"{name}: {kind.__name__} = {value}  # {description}")
     return "\n".join(lines)
+
+
+def described(chapter: str) -> list[dict]:
+    """Name, type, default, what is accepted, and description of each parameter of a chapter."""
+    schema = TypeAdapter(CHAPTERS[chapter]).json_schema()["properties"]
+    rows = []
+    for name, (kind, default, description) in declared(chapter).items():
+        bounds = ((sign, schema[name].get(key)) for key, sign in BOUNDS)
+        accepted = " ".join(f"{sign} {one:.10g}" for sign, one in bounds if one is not None)
+        if kind is str:  # what its own refusal says
+            try:
+                validate(chapter, {name: "?"})
+            except SettingsError as error:
+                accepted = str(error).partition("accepted: ")[2]
+        rows.append({"parameter": name, "type": kind.__name__, "default": default,
+                     "accepted": accepted, "description": description})  # fmt: skip
+    return rows
+
+
+def preset(root: Path, name: str) -> dict[str, dict]:
+    """chapter → parameters, from `presets/<name>.yml`. Raises UsageError."""
+    presets = sorted(path.stem for path in (root / "presets").glob("*.yml"))
+    if name not in presets:
+        raise UsageError(unknown("preset", name, presets))
+    content = read_yaml(root / "presets" / f"{name}.yml")
+    for chapter, values in content.items():
+        if not isinstance(values or {}, dict):
+            raise UsageError(f"presets/{name}.yml: {chapter} must map parameters to values")
+    return {chapter: values or {} for chapter, values in content.items()}
+
+
+def coerce(name: str, value, kind: type):
+    """`value`, from YAML or typed as text, as the declared type; refused where that would guess."""
+    if kind is str and isinstance(value, str) and value.isprintable():
+        return value
+    if kind is bool:
+        bools = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+        if isinstance(value, bool):
+            return value
+        if isinstance(value, str) and value.strip().lower() in bools:
+            return bools[value.strip().lower()]
+    # YAML reads 1e-4 as text too; a whole number will do for a float, but not the other way round.
+    accepted = {int: (int, str), float: (int, float, str)}.get(kind, ())
+    if isinstance(value, accepted) and not isinstance(value, bool):
+        with contextlib.suppress(ValueError, OverflowError):
+            if math.isfinite(kind(value)):
+                return kind(value)
+    form = {bool: " (true/false, yes/no, 1/0)", str: " in one line of printable characters"}
+    article = "an" if kind is int else "a"
+    raise UsageError(f"{name} must be {article} {kind.__name__}{form.get(kind, '')}, not {value!r}")
 
 
 def _line(cls: type, error: ValidationError) -> str:

@@ -170,11 +170,12 @@ def test_a_frame_has_recipe_rows_and_environment(home):
         ledger.frame("toy_nothing")
 
 
-def test_show_tells_all_and_how_to_make_it_again(home):
+def test_a_trial_is_found_by_the_first_digits_of_its_key(home):
     key = toy_unlearning(ga()).key
-    assert f"minilib verify {key}" in ledger.show(key[:8])
-    with pytest.raises(LookupError):
-        ledger.show("../../x")
+    assert ledger.find(key[:8]).key == key
+    for wrong in ("../../x", key[:3], "0" * 16):
+        with pytest.raises(LookupError):
+            ledger.find(wrong)
 
 
 # ---------------------------------------------------------------- damage

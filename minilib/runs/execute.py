@@ -21,27 +21,20 @@ import uuid
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 
 from minilib import ledger, provenance
-from minilib.provenance import (
-    PACKAGE,
-    UsageError,
-    find_root,
-    git_commit,
-    now,
-    read_json,
-    write_json,
-)
+from minilib.provenance import PACKAGE, UsageError, find_root, read_json, write_json
 from minilib.runs import storage
 
 # Errors raised inside a notebook that are the user's to mend (exit code 2), not the chapter's (1).
 USER_ERRORS = ("DataError", "SettingsError")
-OUT_OF_MEMORY = r"out of memory|can't allocate memory|[Uu]nable to allocate"
 FULL = "No space left on device"
-# What a machine does to a run, as opposed to what the run does: another try may mend it.
-OUTSIDE = rf"{FULL}|[Kk]ernel (did not answer|didn't respond|died)"
-CPU_KERNELS = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+OUT_OF_MEMORY = (
+    r"(Memory|OutOfMemory)Error|out of memory|can't allocate memory|[Uu]nable to allocate"
+)
+# What the machine or the user does to work, as opposed to what it does: another try may mend it.
+OUTSIDE = rf"^(Data|Model|Settings)Error|{FULL}|[Kk]ernel (did not answer|didn't respond|died)"
 PRINTED_MAX = 200_000  # characters of what a cell prints that are kept
 START_TIMEOUT = 600  # seconds for a kernel to answer; a busy machine may need minutes
 
@@ -65,8 +58,15 @@ def chapters(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "notebooks").glob("[!.]*.ipynb"))
 
 
-def _names(names) -> str:
-    return ", ".join(map(str, names)) or "(none)"
+def _code_cells(root: Path, chapter: str, only: str = "", but: str = "") -> list[str]:
+    """Sources of a notebook's code cells with a tag, or without one."""
+    return [
+        cell["source"].strip()
+        for cell in read_notebook(root, chapter)["cells"]
+        if cell["cell_type"] == "code"
+        and (not only or only in _tags(cell))
+        and but not in _tags(cell)
+    ]
 
 
 def _tags(cell: dict) -> list[str]:
@@ -74,77 +74,31 @@ def _tags(cell: dict) -> list[str]:
 
 
 def parameters(root: Path, chapter: str) -> dict[str, tuple[type, object]]:
-    """name → (declared type, default), from the chapter's settings class.
+    """name → (declared type, default), from the notebook's cell tagged `parameters`.
 
-    The cell tagged `parameters`, which is not run, must say the same; it is all there is where a
-    chapter has no settings class. Raises UsageError.
+    Where the chapter has a settings class, the cell must say the same. Raises UsageError.
     """
-    kinds = {"str": str, "int": int, "float": float, "bool": bool}
-    cell_params = {}
-    for cell in read_notebook(root, chapter)["cells"]:
-        if cell["cell_type"] != "code" or "parameters" not in _tags(cell):
-            continue
-        for line in ast.parse(cell["source"]).body:
-            try:
-                name, kind = line.target.id, kinds[ast.unparse(line.annotation)]
-                cell_params[name] = kind, coerce(name, ast.literal_eval(line.value), kind)
-            except (AttributeError, KeyError, TypeError, ValueError):
-                raise UsageError(
-                    f"{chapter}: {ast.unparse(line)!r} in the parameters cell is not of the form "
-                    f"`name: type = value` with a type of {_names(kinds)}"
-                ) from None
     from minilib import settings  # pydantic: not needed to print help
 
-    if chapter not in settings.CHAPTERS:
-        return cell_params
-    class_params = {
-        name: declaration[:2] for name, declaration in settings.declared(chapter).items()
-    }
-    names = [
-        n for n in {**class_params, **cell_params} if class_params.get(n) != cell_params.get(n)
-    ]
-    if names:
-        raise UsageError(
-            f"{chapter}: its parameters cell and its settings class differ in {_names(names)}; "
-            "`make sync` writes the cell"
-        )
-    return class_params
-
-
-def coerce(name: str, value, kind: type):
-    """`value`, from YAML or typed as text, as the declared type; refused where that would guess."""
-    if kind is str and isinstance(value, str):
-        if value.isprintable():
-            return value
-        raise UsageError(f"{name} must be a str in one line of printable characters, not {value!r}")
-    if kind is bool:
-        bools = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
-        if isinstance(value, bool):
-            return value
-        if isinstance(value, str) and value.strip().lower() in bools:
-            return bools[value.strip().lower()]
-        raise UsageError(f"{name} must be a bool (true/false, yes/no, 1/0), not {value!r}")
-    # YAML reads 1e-4 as text too; a whole number will do for a float, but not the other way round.
-    accepted = {int: (int, str), float: (int, float, str), str: ()}[kind]
-    if isinstance(value, accepted) and not isinstance(value, bool):
-        with contextlib.suppress(ValueError, OverflowError):
-            if math.isfinite(kind(value)):
-                return kind(value)
-    raise UsageError(
-        f"{name} must be {'an' if kind is int else 'a'} {kind.__name__}, not {value!r}"
-    )
-
-
-def load_preset(root: Path, preset: str) -> dict[str, dict]:
-    """chapter → parameters, from `presets/<preset>.yml`."""
-    presets = sorted(path.stem for path in (root / "presets").glob("*.yml"))
-    if preset not in presets:
-        raise UsageError(provenance.unknown("preset", preset, presets))
-    content = provenance.read_yaml(root / "presets" / f"{preset}.yml")
-    for chapter, values in content.items():
-        if not isinstance(values or {}, dict):
-            raise UsageError(f"presets/{preset}.yml: {chapter} must map parameters to values")
-    return {chapter: values or {} for chapter, values in content.items()}
+    kinds = {kind.__name__: kind for kind in (str, int, float, bool)}
+    params = {}
+    for line in ast.parse("\n".join(_code_cells(root, chapter, only="parameters"))).body:
+        try:
+            name, kind = line.target.id, kinds[ast.unparse(line.annotation)]
+            params[name] = kind, settings.coerce(name, ast.literal_eval(line.value), kind)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise UsageError(
+                f"{chapter}: {ast.unparse(line)!r} in the parameters cell is not of the form "
+                f"`name: type = value` with a type of {', '.join(kinds)}"
+            ) from None
+    if chapter in settings.CHAPTERS:
+        declared = {name: one[:2] for name, one in settings.declared(chapter).items()}
+        if names := sorted({name for name, _ in params.items() ^ declared.items()}):
+            raise UsageError(
+                f"{chapter}: its parameters cell and its settings class differ in "
+                f"{', '.join(names)}; `make sync` writes the cell"
+            )
+    return params
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +116,9 @@ class Chapter:
 def chapter_at(root: Path, name: str, preset: str) -> Chapter:
     """Read a chapter's parameters, its preset and its code cells. Raises UsageError."""
     params = parameters(root, name)
-    values = load_preset(root, preset)
+    from minilib import settings
+
+    values = settings.preset(root, preset)
     if name not in values:
         raise UsageError(f"presets/{preset}.yml has no entry for {name}; add `{name}: {{}}`")
     return Chapter(root, name, preset, params, values[name], _code(root, name))
@@ -170,11 +126,7 @@ def chapter_at(root: Path, name: str, preset: str) -> Chapter:
 
 def _code(root: Path, chapter: str) -> str:
     """Hash of a notebook's code cells but the bootstrap cell, which carries an address."""
-    cells = [
-        cell["source"].strip()
-        for cell in read_notebook(root, chapter)["cells"]
-        if cell["cell_type"] == "code" and "bootstrap" not in _tags(cell)
-    ]
+    cells = _code_cells(root, chapter, but="bootstrap")
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
@@ -182,12 +134,8 @@ def settings_of(chapter: str, params: dict):
     """A chapter's settings from all its parameters; a plain namespace where it has no class."""
     from minilib import settings
 
-    if chapter not in settings.CHAPTERS:
-        return SimpleNamespace(**params)
-    try:
-        return settings.validate(chapter, params)
-    except settings.SettingsError as error:
-        raise UsageError(str(error)) from None
+    has_class = chapter in settings.CHAPTERS
+    return settings.validate(chapter, params) if has_class else SimpleNamespace(**params)
 
 
 def recipes_of(chapter: str, cfg) -> list:
@@ -202,23 +150,6 @@ def run_id(chapter: str, code: str, params: dict, recipes: Iterable) -> str:
     keys = sorted({ledger.key_of(one) for one in recipes})
     text = json.dumps([chapter, code, params, keys], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def resolve(chapter: Chapter, overrides: dict) -> tuple[dict, dict]:
-    """All parameters of a run (defaults, then preset, then overrides), and those off their default.
-
-    Names and types are checked here; the chapter's own rules by `settings_of`.
-    """
-    declarations = chapter.known
-    values = {**chapter.values, **overrides}
-    for name in values:
-        if name not in declarations:
-            raise UsageError(
-                f"{chapter.name}: {provenance.unknown('parameter', name, declarations)}"
-            )
-    params = {name: default for name, (_, default) in declarations.items()}
-    params |= {name: coerce(name, value, declarations[name][0]) for name, value in values.items()}
-    return params, {name: value for name, value in params.items() if value != declarations[name][1]}
 
 
 # ---------------------------------------------------------------- planning
@@ -255,9 +186,7 @@ class Plan:
         """The record of this very run, whatever became of it, if it can be read."""
         path = self.folder / "run.json"
         record = read_json(path)
-        if record is None:
-            return None
-        if record.get("run_id") == self.run_id and is_record(record):
+        if record is None or (record.get("run_id") == self.run_id and is_record(record)):
             return record
         warnings.warn(f"{path} is no record of this run, and put aside", stacklevel=2)
         with contextlib.suppress(OSError):
@@ -265,21 +194,17 @@ class Plan:
         return None
 
     def done(self, fresh: bool = False) -> dict | None:
-        """The record of this very run if it was made and is whole.
+        """The record of this very run if it was made and its notebook is there to the last byte.
 
         fresh: also of one that computed trials anew, beside those of the ledger.
         """
         record = self.record()
-        is_whole = record and record["status"] == "ok" and self._whole(record)
-        return record if is_whole and (fresh or not record.get("fresh")) else None
-
-    def _whole(self, found: dict) -> bool:
-        """Whether the notebook is there, to its last byte."""
+        if not record or record["status"] != "ok" or (record.get("fresh") and not fresh):
+            return None
         if self.remote:  # the record is copied there last, and such a copy is whole or not there
-            return True
-        path = self.folder / "notebook.ipynb"
-        size = found.get("notebook_bytes")
-        return path.is_file() and size in (None, path.stat().st_size)
+            return record
+        path, size = self.folder / "notebook.ipynb", record.get("notebook_bytes")
+        return record if path.is_file() and size in (None, path.stat().st_size) else None
 
 
 def plan(
@@ -298,27 +223,133 @@ def plan(
 
 
 def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) -> Plan:
-    """As `plan`, for a chapter that was read before."""
-    params, changed_params = resolve(chapter, overrides)
+    """As `plan`, for a chapter that was read before; overrides go before its preset's values."""
+    from minilib import settings
+
+    values, known = {**chapter.values, **overrides}, chapter.known
+    for name in values.keys() - known.keys():
+        raise UsageError(f"{chapter.name}: {provenance.unknown('parameter', name, known)}")
+    params = {
+        name: settings.coerce(name, values[name], kind) if name in values else default
+        for name, (kind, default) in known.items()
+    }
     try:
         recipes = recipes_of(chapter.name, settings_of(chapter.name, params))
-    except UsageError:
-        raise
-    except ValueError as error:  # a rule of a recipe
+    except ValueError as error:  # a rule of the chapter, or of a recipe
         raise UsageError(f"{chapter.name}: {error}") from None
     name = run_id(chapter.name, chapter.code, params, recipes)
+    changed = {name: value for name, value in params.items() if value != known[name][1]}
     place, url = storage.local(out, chapter.root)
-    path_names = (chapter.preset, chapter.name, name)
-    return Plan(
-        chapter.root,
-        chapter.name,
-        chapter.preset,
-        params,
-        changed_params,
-        name,
-        place.joinpath(*path_names),
-        "/".join((url, *path_names)) if url else None,
+    inner = (chapter.preset, chapter.name, name)
+    remote = "/".join((url, *inner)) if url else None
+    folder = place.joinpath(*inner)
+    return Plan(chapter.root, chapter.name, chapter.preset, params, changed, name, folder, remote)
+
+
+# ---------------------------------------------------------------- records
+
+
+def blank(job: Plan) -> dict:
+    """The record of a run of which nothing is known yet."""
+    return {
+        "run_id": job.run_id,
+        "chapter": job.chapter,
+        "preset": job.preset,
+        "status": "failed",
+        "params": job.params,
+        "keys": {},  # kind → keys of the trials that it read
+        "computed": 0,  # how many of them were not in the ledger
+        "machines": {},  # where they were made → how many
+        "env": {},
+        "commit": provenance.git_commit(),
+        "seconds": None,
+        "peak_mib": None,
+    }
+
+
+def is_record(record: dict) -> bool:
+    """Whether a record has the entries of ``blank``, as far as they are read."""
+    number = (int, float, NoneType)
+    kinds = {"status": str, "params": dict, "keys": dict, "error": str, "fresh": list,
+             "computed": number, "seconds": number}  # fmt: skip
+    return (
+        {"status", "params", "keys"} <= record.keys()
+        and all(isinstance(record[name], kinds[name]) for name in record.keys() & kinds.keys())
+        and record["status"] in ("ok", "failed", "interrupted")
+        and all(ledger.KIND.fullmatch(kind) for kind in record["keys"])
+        and all(isinstance(each, list) for each in record["keys"].values())
+        and all(ledger.KEY.fullmatch(str(k)) for each in record["keys"].values() for k in each)
     )
+
+
+def why(job: Plan, record: dict) -> str:
+    """Why a run is not whole, in which cell, and where to look."""
+    cell = f" (cell {record['cell']})" if "cell" in record else ""
+    place = os.path.relpath(job.folder / "notebook.ipynb")
+    return f"{record.get('error', 'it was not executed')}{cell}; see {place}"
+
+
+def keep(job: Plan, record: dict) -> dict:
+    """Write a run's record, here and where runs are kept; one that cannot be written has failed.
+
+    A store that does not answer takes nothing away: the run is whole here, and sent by the next
+    command that is given this store.
+    """
+    record["finished"] = provenance.now()
+    record = json.loads(scrub(json.dumps(record), job.root))
+    try:
+        if job.remote:
+            storage.mark_unsent(job.folder)
+        write_json(job.folder / "run.json", record)
+    except OSError as error:  # a full disk
+        with contextlib.suppress(OSError):
+            (job.folder / "run.json").unlink(missing_ok=True)
+        return record | _failure(error, job) | {"status": "failed"}
+    if job.remote:
+        try:
+            storage.push(job.folder, job.remote)
+        except Exception as error:  # file systems raise what they like
+            warning = f"{job.chapter} {job.run_id} is kept in {job.folder} and not sent: {error}"
+            warnings.warn(provenance.one_line(warning), stacklevel=2)
+    return record
+
+
+def oom_kills() -> int:
+    """How many processes Linux has killed since it started because memory ran out; elsewhere 0."""
+    with contextlib.suppress(OSError):
+        match = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)
+        return int(match[1]) if match else 0
+    return 0
+
+
+def fault(error: Exception, kills_before: float = math.inf) -> tuple[str, str]:
+    """What went wrong in one line, and its cause: "memory", "outside" or "itself".
+
+    Outside is what the machine or the user did to a run or a trial: another try may mend it.
+    kills_before: ``oom_kills`` when the work began.
+    """
+    # papermill reports an exception in a cell under its own name
+    name = getattr(error, "ename", type(error).__name__)
+    text = getattr(error, "evalue", str(error))
+    words = " ".join(line for line in text.splitlines() if re.search(r"\w", line))  # no rules
+    if name == "BrokenProcessPool" or text == "Kernel died":
+        if oom_kills() > kills_before:
+            return "its process was killed, memory ran out", "memory"
+        return "its process was killed, as the system does where memory runs out", "outside"
+    if re.search(OUT_OF_MEMORY, f"{name}: {text}"):
+        line = f"out of memory, fewer --workers leave more to each: {words or name}"
+        return provenance.one_line(line), "memory"
+    outside = isinstance(error, OSError | ImportError) or re.search(OUTSIDE, f"{name}: {text}")
+    return provenance.one_line(f"{name}: {words}"), "outside" if outside else "itself"
+
+
+def _failure(error: Exception, job: Plan, kills_before: float = math.inf) -> dict:
+    """What a record says of a failure: error, cause and, if a cell failed, its index."""
+    line, cause = fault(error, kills_before)
+    sources = [cell["source"] for cell in read_notebook(job.root, job.chapter)["cells"]]
+    source = getattr(error, "source", None)  # it may have been edited meanwhile
+    cell = {"cell": sources.index(source)} if source in sources else {}
+    return {"error": line, "cause": cause} | cell
 
 
 # ---------------------------------------------------------------- execution
@@ -334,10 +365,9 @@ def run(
         again: also where another process has just done so; a second asker waits for the first.
         time_limit: minutes after which it has failed.
 
-    A failed record says why under `cause`: "chapter" (a cell raised something), "memory" or
-    "outside" (the kernel was killed, the disk is full: nothing that another try might not mend).
-    All files are made in a folder aside, then moved; `run.json` comes last. Raises UsageError when
-    the notebook is no longer what was planned, or there is no kernel.
+    A failed record says why under `cause`, as ``fault`` does. All files are made in a folder aside,
+    then moved; `run.json` comes last. Raises UsageError when the notebook is no longer what was
+    planned.
     """
     with ledger.locked(job.folder.parent, job.run_id, "runs"):
         return (not again and job.done()) or _run(job, fresh, time_limit)
@@ -346,7 +376,6 @@ def run(
 def _run(job: Plan, fresh: Iterable[str], time_limit: float | None) -> dict:
     if run_id(job.chapter, _code(job.root, job.chapter), job.params, job.recipes()) != job.run_id:
         raise UsageError(f"{job.chapter}: it changed since this run was planned; start again")
-    _check_kernel()
     start_time, kills = time.time(), oom_kills()
     record, work = blank(job), job.folder / ".part"
     record |= {"fresh": sorted(fresh)} if fresh else {}
@@ -357,7 +386,8 @@ def _run(job: Plan, fresh: Iterable[str], time_limit: float | None) -> dict:
             work.mkdir(parents=True)
             _execute(job, work, fresh)
             record |= _recorded(work / "part.json", job) | {"status": "ok"}
-        record["notebook_bytes"] = _hand_over(job, work, record)
+        _hand_over(job, work, record)
+        record["notebook_bytes"] = (job.folder / "notebook.ipynb").stat().st_size
     except KeyboardInterrupt:
         record |= {"status": "interrupted", "error": "stopped by a signal"}
     except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
@@ -371,76 +401,77 @@ def _run(job: Plan, fresh: Iterable[str], time_limit: float | None) -> dict:
     return keep(job, record)
 
 
-def blank(job: Plan) -> dict:
-    """The record of a run of which nothing is known yet."""
-    return {
-        "run_id": job.run_id,
-        "chapter": job.chapter,
-        "preset": job.preset,
-        "status": "failed",
-        "params": job.params,
-        "keys": {},  # kind → keys of the trials that it read
-        "computed": 0,  # how many of them were not in the ledger
-        "machines": {},  # where they were made → how many
-        "env": {},
-        "commit": git_commit(),
-        "seconds": None,
-        "peak_mib": None,
-    }
+def _execute(job: Plan, work: Path, fresh: Iterable[str]) -> None:
+    """papermill, in a kernel of this interpreter, with the repository as working directory."""
+    import papermill
+    from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
+    from traitlets import default
+    from traitlets.config import Config
+
+    class OwnKernel(AsyncKernelManager):
+        """Of this Python, whatever other one is called `python3` on this machine."""
+
+        @default("kernel_spec_manager")
+        def _own_kernel(self):
+            return KernelSpecManager(kernel_dirs=[])
+
+    # Of five ports that are free now, another process may have one when the kernel binds it. A name
+    # in Linux's abstract namespace cannot be taken, and leaves no file behind.
+    place = {"transport": "ipc", "ip": f"@minilib-{uuid.uuid4().hex}"}
+    # A checkout's own minilib comes first, then this one.
+    checkout = str(job.root) if (job.root / "minilib").is_dir() else None
+    path = [checkout, str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
+    variables = {
+        "MINILIB_RUN_DIR": str(work),
+        "MINILIB_RUN": json.dumps({n: getattr(job, n) for n in ("run_id", "preset", "chapter")}),
+        "PYTHONPATH": os.pathsep.join(filter(None, path)),
+    } | few_cpu_kernels()
+    variables |= {"MINILIB_FRESH": ",".join(fresh)} if fresh else {}
+    on_terminal = sys.stderr.isatty() and hasattr(os, "ttyname")
+    if on_terminal:  # the bar of the trials that are computed in the kernel
+        variables["MINILIB_TTY"] = os.ttyname(sys.stderr.fileno())
+    with environ(**variables):
+        papermill.execute_notebook(
+            str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
+            str(work / "notebook.ipynb"),
+            parameters=job.changed,
+            kernel_name="python3",
+            kernel_manager_class=OwnKernel,
+            language="python",
+            cwd=str(job.root),
+            start_timeout=START_TIMEOUT,
+            progress_bar=on_terminal,
+            extra_arguments=["--log-level=50"],  # the kernel's own chatter, not the notebook's
+            config=Config(KernelManager=place if sys.platform == "linux" else {}),
+        )
 
 
-def why(job: Plan, record: dict) -> str:
-    """Why a run is not whole, in which cell, and where to look."""
-    cell = f" (cell {record['cell']})" if "cell" in record else ""
-    place = os.path.relpath(job.folder / "notebook.ipynb")
-    return f"{record.get('error', 'it was not executed')}{cell}; see {place}"
+def few_cpu_kernels() -> dict[str, str]:
+    """What a process that trains has in its environment.
 
-
-def is_record(record: dict) -> bool:
-    """Whether a record has the entries of ``blank``, as far as they are read."""
-    keys, numbers = record.get("keys"), (record.get("seconds"), record.get("computed"))
-    return (
-        record.get("status") in ("ok", "failed", "interrupted")
-        and isinstance(record.get("error", ""), str)
-        and isinstance(record.get("fresh", []), list)
-        and all(isinstance(number, (int, float, type(None))) for number in numbers)
-        and isinstance(record.get("params"), dict)
-        and isinstance(keys, dict)
-        and all(isinstance(each, list) for each in keys.values())
-        and all(ledger.KEY.fullmatch(str(key)) for each in keys.values() for key in each)
-        and all(ledger.KIND.fullmatch(kind) for kind in keys)
-    )
-
-
-def keep(job: Plan, record: dict) -> dict:
-    """Write a run's record, here and where runs are kept; one that cannot be written has failed.
-
-    A store that does not answer takes nothing away: the run is whole here, and sent by the next
-    command that is given this store.
+    A CPU kernel is compiled for each shape of batch, and a thousand of them are kept: gigabytes
+    after an hour of batches that differ in length. Few of them come again soon.
     """
-    record["finished"] = now()
-    record = json.loads(scrub(json.dumps(record), job.root))
-    try:
-        if job.remote:
-            storage.mark_unsent(job.folder)
-        write_json(job.folder / "run.json", record)
-    except OSError as error:  # a full disk
-        with contextlib.suppress(OSError):
-            (job.folder / "run.json").unlink(missing_ok=True)
-        return record | _failure(error, job) | {"status": "failed", "cause": "outside"}
-    if job.remote:
-        try:
-            storage.push(job.folder, job.remote)
-        except Exception as error:  # file systems raise what they like
-            warning = f"{job.chapter} {job.run_id} is kept in {job.folder} and not sent: {error}"
-            warnings.warn(provenance.one_line(warning), stacklevel=2)
+    name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
+    return {name: os.environ.get(name, "64")}
+
+
+def _recorded(part: Path, job: Plan) -> dict:
+    """What the notebook recorded, if that was made with the parameters it was given."""
+    if not part.is_file():
+        raise ValueError("the notebook ended without calling ledger.colophon in its last cell")
+    record = json.loads(part.read_text(encoding="utf-8"))
+    params = record.pop("params")
+    for name, value in job.params.items():
+        if params.get(name) != value:
+            other = params.get(name)
+            raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
     return record
 
 
-def _hand_over(job: Plan, work: Path, record: dict) -> int | None:
-    """Move what a run left into its folder; return the size of its notebook in bytes."""
-    if not work.is_dir():
-        return None
+def _hand_over(job: Plan, work: Path, record: dict) -> None:
+    """Move what a run left into its folder."""
     (work / "part.json").unlink(missing_ok=True)
     if (work / "notebook.ipynb").is_file():
         _tidy(work / "notebook.ipynb", job, record)
@@ -448,65 +479,6 @@ def _hand_over(job: Plan, work: Path, record: dict) -> int | None:
         if (job.folder / file.name).is_dir():
             shutil.rmtree(job.folder / file.name)
         os.replace(file, job.folder / file.name)
-    notebook = job.folder / "notebook.ipynb"
-    return notebook.stat().st_size if notebook.is_file() else None
-
-
-def _check_kernel() -> None:
-    """Refuse a kernel named `python3` that would start another Python than this one."""
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"  # this environment's kernels before user-wide ones
-    from jupyter_client.kernelspec import KernelSpecManager, NoSuchKernel
-
-    remedy = f"install it with: {Path(sys.executable).name} -m ipykernel install --sys-prefix"
-    try:
-        command = KernelSpecManager().get_kernel_spec("python3").argv[0]
-    except NoSuchKernel:
-        raise UsageError(f"there is no Jupyter kernel python3; {remedy}") from None
-    # A bare `python` means the interpreter that asks.
-    if os.path.isabs(command) and not os.path.samefile(command, sys.executable):
-        raise UsageError(f"the Jupyter kernel python3 belongs to another Python; {remedy}")
-
-
-def _execute(job: Plan, work: Path, fresh: Iterable[str]) -> None:
-    """papermill, in a kernel of this interpreter, with the repository as working directory."""
-    import papermill
-    from traitlets.config import Config
-
-    # Of five ports that are free now, another process may have one when the kernel binds it. A name
-    # in Linux's abstract namespace cannot be taken, and leaves no file behind.
-    place = {"transport": "ipc", "ip": f"@minilib-{uuid.uuid4().hex}"}
-    place = place if sys.platform == "linux" else {}
-    run_info = {name: getattr(job, name) for name in ("run_id", "preset", "chapter")}
-    # A checkout's own minilib comes first, then this one.
-    checkout = str(job.root) if (job.root / "minilib").is_dir() else None
-    path = os.pathsep.join(
-        filter(None, [checkout, str(PACKAGE.parent), os.environ.get("PYTHONPATH")])
-    )
-    # A CPU kernel is compiled for each shape of batch, and a thousand of them are kept: gigabytes
-    # after an hour of batches that differ in length. Few of them come again soon.
-    cache = os.environ.get(CPU_KERNELS, "64")
-    variables = {
-        "MINILIB_RUN_DIR": str(work),
-        "MINILIB_RUN": json.dumps(run_info),
-        "PYTHONPATH": path,
-    }
-    variables |= {"MINILIB_FRESH": ",".join(fresh)} if fresh else {}
-    on_terminal = sys.stderr.isatty() and hasattr(os, "ttyname")
-    if on_terminal:  # the bar of the trials that are computed in the kernel
-        variables["MINILIB_TTY"] = os.ttyname(sys.stderr.fileno())
-    with environ(**variables, **{CPU_KERNELS: cache}):
-        papermill.execute_notebook(
-            str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
-            str(work / "notebook.ipynb"),
-            parameters=job.changed,
-            kernel_name="python3",
-            language="python",
-            cwd=str(job.root),
-            start_timeout=START_TIMEOUT,
-            progress_bar=on_terminal,
-            extra_arguments=["--log-level=50"],  # the kernel's own chatter, not the notebook's
-            config=Config(KernelManager=place),
-        )
 
 
 @contextlib.contextmanager
@@ -521,56 +493,6 @@ def environ(**values: str):
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def oom_kills() -> int:
-    """How many processes Linux has killed since it started because memory ran out; elsewhere 0."""
-    with contextlib.suppress(OSError):
-        match = re.search(r"^oom_kill (\d+)", Path("/proc/vmstat").read_text(), re.M)
-        return int(match[1]) if match else 0
-    return 0
-
-
-def _failure(error: Exception, job: Plan, kills_before: int = 0) -> dict:
-    """Last line of what went wrong, its cause and, if a cell failed, its index in the notebook.
-
-    kills_before: ``oom_kills`` when the run began.
-    """
-    name, value = type(error).__name__, str(error)
-    if hasattr(error, "ename"):  # papermill's report of an exception in a cell
-        name, value = error.ename, error.evalue
-    lines = [line.strip() for line in value.splitlines() if re.search(r"\w", line)]  # no rules
-    failure = {"error": provenance.one_line(f"{name}: {(lines or [''])[-1]}")}
-    killed_for_memory = name == "DeadKernelError" and oom_kills() > kills_before
-    if name == "DeadKernelError":
-        why = "memory ran out" if killed_for_memory else "as the system does where memory runs out"
-        failure["error"] += f": it was killed, {why}" * (value == "Kernel died")
-    if (
-        killed_for_memory
-        or name in ("MemoryError", "OutOfMemoryError")
-        or re.search(OUT_OF_MEMORY, value)
-    ):
-        failure["cause"] = "memory"
-    elif name == "DeadKernelError" or isinstance(error, OSError) or re.search(OUTSIDE, value):
-        failure["cause"] = "outside"
-    else:
-        failure["cause"] = "chapter"
-    sources = [cell["source"] for cell in read_notebook(job.root, job.chapter)["cells"]]
-    with contextlib.suppress(ValueError):  # not a cell of ours, or edited meanwhile
-        failure["cell"] = sources.index(getattr(error, "source", None))
-    return failure
-
-
-def _recorded(part: Path, job: Plan) -> dict:
-    """What the notebook recorded, if that was made with the parameters it was given."""
-    if not part.is_file():
-        raise ValueError("the notebook ended without calling ledger.colophon in its last cell")
-    record = json.loads(part.read_text(encoding="utf-8"))
-    for name, value in job.params.items():
-        if record["params"].get(name) != value:
-            other = record["params"].get(name)
-            raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
-    return {name: value for name, value in record.items() if name != "params"}
-
-
 class TimeLimitError(Exception):
     """A run or a trial took longer than it may."""
 
@@ -582,32 +504,29 @@ def signals_interrupt(time_limit: float | None = None):
     time_limit: minutes after which TimeLimitError is raised, where the system has such a signal.
     What comes after the first signal is ignored: a second Ctrl-C does not stop the clearing up.
     """
-    numbers = [signal.SIGINT, signal.SIGTERM]
-    numbers += [signal.SIGALRM] if time_limit and hasattr(signal, "SIGALRM") else []
-    received = []
+    alarm, received = getattr(signal, "SIGALRM", None) if time_limit else None, []
 
     def stop(signum, frame):
         received.append(signum)
         if len(received) == 1:
             raise KeyboardInterrupt
 
-    try:
-        handlers = {number: signal.signal(number, stop) for number in numbers}
-    except ValueError:  # not the main thread: signals are someone else's business
-        handlers = {}
-    if len(handlers) > 2:
-        signal.setitimer(signal.ITIMER_REAL, 60 * time_limit)
-    try:
-        yield
-    except KeyboardInterrupt:
-        if received and received[0] not in (signal.SIGINT, signal.SIGTERM):
-            raise TimeLimitError(f"longer than --time-limit {time_limit:g} min") from None
-        raise
-    finally:
-        if len(handlers) > 2:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+    with contextlib.ExitStack() as undo:
+        with contextlib.suppress(ValueError):  # not the main thread: someone else's business
+            for number in filter(None, (signal.SIGINT, signal.SIGTERM, alarm)):
+                undo.callback(signal.signal, number, signal.signal(number, stop))
+            if alarm:
+                undo.callback(signal.setitimer, signal.ITIMER_REAL, 0)
+                signal.setitimer(signal.ITIMER_REAL, 60 * time_limit)
+        try:
+            yield
+        except KeyboardInterrupt:
+            if alarm and received[:1] == [alarm]:
+                raise TimeLimitError(f"longer than --time-limit {time_limit:g} min") from None
+            raise
+
+
+# ---------------------------------------------------------------- what a notebook tells of here
 
 
 def _tidy(path: Path, job: Plan, record: dict) -> None:
@@ -621,24 +540,23 @@ def _tidy(path: Path, job: Plan, record: dict) -> None:
             cell["metadata"].pop(noise, None)
         if "injected-parameters" in _tags(cell):
             cell["id"] = "injected-parameters"
-        if "outputs" in cell:
-            cell["outputs"] = [_scrub_output(output, job.root) for output in cell["outputs"]]
+        for output in cell.get("outputs", ()):
+            _scrub_output(output, job.root)
     write_json(path, notebook)
 
 
-def _scrub_output(output: dict, root: Path) -> dict:
+def _scrub_output(output: dict, root: Path) -> None:
     """Clean what is text in an output; pictures stay as they are."""
-    texts = {name: item for name, item in output.items() if name in ("text", "traceback", "evalue")}
-    text_data = {kind: item for kind, item in output.get("data", {}).items() if kind[:5] == "text/"}
-    texts, text_data = json.loads(scrub(json.dumps([texts, text_data]), root))
-    printed = texts.get("text", "")
-    printed = "".join(printed) if isinstance(printed, list) else printed
+    data = output.get("data", {})
+    for texts, names in ((output, ("text", "traceback", "evalue")),
+                         (data, [name for name in data if name[:5] == "text/"])):  # fmt: skip
+        for name in filter(texts.__contains__, names):
+            texts[name] = json.loads(scrub(json.dumps(texts[name]), root))
+    printed = "".join(output.get("text", ""))
     if len(printed) > PRINTED_MAX:
         half, left_out = PRINTED_MAX // 2, len(printed) - PRINTED_MAX
-        texts["text"] = (
-            f"{printed[:half]}\n… {left_out} characters are left out …\n{printed[-half:]}"
-        )
-    return {**output, **texts, **({"data": {**output["data"], **text_data}} if text_data else {})}
+        cut = f"\n… {left_out} characters are left out …\n"
+        output["text"] = printed[:half] + cut + printed[-half:]
 
 
 def scrub(text: str, root: Path) -> str:

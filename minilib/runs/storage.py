@@ -46,7 +46,8 @@ def _open(url: str):
     """The file system behind a URL and the path in it."""
     import fsspec
 
-    return fsspec.core.url_to_fs(url)
+    system, path = fsspec.core.url_to_fs(url)
+    return system, path.rstrip("/")
 
 
 @contextlib.contextmanager
@@ -80,33 +81,26 @@ def pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
     Raises:
         UsageError: the place does not answer.
     """
-    with _refusing(f"cannot reach {out}"):
-        _pull(out, root, preset, chapter)
-
-
-def _pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
     folder, url = local(out, root)
     here = folder / preset / chapter
-    for mark in here.glob(f"*/{UNSENT}"):
-        push(mark.parent, f"{url}/{preset}/{chapter}/{mark.parent.name}")
-    system, base = _open(url)
-    system.invalidate_cache()  # what others have sent meanwhile
-    base = f"{base.rstrip('/')}/{preset}/{chapter}"
-    try:
-        names = [path.removeprefix(base).lstrip("/") for path in system.find(base)]
-    except FileNotFoundError:
+    with _refusing(f"cannot reach {out}"):
+        for mark in here.glob(f"*/{UNSENT}"):
+            push(mark.parent, f"{url}/{preset}/{chapter}/{mark.parent.name}")
+        system, base = _open(f"{url}/{preset}/{chapter}")
+        system.invalidate_cache()  # what others have sent meanwhile
         names = []
-    names = [name for name in names if RECORD.fullmatch(name)]  # none that leads elsewhere
-    for path in here.glob("*/run.json"):
-        is_unsent = (path.parent / UNSENT).exists()  # by another process, just now
-        if path.relative_to(here).as_posix() not in names and not is_unsent:
-            path.unlink()
-    for name in names:
-        target = here / name
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temp_path = target.with_name(".run.json.fetched")
-        system.get_file(f"{base}/{name}", str(temp_path))
-        temp_path.replace(target)
+        with contextlib.suppress(FileNotFoundError):
+            names = [path.removeprefix(base).lstrip("/") for path in system.find(base)]
+        names = [name for name in names if RECORD.fullmatch(name)]  # none that leads elsewhere
+        for path in here.glob("*/run.json"):
+            is_unsent = (path.parent / UNSENT).exists()  # by another process, just now
+            if path.relative_to(here).as_posix() not in names and not is_unsent:
+                path.unlink()
+        for name in names:
+            temp_path = here / name.replace("run.json", ".run.json.fetched")
+            temp_path.parent.mkdir(parents=True, exist_ok=True)
+            system.get_file(f"{base}/{name}", str(temp_path))
+            temp_path.replace(here / name)
 
 
 def mark_unsent(folder: Path) -> None:

@@ -7,7 +7,6 @@ What is done stays done, trial by trial, whatever is killed.
 
 import contextlib
 import dataclasses
-import itertools
 import json
 import math
 import os
@@ -17,15 +16,14 @@ import shutil
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Required
 
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
-from minilib import chapters, ledger, provenance
-from minilib.book import stats
+from minilib import chapters, ledger, provenance, settings
 from minilib.provenance import UsageError, counted
 from minilib.runs import engines, execute, storage
 
@@ -102,26 +100,26 @@ def spelled_out(place: str, values):
     if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= {"range", "log"}):
         return values
     ((way, numbers),) = values.items()
-    form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}[way]
+    if way == "range" and isinstance(numbers, list) and len(numbers) == 2:
+        numbers = [*numbers, 1]
     are_numbers = isinstance(numbers, list) and all(
-        isinstance(one, (int, float)) and not isinstance(one, bool) and abs(one) < 1e300
-        for one in numbers
+        type(one) in (int, float) and abs(one) < 1e300 for one in numbers
     )
-    lengths = {"range": (2, 3), "log": (3,)}[way]
-    if not are_numbers or len(numbers) not in lengths:
-        raise UsageError(f"{place}: {way} is {numbers!r}; accepted: {form}")
-    first, last, step = [*numbers, 1][:3]
+    if not are_numbers or len(numbers) != 3:
+        form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}
+        raise UsageError(f"{place}: {way} is {numbers!r}; accepted: {form[way]}")
+    first, last, step = numbers
     if way == "range":
         count = math.floor((last - first) / step + 1e-9) + 1 if step else 0
-        points = (first + number * step for number in range(min(count, MOST_RUNS)))
-        listed = [point if isinstance(point, int) else float(f"{point:.12g}") for point in points]
     else:
         count = step if isinstance(step, int) and step > 1 and min(first, last) > 0 else 0
-        powers = (number / (count - 1) for number in range(min(count, MOST_RUNS)))
-        listed = [float(f"{first * (last / first) ** power:.6g}") for power in powers]
     if not 0 < count <= MOST_RUNS:
         raise UsageError(f"{place}: {way} is {numbers!r}, which names no value, or too many")
-    return listed
+    if way == "log":
+        ratio = (last / first) ** (1 / (count - 1))
+        return [float(f"{first * ratio**number:.6g}") for number in range(count)]
+    points = (first + number * step for number in range(count))
+    return [point if isinstance(point, int) else float(f"{point:.12g}") for point in points]
 
 
 def seeds_of(text: str) -> list[int]:
@@ -136,6 +134,14 @@ def seeds_of(text: str) -> list[int]:
     return seeds
 
 
+def _axes(spec: Spec) -> list[list[dict]]:
+    """What a sweep's runs are the product of: its list, its zip side by side, its grid's names."""
+    pairs = spec.get("zip", {})
+    sides = [dict(zip(pairs, side, strict=True)) for side in zip(*pairs.values(), strict=True)]
+    grid = [[{name: value} for value in each] for name, each in spec.get("grid", {}).items()]
+    return [spec.get("list", [{}]), sides or [{}], *grid]
+
+
 def combinations(spec: Spec) -> Iterator[dict]:
     """Parameters of every run of a sweep: base, then what varies, for each seed in turn.
 
@@ -143,33 +149,22 @@ def combinations(spec: Spec) -> Iterator[dict]:
     grid and a zip multiply, and a `sample` draws some of all that without replacement. Seeds are
     outermost, so that a sweep cut short has whole seeds, not whole corners of the grid.
     """
-    grid, pairs = spec.get("grid", {}), spec.get("zip", {})
-    sides = [*zip(*pairs.values(), strict=True)] if pairs else [()]
-    axes = [spec.get("list", [{}]), sides, *grid.values()]
-    size, numbers = math.prod(map(len, axes)), None
-    if "sample" in spec and spec["sample"]["runs"] < size:
-        numbers = random.Random(spec["sample"]["seed"]).sample(range(size), spec["sample"]["runs"])
+    axes = _axes(spec)
+    numbers = range(math.prod(map(len, axes)))
+    if "sample" in spec and spec["sample"]["runs"] < len(numbers):
+        numbers = random.Random(spec["sample"]["seed"]).sample(numbers, spec["sample"]["runs"])
     for seed in [{"seed": seed} for seed in spec["seeds"]] if "seeds" in spec else [{}]:
-        points = itertools.product(*axes) if numbers is None else (_point(axes, n) for n in numbers)
-        for row, side, *point in points:
-            varied = dict(zip([*pairs, *grid], [*side, *point], strict=True))
-            yield {**spec["base"], **row, **varied, **seed}
-
-
-def _point(axes: list[list], number: int) -> list:
-    """The point of a product with this number, without going through those before it."""
-    values = []
-    for axis in reversed(axes):
-        number, place = divmod(number, len(axis))
-        values.append(axis[place])
-    return values[::-1]
+        for number in numbers:
+            point: dict = {}  # with this number, without going through those before it
+            for axis in reversed(axes):
+                number, place = divmod(number, len(axis))
+                point = axis[place] | point
+            yield {**spec["base"], **point, **seed}
 
 
 def size_of(spec: Spec) -> int:
     """How many runs a sweep has."""
-    pairs = spec.get("zip", {})
-    sizes = [len(each) for each in (*spec.get("grid", {}).values(), *[*pairs.values()][:1])]
-    size = math.prod([*sizes, len(spec.get("list", [{}]))])
+    size = math.prod(map(len, _axes(spec)))
     drawn = min(size, spec["sample"]["runs"]) if "sample" in spec else size
     return drawn * len(spec.get("seeds", [0]))
 
@@ -207,19 +202,13 @@ class Sweep:
 
     def label(self, work) -> str:
         """What a line of output calls a run, or a trial of one."""
-        if isinstance(work, execute.Plan):
-            values, head = work.params, f"{work.chapter} {work.preset} {work.run_id}"
-        else:
-            values, kind = ledger.columns(work), ledger.kind_of(work).name
-            head = f"{kind} {ledger.key_of(work)}"
-        names = dict.fromkeys([*self.varied, *TELLING])
-        return " ".join([head, *(f"{name}={values[name]}" for name in names if name in values)])
+        return engines.label(work, (*self.varied, *TELLING))
 
 
 def plan(
     what: Path | str,
     out: Path | str | None = None,
-    only: Iterable[str] = (),
+    only: Sequence[str] = (),
     *,
     preset: str | None = None,
     base: dict | None = None,
@@ -244,27 +233,19 @@ def plan(
     if storage.is_url(out):
         storage.pull(out, root, spec["preset"], spec["chapter"])
     chapter = execute.chapter_at(root, spec["chapter"], spec["preset"])
-    full_sweep = Sweep(file.stem, spec, chapter, out, {})
-    only = _only(chapter, only)
-    marks, size, first_params, varied_names = set(), 0, {}, set()
-    for job in full_sweep:
+    planned = Sweep(file.stem, spec, chapter, out, _only(chapter, only))
+    marks, first_params, varied_names = set(), {}, set()
+    for job in planned:
         mark = int(job.run_id, 16)
         if mark in marks:
             raise UsageError(f"{what}: two runs are equal: {job.changed}")
         marks.add(mark)
-        if all(job.params[name] in accepted for name, accepted in only.items()):
-            first_params = first_params or job.params
-            varied_names |= {
-                name for name, value in job.params.items() if value != first_params[name]
-            }
-            size += 1
-    if not size:
-        conditions = " ".join(
-            f"{name}={value}" for name, values in only.items() for value in values
-        )
-        raise UsageError(f"no run of {what} matches {conditions}")
+        first_params = first_params or job.params
+        varied_names |= {name for name, value in job.params.items() if value != first_params[name]}
+    if not marks:
+        raise UsageError(f"no run of {what} matches {' '.join(only)}")
     order = tuple(name for name in chapter.known if name in varied_names)
-    return dataclasses.replace(full_sweep, only=only, size=size, varied=order)
+    return dataclasses.replace(planned, size=len(marks), varied=order)
 
 
 def _only(chapter: execute.Chapter, texts: Iterable[str]) -> dict[str, list]:
@@ -277,9 +258,8 @@ def _only(chapter: execute.Chapter, texts: Iterable[str]) -> dict[str, list]:
         if name not in chapter.known:
             unknown = provenance.unknown("parameter", name, chapter.known)
             raise UsageError(f"{chapter.name}: {unknown}")
-        accepted_values.setdefault(name, []).append(
-            execute.coerce(name, value, chapter.known[name][0])
-        )
+        value = settings.coerce(name, value, chapter.known[name][0])
+        accepted_values.setdefault(name, []).append(value)
     return accepted_values
 
 
@@ -355,31 +335,26 @@ def status(
     every: a line for each trial and run that is not there, too.
     """
     result = survey(planned)
-    trials, runs = result.todo(retry_failed)
-    lines = [
-        f"{planned.label(one)}: {result.failed.get(engines.name_of(one), 'to do')}"
-        for one in (*result.missing, *result.runs)
-    ]
+    trials, _ = result.todo(retry_failed)
     if every:
-        print(*lines[:SHOWN], *[f"… and {len(lines) - SHOWN} more"][: len(lines) > SHOWN], sep="\n")
-    workers = len(engines.environments(options or engines.Options()))
-    keys = set(map(ledger.key_of, result.missing))
-    failures, again = (
-        len(keys & result.failed.keys()),
-        len(keys & result.failed.keys() - result.final),
-    )
+        lacking = [*result.missing, *result.runs]
+        for one in lacking[:SHOWN]:
+            print(f"{planned.label(one)}: {result.failed.get(engines.name_of(one), 'to do')}")
+        if len(lacking) > SHOWN:
+            print(f"… and {len(lacking) - SHOWN} more")
+    failed = set(map(ledger.key_of, result.missing)) & result.failed.keys()
     text = (
         f"{counted(planned.size, 'run')}, {planned.size - len(result.runs)} executed; "
         f"{counted(result.trials, 'trial')}: {result.trials - len(result.missing)} in the ledger, "
-        f"{failures} failed, {len(result.missing) - failures} missing"
+        f"{len(failed)} failed, {len(result.missing) - len(failed)} missing"
     )
-    text += f"; {again} of those that failed did not by themselves and are tried again" * (
-        again > 0
-    )
+    if again := len(failed - result.final):
+        text += f"; {again} of those that failed did not by themselves and are tried again"
     seconds, unknown_count = estimate(trials)
     if unknown_count:
         text += f"; no trial in the ledger tells how long {unknown_count} of them take"
     if unknown_count < len(trials):
+        workers = len(engines.environments(options or engines.Options()))
         about = "at least" if unknown_count else "about"
         text += f"; {about} {span(seconds / workers)} on {counted(workers, 'worker')}"
     print(text, flush=True)
@@ -396,24 +371,24 @@ def estimate(recipes: list) -> tuple[float, int]:
 
     The median of those that differ in their seeds alone, else that of all of their kind.
     """
+
+    def but_seeds(settings: dict) -> tuple:
+        return tuple(pair for pair in settings.items() if not pair[0].endswith("seed"))
+
     past_seconds: dict[str, dict[tuple, list[float]]] = {}
     total, unknown_count = 0.0, 0
     for recipe in recipes:
-        kind = ledger.kind_of(recipe)
-        if kind.name not in past_seconds:
-            past_seconds[kind.name] = {(): []}
-            for item in ledger.trials_of(kind.name):
-                past_recipe = ledger.recipe_of(item)
-                for name in ((), _but_seeds(past_recipe)) if past_recipe and item.seconds else ():
-                    past_seconds[kind.name].setdefault(name, []).append(item.seconds)
-        seconds = past_seconds[kind.name].get(_but_seeds(recipe)) or past_seconds[kind.name][()]
+        kind = ledger.kind_of(recipe).name
+        if kind not in past_seconds:
+            past_seconds[kind] = {(): []}
+            for one in ledger.trials_of(kind):
+                for name in ((), but_seeds(one.settings)) if one.settings and one.seconds else ():
+                    past_seconds[kind].setdefault(name, []).append(one.seconds)
+        past = past_seconds[kind]
+        seconds = past.get(but_seeds(ledger.columns(recipe))) or past[()]
         total += statistics.median(seconds) if seconds else 0.0
         unknown_count += not seconds
     return total, unknown_count
-
-
-def _but_seeds(one) -> tuple:
-    return tuple(pair for pair in ledger.columns(one).items() if not pair[0].endswith("seed"))
 
 
 def span(seconds: float) -> str:
@@ -452,31 +427,29 @@ def sweep(
     if notebooks and runs:
         storage.probe(planned.out, planned.chapter.root)
     queue = engines.Queue(trials, time.monotonic() + 3600 * (max_hours or math.inf))
-    missing_keys, executed_ids = set(map(ledger.key_of, result.missing)), set()
+    lacking, executed = set(map(ledger.key_of, result.missing)), set()
     try:
         with execute.signals_interrupt():
-            missing_keys -= feed(engines.ENGINES[engine], queue, options, planned.label)
+            lacking -= feed(engines.ENGINES[engine], queue, options, planned.label)
             if notebooks and not queue.stopped:
                 queue.waiting = [
-                    job
-                    for job in runs
-                    if missing_keys.isdisjoint(map(ledger.key_of, job.recipes()))
+                    job for job in runs if lacking.isdisjoint(map(ledger.key_of, job.recipes()))
                 ]
-                executed_ids = feed(engines.local, queue, options, planned.label)
+                executed = feed(engines.local, queue, options, planned.label)
     except KeyboardInterrupt:
         print("stopped; what is done stays done, and the same command goes on", file=sys.stderr)
         return 130
-    runs_left = len(result.runs) - len(executed_ids) if notebooks else 0
-    computed = counted(len(result.missing) - len(missing_keys), "trial")
-    print(f"{computed} computed, {len(missing_keys)} lacking; "
-          f"{counted(len(executed_ids), 'notebook')} executed, {runs_left} lacking")  # fmt: skip
+    runs_left = len(result.runs) - len(executed) if notebooks else 0
+    computed = counted(len(result.missing) - len(lacking), "trial")
+    print(f"{computed} computed, {len(lacking)} lacking; "
+          f"{counted(len(executed), 'notebook')} executed, {runs_left} lacking")  # fmt: skip
     with contextlib.suppress(OSError):  # where the disk is full, the table has no room either
         show_table(planned)
     if result.final and not retry_failed:
         print("--retry-failed tries again what failed before", file=sys.stderr)
     if queue.stopped:
         print(f"{queue.stopped}; the same command goes on", file=sys.stderr)
-    return TIME_IS_UP if queue.stopped == "time is up" else 1 if missing_keys or runs_left else 0
+    return TIME_IS_UP if queue.stopped == "time is up" else 1 if lacking or runs_left else 0
 
 
 def feed(
@@ -493,22 +466,19 @@ def feed(
     bar = tqdm(total=total, file=sys.stderr, disable=not (total and sys.stderr.isatty()))
     start_time = time.monotonic()
     with bar, contextlib.closing(engine(queue, options)) as events:
-        for work, outcome in events:
-            text = f"{label(work)}: ok in {span(outcome.seconds)}"
+        for count, (work, outcome) in enumerate(events, 1):
+            text = f"{label(work)}: {outcome.error or f'ok in {span(outcome.seconds)}'}"
             if outcome.error is None:
                 finished_names.add(engines.name_of(work))
-            else:
-                failures += 1
-                text = f"{label(work)}: {outcome.error}"
-                if not isinstance(work, execute.Plan):
-                    text += f"; its recipe: {json.dumps(ledger.described(work))}"
+            elif not isinstance(work, execute.Plan):
+                text += f"; its recipe: {json.dumps(ledger.described(work))}"
+            failures += outcome.error is not None
             streak = streak + 1 if outcome.cause in ("lost", "outside") else 0
             if outcome.cause == "refused":
                 queue.stopped = outcome.error
             elif streak >= GIVE_UP:
                 queue.stopped = f"{streak} failed in a row, and not by themselves"
             _remember(work, outcome)
-            count = len(finished_names) + failures
             time_left = span((time.monotonic() - start_time) / count * (total - count))
             bar.set_postfix_str(f"{failures} failed")
             bar.update(1)
@@ -520,14 +490,14 @@ def feed(
 
 def _remember(work, outcome: engines.Outcome) -> None:
     """Write down of a trial that it failed and why, or no longer does."""
-    if not isinstance(work, execute.Plan):
-        with contextlib.suppress(OSError):
-            if outcome.error and outcome.cause != "refused":
-                note = {"recipe": ledger.described(work), "error": outcome.error}
-                note |= {"cause": outcome.cause}
-                provenance.write_json(_note(work), note)
-            elif outcome.error is None:
-                _note(work).unlink(missing_ok=True)
+    if isinstance(work, execute.Plan) or outcome.cause == "refused":
+        return
+    with contextlib.suppress(OSError):
+        if outcome.error:
+            note = {"recipe": ledger.described(work), "error": outcome.error}
+            provenance.write_json(_note(work), note | {"cause": outcome.cause})
+        else:
+            _note(work).unlink(missing_ok=True)
 
 
 # ---------------------------------------------------------------- afterwards
@@ -548,40 +518,25 @@ def show_table(planned: Sweep) -> None:
     """Print mean ± std (n) over seeds of what the ledger has; keep the rows in one parquet file."""
     import pandas as pd
 
-    rows, setting_names = [], {"key", "kind", *planned.chapter.known}
+    from minilib.book import tables
+
+    rows, settings = [], {"key", "kind", *planned.chapter.known}
     for job in planned:
         trials = [one for one in map(ledger.look, job.recipes()) if one is not None]
-        setting_names.update(name for one in job.recipes() for name in ledger.columns(one))
-        run_columns = {"chapter": job.chapter} | {name: job.params[name] for name in planned.varied}
-        labelled_rows = chapters.chapter(job.chapter).rows(trials) if trials else []
-        rows += [run_columns | {k: v for k, v in row.items() if not isinstance(v, (list, dict))}
-                 for row in labelled_rows]  # fmt: skip
+        settings.update(name for one in trials for name in one.settings)
+        head = {"chapter": job.chapter} | {name: job.params[name] for name in planned.varied}
+        for row in chapters.chapter(job.chapter).rows(trials) if trials else ():
+            rows.append(head | {k: v for k, v in row.items() if not isinstance(v, (list, dict))})
     if not rows:
         print("no trial of it is in the ledger, so there is no table")
         return
     frame = pd.DataFrame(rows).drop_duplicates()
-    text_columns = [name for name in frame if frame[name].dtype.kind == "O"]
-    text_columns = {name: frame[name].map(str, na_action="ignore") for name in text_columns}
+    texts = [name for name in frame if frame[name].dtype.kind == "O"]  # to be of one type
+    frame = frame.assign(**{name: frame[name].map(str, na_action="ignore") for name in texts})
     path = planned.folder.parents[1] / "sweeps" / f"{planned.name}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    frame = frame.assign(**text_columns)
     provenance.write_bytes(path, frame.to_parquet())
     if storage.is_url(planned.out):
         storage.push(path.parent, f"{str(planned.out).rstrip('/')}/sweeps")
-
-    values = [name for name in frame.select_dtypes("number") if name not in setting_names]
-    values = [name for name in values if not re.search("seconds|epoch$|seed$", name)]
-    labels = ["chapter"]  # and as few more as tell all rows apart, but for seeds and epochs
-    leading_names = *planned.varied, *TELLING
-    for name in sorted(frame, key=lambda name: (name not in leading_names, name in setting_names)):
-        is_short = frame[name].astype(str).str.len().max() < 40  # no text that a row quotes
-        if is_short and name not in values and not re.search("seconds|epoch$|seed$|^key$", name):
-            groups = [frame.groupby(by, dropna=False).ngroups for by in (labels, [*labels, name])]
-            labels += [name] if groups[1] > groups[0] else []
-    by_label = frame.groupby(labels, dropna=False)
-    if "epoch" in frame:  # where each of the rows' curves ends
-        ends = by_label["epoch"].transform("max")
-        by_label = frame[frame["epoch"].eq(ends) | ends.isna()].groupby(labels, dropna=False)
-    table = by_label[values].agg(lambda group: stats.text(stats.summary(group.dropna(), None)))
+    table = tables.over_seeds(frame, settings, (*planned.varied, *TELLING))
     print(table.to_string(max_rows=SHOWN))
     print(f"table of {counted(frame['key'].nunique(), 'trial')}: {os.path.relpath(path)}")

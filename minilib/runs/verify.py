@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from minilib import ledger, provenance
@@ -64,17 +64,18 @@ def told(found: dict[str, float], most: int = 6) -> str:
 
 def title(one: ledger.Trial) -> str:
     """A trial's kind and key, and what its recipe says off the defaults, for a line of output."""
+    values: dict[str, object] = {}
 
-    def leaves(description: Mapping) -> Iterator[tuple[str, object]]:
-        for name, value in description.items():
+    def collect(description: Mapping) -> None:
+        for value in description.values():  # first, so that the outermost of a name counts
             if isinstance(value, dict):
-                yield from leaves(value)
-            elif isinstance(value, (str, int, float)) and name not in ("is", "version"):
-                yield name, value
+                collect(value)
+        for name, value in description.items():
+            if isinstance(value, (str, int, float)) and name not in ("is", "version"):
+                values[name] = value
 
-    values = dict(reversed(list(leaves(one.recipe))))  # the outermost of a name counts
-    texts = (f"{name}={value}" for name, value in reversed(values.items()))
-    return " ".join([one.kind, one.key, *texts])
+    collect(one.recipe)
+    return " ".join([one.kind, one.key, *(f"{name}={value}" for name, value in values.items())])
 
 
 # ---------------------------------------------------------------- from nothing
@@ -109,22 +110,18 @@ def again(one: ledger.Trial, folder: Path) -> ledger.Trial:
 
 def chosen(keys: Iterable[str], sample: int | None, seed: int) -> list[ledger.Trial]:
     """The published trials of these keys, and some drawn at random. Raises LookupError."""
-    named_trials = [ledger.find(key) for key in keys]
-    for one in named_trials:
+    trials = {one.key: one for one in map(ledger.find, keys)}
+    for one in trials.values():
         if one.tier != "published" or not one.current:
             raise ledger.UnknownError(
                 f"{one.kind} {one.key} is {one.tier}, of version {one.version}; accepted: a "
                 "published trial of today's version"
             )
-    candidates = [
-        trial
-        for kind in sorted(ledger.KINDS)
-        for trial in ledger.trials_of(kind)
-        if trial.tier == "published" and trial.current
-    ]
-    candidates.sort(key=lambda trial: trial.key)
-    draws = random.Random(seed).sample(candidates, min(sample or 0, len(candidates)))
-    return list({trial.key: trial for trial in [*named_trials, *draws]}.values())
+    every = [one for kind in ledger.KINDS for one in ledger.trials_of(kind)]
+    every = [one for one in every if one.tier == "published" and one.current]
+    every.sort(key=lambda one: one.key)
+    draws = random.Random(seed).sample(every, min(sample or 0, len(every)))
+    return list((trials | {one.key: one for one in draws}).values())
 
 
 def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
@@ -143,18 +140,13 @@ def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
                 failures += 1
                 continue
             gaps = deviations(trial, rerun)
-        same_machine = all(trial.env.get(name) == rerun.env.get(name) for name in SAME)
-        has_moved = same_machine and max(gaps.values(), default=0.0) > TOLERANCE
-        failures += has_moved
-        origin = (
-            ""
-            if same_machine
-            else f", made on {ledger.machine_of(trial)}, torch {trial.env.get('torch')}"
-        )
-        print(
-            f"{'MOVED: ' if has_moved else ''}{told(gaps)}, {rerun.seconds:.0f} s{origin}",
-            flush=True,
-        )
+        moved, origin = told(gaps), ""
+        if any(trial.env.get(name) != rerun.env.get(name) for name in SAME):
+            torch = trial.env.get("torch")
+            origin = f", made on {ledger.machine_of(trial)}, torch {torch}"
+        elif max(gaps.values(), default=0.0) > TOLERANCE:
+            failures, moved = failures + 1, f"MOVED: {moved}"
+        print(f"{moved}, {rerun.seconds:.0f} s{origin}", flush=True)
         if log is not None:
             when = provenance.now()
             line = {"key": trial.key, "kind": trial.kind, "when": when, "env": rerun.env,

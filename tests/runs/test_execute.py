@@ -106,7 +106,7 @@ def test_a_parameters_cell_that_is_not_that_of_the_settings_class_is_refused(boo
     ],
 )
 def test_values_become_the_declared_type(value, kind, result):
-    got = execute.coerce("x", value, kind)
+    got = settings.coerce("x", value, kind)
     assert got == result and type(got) is kind
 
 
@@ -120,7 +120,7 @@ def test_values_become_the_declared_type(value, kind, result):
 )  # fmt: skip
 def test_values_that_would_be_guessed_are_refused(value, kind):
     with pytest.raises(provenance.UsageError, match=f"x must be an? {kind.__name__}"):
-        execute.coerce("x", value, kind)
+        settings.coerce("x", value, kind)
 
 
 def test_what_a_recipe_refuses_is_one_line_too():
