@@ -198,6 +198,17 @@ def test_a_run_is_made_once(book, capsys):
     assert record(book, "01_fine")["params"] == made["params"]
 
 
+def test_a_run_takes_this_python_whatever_else_is_called_python3(
+    book, capsys, monkeypatch, tmp_path
+):
+    folder = tmp_path / "kernels" / "python3"
+    folder.mkdir(parents=True)
+    spec = {"argv": ["no-such-python", "{connection_file}"], "display_name": "x", "language": "x"}
+    (folder / "kernel.json").write_text(json.dumps(spec))
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path))
+    assert call(capsys, "run 01_fine --preset smoke")[0] == 0
+
+
 def test_a_failed_cell_leaves_its_notebook_and_a_failed_record(book, capsys):
     code, out, err = call(capsys, "run 02_fails --preset smoke -p seed=1")
     assert code == 1 and "ZeroDivisionError: division by zero (cell 3)" in err
