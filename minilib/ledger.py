@@ -46,6 +46,7 @@ from .provenance import counted, plain
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
+    from IPython.display import HTML
 
 ARRAYS_MAX = 256 * 1024  # bytes of a trial's compressed arrays
 KEY = re.compile(r"[0-9a-f]{16}")
@@ -963,26 +964,7 @@ def find(key: str) -> Trial:
 # ---------------------------------------------------------------- the end of a chapter
 
 
-@dataclasses.dataclass(frozen=True)
-class Colophon:
-    """Which trials a chapter read, and where they were made; a notebook shows it as a table."""
-
-    said: str
-    rows: tuple[dict, ...]
-
-    def __repr__(self) -> str:
-        lines = [" | ".join(str(value) for value in row.values()) for row in self.rows]
-        return "\n".join([self.said, *lines])
-
-    def _repr_html_(self) -> str:
-        import pandas as pd
-
-        with pd.option_context("display.max_colwidth", None):
-            table = pd.DataFrame(self.rows).to_html(index=False, border=0) if self.rows else ""
-        return f'<div id="trials"><p>{self.said}</p>{table}</div>'
-
-
-def colophon(chapter: str, cfg) -> Colophon:
+def colophon(chapter: str, cfg) -> HTML:
     """End a chapter: which trials this process read, how many it computed, where they were made.
 
     Under `minilib run` the runner is told as well.
@@ -993,6 +975,9 @@ def colophon(chapter: str, cfg) -> Colophon:
     Raises:
         ValueError: called in the run of another chapter.
     """
+    import pandas as pd
+    from IPython.display import HTML
+
     trials = sorted(_read.values(), key=lambda trial: (trial.kind, trial.key))
     by_place: dict[tuple, list[Trial]] = {}
     keys: dict[str, list[str]] = {}
@@ -1011,7 +996,9 @@ def colophon(chapter: str, cfg) -> Colophon:
     _tell_runner(chapter, cfg, {"keys": keys, "computed": computed, "machines": machines})
     read = len(trials) - computed
     said = f"{counted(read, 'trial')} {'was' if read == 1 else 'were'} read from the ledger, "
-    return Colophon(f"{said}{computed} computed here.", tuple(rows))
+    with pd.option_context("display.max_colwidth", None):
+        table = pd.DataFrame(rows).to_html(index=False, border=0) if rows else ""
+    return HTML(f'<div id="trials"><p>{said}{computed} computed here.</p>{table}</div>')
 
 
 def _made_now(one: Trial) -> bool:

@@ -1,9 +1,7 @@
 """What there is, to be filtered, ranked, compared and exported: chapters, trials, runs."""
 
 import contextlib
-import csv
 import dataclasses
-import io
 import json
 import operator
 import re
@@ -186,12 +184,9 @@ def as_text(rows: list[dict], most: int = 60) -> str:
 
 def as_csv(rows: list[dict]) -> str:
     """Rows as CSV, with a column for every name that any of them has."""
-    buffer = io.StringIO()
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    writer = csv.DictWriter(buffer, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return buffer.getvalue().rstrip("\n")
+    import pandas as pd
+
+    return pd.DataFrame(rows, dtype=object).to_csv(index=False).rstrip("\n")
 
 
 # ---------------------------------------------------------------- the cache
