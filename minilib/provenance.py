@@ -84,7 +84,7 @@ def counted(number: int, what: str) -> str:
 def first_fault(error) -> str:
     """What pydantic's ValidationError says first: the place, and what is wrong there."""
     first = error.errors(include_url=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
 
 
 def now() -> str:

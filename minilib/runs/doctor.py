@@ -55,16 +55,19 @@ def needs(values: dict, sets: set[str], models: set[str]) -> dict[str, list[str]
     return {kind: sorted(names) for kind, names in by_kind.items()}
 
 
+def is_mirrored(files: str | tuple[str, ...] | None) -> bool:
+    """Whether the folder named by MINILIB_DATA has a file, or all of some."""
+    folder = os.environ.get("MINILIB_DATA")
+    files = (files,) if isinstance(files, str) else files
+    return bool(folder and files) and all((Path(folder) / file).is_file() for file in files)
+
+
 def data_state(name: str, mirrored: dict, hub: dict) -> str:
     """Whether a data set is built in or mirrored, would come from the Hub, or cannot be had."""
-    folder = os.environ.get("MINILIB_DATA")
-    files = mirrored.get(name)
-    if files is None and name not in hub:
-        return HERE  # built in
-    if folder:
-        files = (files,) if isinstance(files, str) else files or ()
-        return HERE if files and all((Path(folder) / file).is_file() for file in files) else MISSING
-    return HUB if name in hub and provenance.version("datasets") else MISSING
+    if (name not in mirrored and name not in hub) or is_mirrored(mirrored.get(name)):
+        return HERE
+    on_hub = name in hub and provenance.version("datasets") and not os.environ.get("MINILIB_DATA")
+    return HUB if on_hub else MISSING
 
 
 def paraphrase_state(name: str) -> str:
@@ -72,9 +75,7 @@ def paraphrase_state(name: str) -> str:
     from minilib.data import text as text_data
 
     dataset, _, style = name.partition("/")
-    file = text_data.PARAPHRASES.get(dataset, {}).get(style)
-    folder = os.environ.get("MINILIB_DATA")
-    return HERE if folder and file and (Path(folder) / file).is_file() else MISSING
+    return HERE if is_mirrored(text_data.PARAPHRASES.get(dataset, {}).get(style)) else MISSING
 
 
 def model_state(name: str, hub: dict) -> str:

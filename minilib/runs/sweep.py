@@ -20,14 +20,13 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Required
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from minilib import chapters, ledger, provenance, settings
 from minilib.provenance import UsageError, counted
 from minilib.runs import engines, execute, storage
 
-Values = Annotated[list, Field(min_length=1)]
 TELLING = ("attack", "method")  # what tells most trials apart
 SHOWN = 40  # lines of a list that is printed
 MOST_RUNS = 100_000  # of one sweep
@@ -36,6 +35,39 @@ TIME_IS_UP = 3  # exit code
 
 
 # ---------------------------------------------------------------- the file
+
+
+def spelled_out(values):
+    """`{range: [first, last, step]}` and `{log: [first, last, count]}` as lists; a list as it is.
+
+    The last of a range counts where it is met; a step may be left out for 1. Raises ValueError.
+    """
+    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= {"range", "log"}):
+        return values
+    ((way, numbers),) = values.items()
+    if way == "range" and isinstance(numbers, list) and len(numbers) == 2:
+        numbers = [*numbers, 1]
+    are_numbers = isinstance(numbers, list) and all(
+        type(one) in (int, float) and abs(one) < 1e300 for one in numbers
+    )
+    if not are_numbers or len(numbers) != 3:
+        form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}
+        raise ValueError(f"{way} is {numbers!r}; accepted: {form[way]}")
+    first, last, step = numbers
+    if way == "range":
+        count = math.floor((last - first) / step + 1e-9) + 1 if step else 0
+    else:
+        count = step if isinstance(step, int) and step > 1 and min(first, last) > 0 else 0
+    if not 0 < count <= MOST_RUNS:
+        raise ValueError(f"{way} is {numbers!r}, which names no value, or too many")
+    if way == "log":
+        ratio = (last / first) ** (1 / (count - 1))
+        return [float(f"{first * ratio**number:.6g}") for number in range(count)]
+    points = (first + number * step for number in range(count))
+    return [point if isinstance(point, int) else float(f"{point:.12g}") for point in points]
+
+
+Values = Annotated[list, Field(min_length=1), BeforeValidator(spelled_out)]
 
 
 class Sample(TypedDict):
@@ -65,12 +97,6 @@ def checked(spec: dict, what: Path | str, base: Iterable[str] = ()) -> Spec:
 
     base: parameters that are given besides.
     """
-    spec = {
-        name: {key: spelled_out(f"{what}: {name}.{key}", value) for key, value in part.items()}
-        if name in ("grid", "zip") and isinstance(part, dict)
-        else part
-        for name, part in spec.items()
-    }
     try:
         spec = TypeAdapter(Spec).validate_python(spec)
     except ValidationError as error:
@@ -90,36 +116,6 @@ def checked(spec: dict, what: Path | str, base: Iterable[str] = ()) -> Spec:
             f"{what}: a sweep of {size} runs; accepted: up to {MOST_RUNS}, or a sample"
         )
     return spec
-
-
-def spelled_out(place: str, values):
-    """`{range: [first, last, step]}` and `{log: [first, last, count]}` as lists; a list as it is.
-
-    The last of a range counts where it is met; a step may be left out for 1. Raises UsageError.
-    """
-    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= {"range", "log"}):
-        return values
-    ((way, numbers),) = values.items()
-    if way == "range" and isinstance(numbers, list) and len(numbers) == 2:
-        numbers = [*numbers, 1]
-    are_numbers = isinstance(numbers, list) and all(
-        type(one) in (int, float) and abs(one) < 1e300 for one in numbers
-    )
-    if not are_numbers or len(numbers) != 3:
-        form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}
-        raise UsageError(f"{place}: {way} is {numbers!r}; accepted: {form[way]}")
-    first, last, step = numbers
-    if way == "range":
-        count = math.floor((last - first) / step + 1e-9) + 1 if step else 0
-    else:
-        count = step if isinstance(step, int) and step > 1 and min(first, last) > 0 else 0
-    if not 0 < count <= MOST_RUNS:
-        raise UsageError(f"{place}: {way} is {numbers!r}, which names no value, or too many")
-    if way == "log":
-        ratio = (last / first) ** (1 / (count - 1))
-        return [float(f"{first * ratio**number:.6g}") for number in range(count)]
-    points = (first + number * step for number in range(count))
-    return [point if isinstance(point, int) else float(f"{point:.12g}") for point in points]
 
 
 def seeds_of(text: str) -> list[int]:
@@ -273,35 +269,36 @@ class Survey:
     Attributes:
         trials: how many it has. missing: recipes of those that the ledger lacks.
         runs: those whose notebook is not executed.
-        failed: why, by name, of those trials and runs that failed when they were last tried.
-        final: names of those that failed by themselves; the others are always tried again.
+        failed: name → what was written down (its error, its cause) of those trials and runs that
+            failed when they were last tried.
     """
 
     trials: int = 0
     missing: list = dataclasses.field(default_factory=list)
     runs: list[execute.Plan] = dataclasses.field(default_factory=list)
-    failed: dict[str, str] = dataclasses.field(default_factory=dict)
-    final: set[str] = dataclasses.field(default_factory=set)
+    failed: dict[str, dict] = dataclasses.field(default_factory=dict)
+
+    @property
+    def final(self) -> set[str]:
+        """Names of what failed by itself; the others are always tried again."""
+        again = ("outside", "lost")
+        return {name for name, note in self.failed.items() if note.get("cause") not in again}
 
     def todo(self, retry_failed: bool = False) -> tuple[list, list[execute.Plan]]:
         """The trials and the runs that a sweep has to do."""
+        final = set() if retry_failed else self.final
         return tuple(
-            [one for one in works if retry_failed or engines.name_of(one) not in self.final]
+            [one for one in works if engines.name_of(one) not in final]
             for works in (self.missing, self.runs)
         )
-
-    def note_failure(self, name: str, note: dict) -> None:
-        """Take in what was written down of a failure: its error, its cause."""
-        self.failed[name] = str(note.get("error"))
-        if note.get("cause") not in ("outside", "lost"):
-            self.final.add(name)
 
     def told(self, planned: Sweep) -> dict:
         """The counts, and what lacks, as JSON can hold it."""
         works = {"missing": self.missing, "runs_missing": self.runs}
         labels = {name: [planned.label(one) for one in each] for name, each in works.items()}
         counts = {"sweep": planned.name, "runs": planned.size, "trials": self.trials}
-        return counts | labels | {"failed": self.failed}
+        failed = {name: str(note.get("error")) for name, note in self.failed.items()}
+        return counts | labels | {"failed": failed}
 
 
 def survey(planned: Sweep) -> Survey:
@@ -313,13 +310,12 @@ def survey(planned: Sweep) -> Survey:
             if mark not in marks and ledger.look(recipe) is None:
                 result.missing.append(recipe)
                 if note := provenance.read_json(_note(recipe)):
-                    result.note_failure(ledger.key_of(recipe), note)
+                    result.failed[ledger.key_of(recipe)] = note
             marks.add(mark)
         if not job.done():
             result.runs.append(job)
-            record = job.record() or {}
-            if record.get("status") == "failed":
-                result.note_failure(job.run_id, record)
+            if (record := job.record()) and record["status"] == "failed":
+                result.failed[job.run_id] = record
     result.trials = len(marks)
     return result
 
@@ -339,7 +335,8 @@ def status(
     if every:
         lacking = [*result.missing, *result.runs]
         for one in lacking[:SHOWN]:
-            print(f"{planned.label(one)}: {result.failed.get(engines.name_of(one), 'to do')}")
+            note = result.failed.get(engines.name_of(one), {"error": "to do"})
+            print(f"{planned.label(one)}: {note.get('error')}")
         if len(lacking) > SHOWN:
             print(f"… and {len(lacking) - SHOWN} more")
     failed = set(map(ledger.key_of, result.missing)) & result.failed.keys()
