@@ -210,13 +210,11 @@ def do_run(options) -> int:
     jobs = [plan(name) for name in names]
     if options.force or options.fresh or not all(job.done() for job in jobs):
         storage.probe(options.out, root)
-    code = 0
     if (options.workers or 1) > 1 and not options.fresh:
-        done = together(jobs, options)
-        code = max(report(job, record) for job, record in done)
-        options.result += [record for _, record in done]
-        return code
+        options.result = together(jobs, options)
+        return max(map(report, jobs, options.result))
     empty_scratch(options.fresh)
+    code = 0
     for name in names:  # planned again: the notebook may be edited while an earlier chapter runs
         job = plan(name)
         code = max(code, run_one(job, options.force, options.fresh, options.time_limit))
@@ -226,7 +224,7 @@ def do_run(options) -> int:
     return code
 
 
-def together(jobs: list[execute.Plan], options) -> list[tuple[execute.Plan, dict]]:
+def together(jobs: list[execute.Plan], options) -> list[dict]:
     """Compute what chapters lack, then execute them, some of it at a time; their records."""
     from minilib import ledger
     from minilib.runs import engines, sweep
@@ -239,7 +237,7 @@ def together(jobs: list[execute.Plan], options) -> list[tuple[execute.Plan, dict
     with execute.environ(MINILIB_SINCE=provenance.now()), execute.signals_interrupt():
         for work in (missing_recipes, [job for job in jobs if not job.done()]):
             sweep.feed(engines.local, engines.Queue(work), how, engines.label)
-    return [(job, job.record() or execute.blank(job)) for job in jobs]
+    return [job.record() or execute.blank(job) for job in jobs]
 
 
 def empty_scratch(kinds: list[str]) -> None:
@@ -271,23 +269,26 @@ def run_one(job: execute.Plan, force=False, fresh=(), time_limit: float | None =
         print(f"{label}: {line}")
     # One line in a log; on a terminal papermill's progress bar needs the next one.
     print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
-    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit), running=True)
+    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit), "")
 
 
-def report(job: execute.Plan, record: dict, running: bool = False) -> int:
-    """Say in one line what came of a run, return the exit code; running: its name is said."""
+def report(job: execute.Plan, record: dict, head: str | None = None) -> int:
+    """Say in one line what came of a run, return the exit code.
+
+    head: what the line begins with, if not the run's name.
+    """
     from minilib.runs import engines
 
     label, place = engines.label(job), os.path.relpath(job.folder / "notebook.ipynb")
-    print("" if running else f"{label}: ", end="")
+    head = f"{label}: " if head is None else head
     if record["status"] == "ok":
         counts = provenance.counted(sum(map(len, record["keys"].values())), "trial")
         counts += f", {record['computed']} computed"
-        print(f"ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
+        print(f"{head}ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
         for line in compared(record):
             print(f"  {line}")
         return 0
-    print(record["status"], flush=True)
+    print(f"{head}{record['status']}", flush=True)
     text = f"{label}: {record['status']}: {execute.why(job, record)}"
     print(text, file=sys.stderr, flush=True)
     if record["status"] == "interrupted":
@@ -473,7 +474,9 @@ def do_doctor(options) -> int:
     options.result = [{"report": dict(rows), "fixes": list(fixes)}]
     for name, value in rows:
         print(f"{name:14} {value}")
-    print("", *(f"fix: {line}" for line in fixes or ()), sep="\n")
+    print()
+    for line in fixes:
+        print(f"fix: {line}")
     if not fixes:
         print("nothing to fix")
     return 1 if fixes else 0

@@ -113,14 +113,19 @@ class Chapter:
     code: str  # hash of its code cells
 
 
-def chapter_at(root: Path, name: str, preset: str) -> Chapter:
-    """Read a chapter's parameters, its preset and its code cells. Raises UsageError."""
+def chapter_at(root: Path, name: str, preset: str, out: Path | str | None = None) -> Chapter:
+    """Read a chapter's parameters, its preset and its code cells. Raises UsageError.
+
+    out: where its runs are kept; from a URL their records are fetched.
+    """
     params = parameters(root, name)
     from minilib import settings
 
     values = settings.preset(root, preset)
     if name not in values:
         raise UsageError(f"presets/{preset}.yml has no entry for {name}; add `{name}: {{}}`")
+    if storage.is_url(out):
+        storage.pull(out, root, preset, name)
     return Chapter(root, name, preset, params, values[name], _code(root, name))
 
 
@@ -216,10 +221,7 @@ def plan(
     out: Path | str | None = None,
 ) -> Plan:
     """Decide a run and check all that can be checked without a kernel. Raises UsageError."""
-    at = chapter_at(root or find_root(), chapter, preset)
-    if storage.is_url(out):
-        storage.pull(out, at.root, preset, chapter)
-    return plan_at(at, overrides or {}, out)
+    return plan_at(chapter_at(root or find_root(), chapter, preset, out), overrides or {}, out)
 
 
 def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) -> Plan:

@@ -226,9 +226,7 @@ def plan(
     spec |= {"seeds": seeds_of(seeds)} if seeds is not None else {}
     spec = checked(spec, what, base or ())
     spec["base"] = {**(spec.get("base") or {}), **(base or {})}
-    if storage.is_url(out):
-        storage.pull(out, root, spec["preset"], spec["chapter"])
-    chapter = execute.chapter_at(root, spec["chapter"], spec["preset"])
+    chapter = execute.chapter_at(root, spec["chapter"], spec["preset"], out)
     planned = Sweep(file.stem, spec, chapter, out, _only(chapter, only))
     marks, first_params, varied_names = set(), {}, set()
     for job in planned:
