@@ -32,6 +32,7 @@ CONVERT = (
     "convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
     ".save_pretrained(NEW, safe_serialization=True)"
 )
+WITH_HEAD = "a classifier saved with its head, such as AutoModelForSequenceClassification saves"
 
 
 @dataclass(frozen=True)
@@ -67,17 +68,18 @@ def name_of(text: str) -> str:
     return names.pinned(text)
 
 
-def text_classifier(name: str) -> Audited:
-    """Load a text classifier with its own head.
+def loaded(name: str, kind: type, accepted: str):
+    """Configuration, tokenizer and network of a folder or Hub model, every weight its own.
 
     Args:
-        name: as ``name_of`` gives it.
+        name: as ``name_of`` gives it. kind: of transformers' classes for models with a head.
+        accepted: what a model without this head is told.
 
     Raises:
-        ModelError: no such folder or Hub model; no tokenizer; weights that are no safetensors; not
-            a classifier of two classes or more; a head that is not among the weights.
+        ModelError: no such folder or Hub model; no tokenizer; weights that are no safetensors; a
+            head that is not among the weights.
     """
-    from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoConfig, AutoTokenizer
 
     place = _place(name)
     shown = name.partition("@sha256:")[0]
@@ -85,9 +87,7 @@ def text_classifier(name: str) -> Audited:
         try:
             config = from_pretrained(AutoConfig, name, place)
             tokenizer = from_pretrained(AutoTokenizer, name, place)
-            network, info = from_pretrained_with_info(
-                AutoModelForSequenceClassification, name, place
-            )
+            network, info = from_pretrained_with_info(kind, name, place)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ModelError(f"model {shown!r} cannot be loaded ({reason})") from None
@@ -95,9 +95,25 @@ def text_classifier(name: str) -> Audited:
     if absent:
         few = ", ".join(absent[:3])
         raise ModelError(
-            f"model {shown!r}: its weights have no {few}, which would be random; accepted: a "
-            "classifier saved with its head, such as AutoModelForSequenceClassification saves"
+            f"model {shown!r}: its weights have no {few}, which would be random; accepted: "
+            f"{accepted}"
         )
+    return config, tokenizer, network
+
+
+def text_classifier(name: str) -> Audited:
+    """Load a text classifier with its own head.
+
+    Args:
+        name: as ``name_of`` gives it.
+
+    Raises:
+        ModelError: as ``loaded``; not a classifier of two classes or more.
+    """
+    from transformers import AutoModelForSequenceClassification
+
+    config, tokenizer, network = loaded(name, AutoModelForSequenceClassification, WITH_HEAD)
+    shown = name.partition("@sha256:")[0]
     labels = tuple(str(config.id2label[k]) for k in sorted(config.id2label))
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ModelError(
@@ -108,9 +124,9 @@ def text_classifier(name: str) -> Audited:
         raise ModelError(
             f"model {shown!r} is of the type {config.problem_type}; accepted: one class a text"
         )
-    _settle_padding(network, tokenizer, shown)
+    settle_padding(network, tokenizer, shown)
     named = any(label != f"LABEL_{k}" for k, label in enumerate(labels))
-    return Audited(TextClassifier(network.float().eval(), tokenizer, _length(config, tokenizer)),
+    return Audited(TextClassifier(network.float().eval(), tokenizer, longest(config, tokenizer)),
                    labels, named)  # fmt: skip
 
 
@@ -142,7 +158,7 @@ def from_pretrained_with_info(kind: type, name: str, place: Place):
     )  # fmt: skip
 
 
-def _settle_padding(network, tokenizer, shown: str) -> None:
+def settle_padding(network, tokenizer, shown: str) -> None:
     """Pad on the right with a token that the model masks. Raises ModelError without one."""
     size = network.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > size:
@@ -162,7 +178,7 @@ def _settle_padding(network, tokenizer, shown: str) -> None:
         network.config.pad_token_id = tokenizer.pad_token_id
 
 
-def _length(config, tokenizer) -> int:
+def longest(config, tokenizer) -> int:
     """Tokens that the model reads: up to LONGEST, its positions, its tokenizer's own limit."""
     positions = getattr(config, "max_position_embeddings", None) or LONGEST
     # RoBERTa's first positions are the padding's: it reads two fewer than it has.

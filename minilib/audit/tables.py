@@ -67,7 +67,9 @@ def read(
             label of no class; fewer than LEAST rows; rows of one class only.
     """
     path = Path(path)
-    records = _records(path, (text, label))
+    if text == label:
+        raise DataError(f"text and label are both {text!r}; accepted: two columns")
+    records = records_in(path, (text, label))
     texts, labels, lines = [], [], []
     index = {name: k for k, name in enumerate(classes)}
     folded = {name.casefold().strip(): k for k, name in enumerate(classes)}
@@ -163,10 +165,12 @@ def _said(value) -> str:
 # ---------------------------------------------------------------- formats
 
 
-def _records(path: Path, columns: Sequence[str]) -> list[tuple[int, dict]]:
-    """(line, row) of a file; a CSV's header is its line 1, a Parquet file's first row is 1."""
-    if columns[0] == columns[1]:
-        raise DataError(f"text and label are both {columns[0]!r}; accepted: two columns")
+def records_in(path: Path, columns: Sequence[str]) -> list[tuple[int, dict]]:
+    """(line, row) of a file; a CSV's header is its line 1, a Parquet file's first row is 1.
+
+    Raises:
+        DataError: no such file, not one of FORMATS, damaged, or without a column.
+    """
     suffixes = [suffix.lower() for suffix in path.suffixes]
     packed = suffixes[-1:] == [".gz"]
     kind = suffixes[-2] if packed and len(suffixes) > 1 else (suffixes or [""])[-1]
