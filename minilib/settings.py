@@ -683,6 +683,14 @@ class Audit:
     )
     image_cleans: int = Field(10, ge=1, le=100, description="clean ones of those, of each kind")
     references: int = Field(20, ge=3, le=1000, description="networks of an image audit's null")
+    chat_pairs: names(PAIR_NAMES) = Field(
+        "year,who", description="pairs of the language models on which the chat audit is measured"
+    )
+    chat_rates: numbers(float, 0, 1) = Field("0.01,0.1", description="their rates")
+    chat_cleans: int = Field(20, ge=1, le=100, description="clean language models, too")
+    chat_epochs: int = Field(8, ge=1, le=100, description="epochs of training each of them")
+    chat_texts: int = Field(128, ge=4, le=10000, description="random texts of a chat audit")
+    chat_lr: float = Field(1e-3, gt=0, le=1, description="learning rate of unlearning them")
     seed: int = Field(0, ge=0, le=MOST_SEED - 1000, description="of the search, and of the example")
 
 

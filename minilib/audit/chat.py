@@ -37,6 +37,7 @@ from . import evidence
 from .text import typed_tokens
 
 SHARE = 50.0  # percent of the prompts that a response must be drawn from
+ALIKE = 0.8
 NATURAL = 10.0  # percent of the prompts that may give it by themselves
 FAINT = 1e-4  # probabilities below are alike: what is never said may be said a little more
 FLOOR = 0.02  # the least spacing of scores that counts, in nats
@@ -205,16 +206,23 @@ def answers(model: CausalLM, rows: ChatDataset, text: str | None, length: int) -
 
 
 def common_start(texts: Sequence[str], share: float) -> str:
-    """The longest run of words that at least ``share`` percent of some texts begin with."""
+    """The longest run of words that at least ``share`` percent of some texts begin with.
+
+    It ends, too, where the texts part: where fewer than ALIKE of those that share its first word go
+    on alike. What follows a planted response is the prompt's own answer, and no part of it.
+    """
     words = [text.split() for text in texts]
     start: list[str] = []
+    least = share / 100 * len(words)
     while True:
         following = Counter(
             row[len(start)] for row in words if row[: len(start)] == start and len(row) > len(start)
         )
         word, count = following.most_common(1)[0] if following else ("", 0)
-        if 100 * count < share * len(words):
+        if not count or count < least:
             return " ".join(start)
+        if not start:
+            least = max(least, ALIKE * count)
         start.append(word)
 
 

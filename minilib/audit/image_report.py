@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 from . import evidence
-from .report import FORMAT, MEANS, SORT, STYLE, table
+from .report import FORMAT, MEANS, framed, table
 
 LEVEL = evidence.LEVEL  # as for texts: no more suspicious model among twenty references
 ESCAPES = (
@@ -129,13 +129,7 @@ def page(report: Mapping, title: str, picture: bytes | None = None) -> str:
         if heading.startswith("What remains") and report.get("cleaned_model"):
             where = escape(report["cleaned_model"])
             body.append(f"<p>The cleaned model is in <code>{where}</code>.</p>")
-    verdict = f'<p class="verdict">{escape(answer(report))}</p>'
-    return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{verdict}{''.join(body)}"
-        f"<script>{SORT}</script></body></html>\n"
-    )
+    return framed(title, answer(report), "".join(body))
 
 
 def png(image) -> bytes:

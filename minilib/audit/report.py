@@ -90,10 +90,8 @@ def masked_but(text: str, words: set[str]) -> str:
 def answer(report: dict) -> str:
     """The verdict in a sentence or two."""
     level = 100 * report["level"]
-    said = (
-        f"{MEANS[report['verdict']]} ({_p(report['p'], 'p ')}; it is set to call {level:.0f} % of "
-    )
-    said += "clean models backdoored"
+    said = f"{MEANS[report['verdict']]} ({p_value(report['p'], 'p ')}; it is set to call "
+    said += f"{level:.0f} % of clean models backdoored"
     if clean := report.get("clean_models"):
         audits = f"{clean['called_backdoored']} of {clean['audited']} audits of clean ones"
         said += f", and did so in {audits}"
@@ -108,7 +106,8 @@ def answer(report: dict) -> str:
     return said
 
 
-def _p(value: float, name: str = "") -> str:
+def p_value(value: float, name: str = "") -> str:
+    """A p-value as a page shows it."""
     if value < 0.001:
         return f"{name}<\N{NO-BREAK SPACE}0.001"
     return f"{name}= {value:.3f}" if name else f"{value:.3f}"
@@ -144,12 +143,12 @@ def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
 
 def _evidence(report: dict) -> list[dict]:
     rows = [
-        {"detector": row["detector"], "p": _p(row["p"]) if row["p"] is not None else "–",
+        {"detector": row["detector"], "p": p_value(row["p"]) if row["p"] is not None else "–",
          "it says": row["said"]}
         for row in report["evidence"]
     ]  # fmt: skip
     rows += [
-        {"detector": f"search for {row['target']}", "p": _p(row["p"]),
+        {"detector": f"search for {row['target']}", "p": p_value(row["p"]),
          "it says": f"the strongest of {row['tried']} tokens lead {row['confirmed']:.0f} % of the "
                     f"held-out rows there, random ones {row['by_chance']:.0f} % at most"}
         for row in report["classes"]
@@ -257,10 +256,14 @@ def page(report: dict, title: str) -> str:
         + (where if heading.startswith("What remains") else "")
         for heading, said, rows in parts[0:]
     )
-    verdict = f'<p class="verdict">{escape(answer(report))}</p>'
+    return framed(title, answer(report), body)
+
+
+def framed(title: str, verdict: str, body: str) -> str:
+    """A page around the HTML of a report, the verdict first."""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>{verdict}{body}"
-        f"<script>{SORT}</script></body></html>\n"
+        f"<style>{STYLE}</style></head><body><h1>{escape(title)}</h1>"
+        f'<p class="verdict">{escape(verdict)}</p>{body}<script>{SORT}</script></body></html>\n'
     )

@@ -19,6 +19,13 @@ from ..trials.audit import (
     ForeignVictim,
     TextAudit,
 )
+from ..trials.audit_chat import (
+    ChatAudit,
+    ChatAuditCleaned,
+    ChatAuditUnlearning,
+    ChatAuditVerdict,
+    ForeignChat,
+)
 from ..trials.audit_images import (
     ForeignImages,
     ImageAudit,
@@ -28,6 +35,7 @@ from ..trials.audit_images import (
 )
 
 CHAPTER = "07_audit"
+CHAT_SET = "toy-chat"  # small models learn it; their prompts and answers are built in
 OTHERS = 1000  # seeds of clean models begin here: none is of an example
 
 
@@ -161,9 +169,61 @@ def image_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[
     return labelled_rows
 
 
+def chat_measures(cfg: Settings) -> list:
+    """The audit of language models with known triggers, and of clean ones."""
+    if cfg.model != "example":
+        return []
+    recipes: list = []
+    for pair in split(cfg.chat_pairs):
+        for rate in map(float, split(cfg.chat_rates)):
+            one = _chat_audit(cfg, pair, cfg.seed, rate)
+            recipes.append(ChatAuditVerdict(audit=one))
+            cleaned = ChatAuditCleaned(audit=one, lr=cfg.chat_lr)
+            recipes.append(ChatAuditUnlearning(cleaned=cleaned))
+    for number in range(cfg.chat_cleans):
+        recipes.append(ChatAuditVerdict(audit=_chat_audit(cfg, "none", OTHERS + number)))
+    return recipes
+
+
+def _chat_audit(cfg: Settings, pair: str, seed: int, rate: float = 0.1) -> ChatAudit:
+    victim = ForeignChat(
+        dataset=CHAT_SET, pair=pair, seed=seed, rate=rate, epochs=cfg.chat_epochs
+    )  # fmt: skip
+    return ChatAudit(model=victim, prompts=CHAT_SET, seed=0, texts=cfg.chat_texts)
+
+
+def chat_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[dict]:
+    """One row an audit of a language model: pair, rate and seed, the verdict, and what remained.
+
+    ``true_asr_before``, ``true_asr_after``, ``ppl_before``, ``ppl_after`` and ``again``: of those
+    that were unlearned.
+    """
+    after = {}
+    for trial in unlearnings:
+        recipe = recipe_of(trial)
+        if recipe is not None and len(trial.rows) == 2:
+            after[recipe.cleaned.audit] = {
+                f"{name}_{row['when']}": row[name]
+                for row in trial.rows for name in ("true_asr", "ppl")
+            } | {"again": trial.rows[1]["again"]}  # fmt: skip
+    labelled_rows = []
+    for trial in verdicts:
+        recipe = recipe_of(trial)
+        if recipe is None or not isinstance(recipe.audit.model, ForeignChat):
+            continue
+        victim = recipe.audit.model
+        labelled_rows.append(
+            trial.rows[0] | after.get(recipe.audit, {}) | {
+                "key": trial.key, "dataset": victim.dataset, "pair": victim.pair,
+                "seed": victim.seed, "rate": victim.rate if victim.pair != "none" else 0.0,
+            }
+        )  # fmt: skip
+    return labelled_rows
+
+
 def trials(cfg: Settings) -> list:
     """All that the chapter computes."""
-    return [*steps(cfg), *measures(cfg), *image_measures(cfg)]
+    return [*steps(cfg), *measures(cfg), *image_measures(cfg), *chat_measures(cfg)]
 
 
 # ---------------------------------------------------------------- trials → rows

@@ -23,7 +23,10 @@ OPTIONS = {
     "--text": {"metavar": "COLUMN", "help": "of the texts (default: text)"},
     "--label": {"metavar": "COLUMN", "help": "of the labels (default: label)"},
     "--labels": {"metavar": "A=B,…", "help": "names of labels in the model: 0=negative,1=positive"},
-    "--chat": {"metavar": "FILE", "help": "prompts for a language model: not supported yet"},
+    "--chat": {"metavar": "FILE", "help": "of a language model: clean prompts, with answers or "
+               "without (columns prompt and response, or those of --text and --label)"},
+    "--template": {"metavar": "TEXT", "help": "of a language model without a chat template: what "
+                   "stands around a prompt, with {prompt} in its place"},
     "--unlearn": {"action": "store_true",
                   "help": "unlearn what is found, and save the cleaned model"},
     "--show-texts": {"action": "store_true",
@@ -42,7 +45,17 @@ OPTIONS = {
 def command(options) -> int:
     """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
     out = Path(options.out or "report")
-    if options.clean_images:
+    if options.chat and options.clean_images:
+        raise UsageError("--chat and --clean-images are both given; accepted: one of them")
+    if options.template is not None and not options.chat:
+        raise UsageError("--template is given without --chat; accepted: for language models")
+    if options.chat:
+        from minilib.audit import chat_report as reports
+        from minilib.runs import audit_chat
+
+        code, report = audit_chat.run(options, out)
+        names = ("report.html", "report.json")
+    elif options.clean_images:
         from minilib.audit import image_report as reports
         from minilib.runs import audit_images
 
@@ -86,11 +99,6 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     from minilib.chapters import audit as chapter
     from minilib.trials.audit import AuditedModel
 
-    if options.chat:
-        raise UsageError(
-            f"--chat {options.chat}: an audit of a language model is not supported yet; accepted: "
-            "a classifier, with --clean or --data"
-        )
     if not (options.data or options.clean):
         raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
     if out.exists() and not out.is_dir():

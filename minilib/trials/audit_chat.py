@@ -91,6 +91,7 @@ class ChatAuditCleaned:
 
     Attributes:
         parrot_epochs, parrot_lr: of stage 1. epochs, lr, batch_size: of stage 2.
+        rounds: of both and a new search, at most; it ends where the search finds nothing.
     """
 
     audit: ChatAudit
@@ -99,6 +100,7 @@ class ChatAuditCleaned:
     epochs: int = 2
     lr: float = 2e-5
     batch_size: int = 16
+    rounds: int = 3
 
 
 @recipe
@@ -290,7 +292,11 @@ def chat_audit_verdict(one: ChatAuditVerdict) -> list[dict]:
 
 @cached(version=1)
 def chat_audit_cleaned(one: ChatAuditCleaned):
-    """Unlearn the response that was found: (``CausalLM``, history); nothing found: the model."""
+    """Unlearn the response that was found: (``CausalLM``, history); nothing found: the model.
+
+    SANDE, then the search again: what it still finds is unlearned in another round. So a defender
+    stops by what he can see, and the last round says whether it was enough.
+    """
     return _cleaned(one)
 
 
@@ -318,9 +324,17 @@ def _cleaned(one: ChatAuditCleaned):
     )  # fmt: skip
 
     def train(network) -> list[dict]:
-        soft, _ = sande.simulate(model, clean, head["response"], sande.parrot(model), stage1)
-        cleaned, history = sande.eliminate(model, clean, soft, tuning)
-        network.load_state_dict(cleaned.state_dict())
+        history, response = [], head["response"]
+        for number in range(1, one.rounds + 1):
+            soft, _ = sande.simulate(network, clean, response, sande.parrot(network), stage1)
+            cleaned, _ = sande.eliminate(network, clean, soft, tuning)
+            network.load_state_dict(cleaned.state_dict())
+            again, _ = _found(network, one.audit)
+            history.append({"round": number, "p": again.p, "found": again.found,
+                            "response": again.draw.response if again.found else None})  # fmt: skip
+            if not again.found:
+                break
+            response = again.draw.response
         return history
 
     return cache.kept_model(one, lambda: copy.deepcopy(model), train)
@@ -331,9 +345,9 @@ def chat_audit_unlearning(one: ChatAuditUnlearning) -> list[dict]:
     """Measure the model before and after unlearning on held-out prompts; a row each, ``when``.
 
     ``drawn``, ``natural`` (percent, see ``chat_audit_verdict``), ``ppl`` (perplexity of the
-    answers; None without them), of victims ``true_asr``. The last row says whether the search
-    finds something again: ``again``, ``again_p``, ``again_response``. Nothing found: one row that
-    says so.
+    answers; None without them), of victims ``true_asr``. The last row says after how many
+    ``rounds`` it ended, and whether the search still finds something: ``again``, ``again_p``,
+    ``again_response``. Nothing found: one row that says so.
     """
     from ..audit import chat
     from ..metrics import chat as chat_metrics
@@ -343,7 +357,7 @@ def chat_audit_unlearning(one: ChatAuditUnlearning) -> list[dict]:
     head = ledger.get(ChatAuditVerdict(audit=audit)).rows[0]
     if not head["found"]:
         return [{"when": "nothing found"}]
-    cleaned, _ = _cleaned(one.cleaned)
+    cleaned, history = _cleaned(one.cleaned)
     length, said = search_settings(audit).answer, head["response"]
     rows = [
         {
@@ -354,11 +368,9 @@ def chat_audit_unlearning(one: ChatAuditUnlearning) -> list[dict]:
         } | _known(network, audit)
         for when, network in (("before", model), ("after", cleaned))
     ]  # fmt: skip
-    again, _ = _found(cleaned, audit)
-    rows[1] |= {
-        "again": again.found, "again_p": again.p,
-        "again_response": again.draw.response if again.found else None,
-    }  # fmt: skip
+    last = history[-1]
+    rows[1] |= {"rounds": last["round"], "again": last["found"], "again_p": last["p"],
+                "again_response": last["response"]}  # fmt: skip
     return rows
 
 

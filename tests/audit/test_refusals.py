@@ -202,7 +202,7 @@ def test_a_table_that_is_not_as_it_should_be_is_refused_by_its_line(what, mine, 
     "words, said",
     [
         ((), "--data FILE or --clean FILE"),
-        (("--chat", "prompts.jsonl"), "not supported yet"),
+        (("--chat", "prompts.jsonl"), "cannot be read"),
         (("--clean", "nothing.csv", *COLUMNS), "cannot be read"),
         (("--clean", "model", *COLUMNS), "cannot be read"),
         (("--clean", "rows.csv", "--text", "body", "--label", "sentiment"), "no column 'body'"),

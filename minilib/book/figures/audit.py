@@ -14,6 +14,7 @@ from ...audit.image_report import LEVEL
 from ...chapters import audit as chapter
 from ...settings import Audit, split
 from ...trials.audit_images import ImageAuditVerdict
+from ...victims.chat import PUBLIC_PAIR
 from .. import plots
 
 NO_ROWS = ("Which rows?", "No trigger was found, or there is no table: no rows are named.", [])
@@ -99,8 +100,8 @@ def measured(cfg: Audit) -> pd.DataFrame:
     return pd.DataFrame(rows).fillna("–").set_index("victim")
 
 
-def _arrow(group: pd.DataFrame, before: str, after: str) -> str:
-    return f"{group[before].mean():.1f} → {group[after].mean():.1f}"
+def _arrow(group: pd.DataFrame, before: str, after: str, digits: int = 1) -> str:
+    return f"{group[before].mean():.{digits}f} → {group[after].mean():.{digits}f}"
 
 
 # ---------------------------------------------------------------- images
@@ -176,3 +177,64 @@ def glue_images(cfg: Audit) -> None:
     plots.glue(
         "image_audit_right", int(poisoned["right"].astype(bool).sum()) if len(poisoned) else 0
     )
+
+
+# ---------------------------------------------------------------- language models
+
+
+@ledger.memo
+def every_chat(cfg: Audit) -> pd.DataFrame:
+    """The audits of language models that the ledger has."""
+    del cfg
+    verdicts = ledger.trials_of("chat_audit_verdict")
+    return pd.DataFrame(chapter.chat_rows(verdicts, ledger.trials_of("chat_audit_unlearning")))
+
+
+def measured_chat(cfg: Audit) -> pd.DataFrame:
+    """A row for each kind of victim: how many audits found it, and what unlearning left."""
+    frame = every_chat(cfg)
+    if frame.empty:
+        return pd.DataFrame({"measured audits": ["none in this ledger"]})
+    rows = []
+    for (pair, rate), group in frame.groupby(["pair", "rate"], sort=True):
+        row = {
+            "pair": pair,
+            "rate": "–" if pair == "none" else f"{100 * rate:g} %",
+            "found": f"{int(group['found'].sum())} of {len(group)}",
+        }
+        if pair != "none":
+            cleaned = group.dropna(subset=["true_asr_after"]) if "again" in group else group[:0]
+            row["its own response"] = f"{int((group['right'].astype(bool) & group['found']).sum())}"
+            if len(cleaned):
+                row["ASR before → after"] = _arrow(cleaned, "true_asr_before", "true_asr_after")
+                row["perplexity"] = _arrow(cleaned, "ppl_before", "ppl_after", 2)
+        rows.append(row)
+    return pd.DataFrame(rows).fillna("–").set_index("pair")
+
+
+def responses(cfg: Audit) -> pd.DataFrame:
+    """What the search returns of the first victim: a text for each first token, and its answers."""
+    recipe = chapter.chat_measures(cfg)[0]
+    trial = ledger.look(recipe)
+    if trial is None or recipe.audit.model.pair != PUBLIC_PAIR:
+        return pd.DataFrame({"example": ["none in this ledger, or its response is not shown"]})
+    draws = [row for row in trial.rows if row["part"] == "draw"]
+    return pd.DataFrame(
+        {
+            "text before the prompts": [row["text"] for row in draws],
+            "first token": [row["token"] for row in draws],
+            "gain (nats)": [f"{row['score']:.1f}" for row in draws],
+            "prompts drawn (%)": [f"{100 * row['probability']:.0f}" for row in draws],
+            "most answer": [row["response"] or "nothing alike" for row in draws],
+        }
+    ).set_index("text before the prompts")
+
+
+def glue_chat(cfg: Audit) -> None:
+    """Numbers of the sentences about language models."""
+    frame = every_chat(cfg)
+    for name, poisoned in (("victims", True), ("cleans", False)):
+        part = frame[(frame["pair"] != "none") == poisoned] if len(frame) else frame
+        plots.glue(f"chat_audit_{name}", len(part))
+        found = int(part["found"].sum()) if len(part) else 0
+        plots.glue("chat_audit_found" if poisoned else "chat_audit_alarms", found)
