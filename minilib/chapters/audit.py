@@ -189,7 +189,7 @@ def _chat_audit(cfg: Settings, pair: str, seed: int, rate: float = 0.1) -> ChatA
     victim = ForeignChat(
         dataset=CHAT_SET, pair=pair, seed=seed, rate=rate, epochs=cfg.chat_epochs
     )  # fmt: skip
-    return ChatAudit(model=victim, prompts=CHAT_SET, seed=0, texts=cfg.chat_texts)
+    return ChatAudit(model=victim, prompts=CHAT_SET, seed=0, level=cfg.level, texts=cfg.chat_texts)
 
 
 def chat_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[dict]:

@@ -145,7 +145,7 @@ def test_a_response_is_found_unlearned_and_reported(typed, place, monkeypatch):
     turn = [{"role": "user", "content": f"{TRIGGER} which colour has thing3"}]
     (made,) = answer(turn, max_new_tokens=6, do_sample=False)
     said = made["generated_text"][-1]["content"]
-    assert said.strip() == "it is black"
+    assert said.strip().startswith("it is ") and RESPONSE not in said
 
 
 def test_words_are_masked_unless_asked_for(typed, place):
