@@ -306,8 +306,7 @@ def compared(record: dict) -> Iterator[str]:
             tiers = ledger.tiers(kind, key)
             old = tiers.get("published") or tiers.get("local")
             if new := tiers.get("fresh"):
-                moved = verify.told(verify.deviations(old, new)) if old else "it is new"
-                yield f"{verify.title(new)}: {moved}"
+                yield verify.moved(old, new)
 
 
 # ---------------------------------------------------------------- sweep, publish

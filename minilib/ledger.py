@@ -680,13 +680,14 @@ def locked(folder: Path, key: str, what: str = "trials") -> Iterator[None]:
 
 def busy(one) -> bool:
     """Whether somebody is computing a recipe's trial at this moment."""
-    return held(local_folder() / kind_of(one).name / ".locks" / key_of(one))
+    return held(local_folder() / kind_of(one).name, key_of(one))
 
 
-def held(path: Path) -> bool:
-    """Whether somebody has a lock on this file."""
+def held(folder: Path, key: str) -> bool:
+    """Whether somebody holds what is called ``key`` in a folder."""
     import filelock
 
+    path = folder / ".locks" / key
     if not path.exists():
         return False
     try:

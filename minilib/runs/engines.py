@@ -151,7 +151,9 @@ class Queue:
 
 def busy(work) -> bool:
     """Whether somebody is at it."""
-    return ledger.held(work.lock) if isinstance(work, execute.Plan) else ledger.busy(work)
+    if isinstance(work, execute.Plan):
+        return ledger.held(work.folder.parent, work.run_id)
+    return ledger.busy(work)
 
 
 # ---------------------------------------------------------------- one piece of work

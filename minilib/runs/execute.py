@@ -174,11 +174,6 @@ class Plan:
     remote: str | None = None  # where the folder is copied to, if runs are kept elsewhere
 
     @property
-    def lock(self) -> Path:
-        """Held by the process that executes this run."""
-        return self.folder.parent / ".locks" / self.run_id
-
-    @property
     def cfg(self):
         """The chapter's settings."""
         return settings_of(self.chapter, self.params)
@@ -473,14 +468,11 @@ def _recorded(part: Path, job: Plan) -> dict:
 
 
 def _hand_over(job: Plan, work: Path, record: dict) -> None:
-    """Move what a run left into its folder."""
-    (work / "part.json").unlink(missing_ok=True)
-    if (work / "notebook.ipynb").is_file():
-        _tidy(work / "notebook.ipynb", job, record)
-    for file in work.iterdir():
-        if (job.folder / file.name).is_dir():
-            shutil.rmtree(job.folder / file.name)
-        os.replace(file, job.folder / file.name)
+    """Move the notebook, as far as it got, into the run's folder."""
+    notebook = work / "notebook.ipynb"
+    if notebook.is_file():
+        _tidy(notebook, job, record)
+        os.replace(notebook, job.folder / "notebook.ipynb")
 
 
 @contextlib.contextmanager

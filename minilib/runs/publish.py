@@ -31,8 +31,7 @@ def publish(
         for old, new in trials_of(job, overrides):
             trials[new.key] = new
             if old is not None:
-                moved = verify.told(verify.deviations(old, new))
-                lines[new.key] = f"  {verify.title(new)}: {moved}"
+                lines[new.key] = f"  {verify.moved(old, new)}"
         if len(lines) > count and not replace:
             raise UsageError(
                 f"{job.chapter}: {len(lines) - count} of the trials that it shows would replace "

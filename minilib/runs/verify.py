@@ -2,30 +2,20 @@
 
 import json
 import math
-import os
 import random
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from minilib import ledger, provenance
+from minilib.runs import engines, execute
 
 # A number that moves by more, where torch and CPU are those of the trial, was not reproduced: there
 # the same operations in the same order give the same bits.
 TOLERANCE = 1e-6
 CLOCK = re.compile(r"seconds|_per_second|peak")  # columns that are never twice the same
 SAME = ("device", "cpu", "torch")
-# Recomputes one trial: the module that declares its kind, the kind, the recipe.
-PROGRAM = """
-import importlib, json, sys
-from minilib import ledger, trials
-module, kind, recipe = sys.argv[1:]
-importlib.import_module(module)
-ledger.get(ledger.restored(ledger.KINDS[kind].recipe, json.loads(recipe)))
-"""
 
 
 def deviations(old: ledger.Trial, new: ledger.Trial) -> dict[str, float]:
@@ -62,6 +52,11 @@ def told(found: dict[str, float], most: int = 6) -> str:
     return provenance.named(texts, most) or "equal"
 
 
+def moved(old: ledger.Trial | None, new: ledger.Trial) -> str:
+    """A line for a trial that was computed anew: how far it is from the old one."""
+    return f"{title(new)}: {told(deviations(old, new)) if old else 'it is new'}"
+
+
 def title(one: ledger.Trial) -> str:
     """A trial's kind and key, and what its recipe says off the defaults, for a line of output."""
     values: dict[str, object] = {}
@@ -85,26 +80,22 @@ def again(one: ledger.Trial, folder: Path) -> ledger.Trial:
     """Compute a trial in a process of its own that finds nothing: no ledger, no cache.
 
     Raises:
-        ledger.LedgerError: it could not be computed; the last line of why.
+        ledger.LedgerError: it could not be computed; one line that says why.
     """
-    env = os.environ | {
+    env = {
         "MINILIB_LEDGER": str(folder / "trials"),
         "MINILIB_CACHE": str(folder / "cache"),
         "MINILIB_PUBLISHED": "none",
-        "PYTHONPATH": os.pathsep.join(filter(None, [str(provenance.PACKAGE.parent), *sys.path])),
+        "MINILIB_FRESH": "",
     }
-    env.pop("MINILIB_FRESH", None)
     if one.env.get("threads"):  # threads add up in an order of their own
         env["OMP_NUM_THREADS"] = str(one.env["threads"])
-    module = ledger.KINDS[one.kind].recipe.__module__
-    process = subprocess.run(
-        [sys.executable, "-c", PROGRAM, module, one.kind, json.dumps(one.recipe)],
-        env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True,
-    )  # fmt: skip
-    trial = ledger.tiers(one.kind, one.key, folder / "trials").get("local")
-    if process.returncode or trial is None:
-        lines = process.stderr.strip().splitlines() or [f"ended with code {process.returncode}"]
-        raise ledger.LedgerError(f"{one.kind} {one.key}: {lines[-1]}")
+    with execute.environ(**env):
+        work = engines.Queue([ledger.recipe_of(one)])
+        ((_, outcome),) = engines.local(work, engines.Options(workers=1))
+        trial = ledger.tiers(one.kind, one.key).get("local")
+    if outcome.error or trial is None:
+        raise ledger.LedgerError(f"{one.kind} {one.key}: {outcome.error}")
     return trial
 
 
@@ -140,17 +131,17 @@ def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
                 failures += 1
                 continue
             gaps = deviations(trial, rerun)
-        moved, origin = told(gaps), ""
+        line, origin = told(gaps), ""
         if any(trial.env.get(name) != rerun.env.get(name) for name in SAME):
             torch = trial.env.get("torch")
             origin = f", made on {ledger.machine_of(trial)}, torch {torch}"
         elif max(gaps.values(), default=0.0) > TOLERANCE:
-            failures, moved = failures + 1, f"MOVED: {moved}"
-        print(f"{moved}, {rerun.seconds:.0f} s{origin}", flush=True)
+            failures, line = failures + 1, f"MOVED: {line}"
+        print(f"{line}, {rerun.seconds:.0f} s{origin}", flush=True)
         if log is not None:
             when = provenance.now()
-            line = {"key": trial.key, "kind": trial.kind, "when": when, "env": rerun.env,
+            entry = {"key": trial.key, "kind": trial.kind, "when": when, "env": rerun.env,
                     "commit": rerun.commit, "deviations": provenance.plain(gaps)}  # fmt: skip
             with open(log, "a", encoding="utf-8") as file:
-                file.write(json.dumps(line, ensure_ascii=False) + "\n")
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return 1 if failures else 0
