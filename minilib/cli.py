@@ -376,13 +376,19 @@ def do_items(options) -> None:
     verb, *words = options.words or ["list"]
     of_trials = options.verb == "trials"
     runs = [] if of_trials else lists.runs(find_root(), options.out)
-    if (verb, len(words)) in (("show", 1), ("diff", 2)):
-        items = [
-            lists.of_trial(ledger.find(one)) if of_trials else lists.run_of(runs, one)
-            for one in words
-        ]
-        options.result = [lists.compared(*items) if verb == "diff" else items[0].record]
+
+    def found(key: str) -> lists.Item:
+        return lists.of_trial(ledger.find(key)) if of_trials else lists.run_of(runs, key)
+
+    if verb == "show" and len(words) == 1:
+        options.result = [found(words[0]).record]
         print(json.dumps(options.result[0], indent=1, ensure_ascii=False))
+    elif verb == "diff" and len(words) == 2:
+        told = lists.compared(*map(found, words))
+        options.result = [told]
+        for name, (first, second) in told["settings"].items():
+            print(f"{name}: {first!r} → {second!r}")
+        print(told.get("deviations", ""))
     elif of_trials and not options.words:
         options.result = lists.kinds()
         print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
@@ -390,7 +396,8 @@ def do_items(options) -> None:
         items = lists.trials(words.pop(0)) if of_trials else runs
         items = lists.chosen(items, words, options.sort, options.top)
         options.result = [one.record for one in items]
-        ranked = [{options.sort: one.values[options.sort]} if options.sort else {} for one in items]
+        by = options.sort
+        ranked = [{by: f"{one.values[by]:.6g}"} if by else {} for one in items]
         brief = [one.brief | more for one, more in zip(items, ranked, strict=True)]
         rows = [row for one in items for row in one.rows]
         print(lists.as_csv(rows) if options.csv else lists.as_text(brief, 200))
