@@ -44,7 +44,7 @@ audit: $(CI_TOOLS)/installed  ## ask the index whether a fault is known of what 
 test: $(VENV)/installed  ## environment, the whole test suite
 	$(PY) -m pytest -n auto --no-loadscope-reorder
 
-check: $(VENV)/installed  ## the suite without the tests that build pages or open a browser
+check: $(VENV)/installed  ## the quick part: without pages, browsers, golden numbers, whole sweeps
 	$(PY) -m pytest -n auto --no-loadscope-reorder -m "not site and not slow"
 
 bench: $(VENV)/installed  ## benchmarks against plain loops, on DEVICE (cpu)

@@ -28,8 +28,13 @@ sys.dont_write_bytecode = False
 # begin. The last is handed out test by test, so that the workers end together.
 FIRST = ("tests/site/test_book.py", "tests/test_golden.py")
 LAST = "tests/site/test_reproducible.py"
-# What builds pages or opens a browser; `make check` leaves it out.
+# `make check` leaves out what builds pages or opens a browser, and what computes or executes much.
 SITE = tuple(f"tests/site/test_{name}.py" for name in ("site", "book", "pages", "landing"))
+SLOW = (
+    "tests/test_golden.py", "tests/test_examples.py", "tests/test_package.py",
+    "tests/test_registry.py::test_the_guides", "tests/runs/test_sweep.py",
+    "tests/site/test_snippets.py", "tests/bench/test_bench.py",
+)  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
@@ -37,6 +42,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.nodeid.startswith(SITE):
             item.add_marker(pytest.mark.site)
+        if item.nodeid.startswith(SLOW):
+            item.add_marker(pytest.mark.slow)
     items.sort(key=lambda item: turn(item.nodeid))
 
 
@@ -103,9 +110,10 @@ def nothing(folder: Path) -> dict[str, str]:
 
 
 # Every night all chapters are executed at `smoke` from nothing, and a site is built of them; in
-# between one of them is, and golden numbers stand for what the others compute.
+# between one of them is, made short, and golden numbers stand for what the others compute.
 NIGHTLY = "MINILIB_NIGHTLY" in os.environ
 nightly = pytest.mark.skipif(not NIGHTLY, reason="takes minutes; MINILIB_NIGHTLY=1 runs it")
+SHORT = ("-p", "victim_epochs=2", "-p", "methods=ga,rga")  # of chapter 03
 EVERY = tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
 SMOKE = EVERY if NIGHTLY else ("03_ga_rga",)
 
@@ -120,10 +128,8 @@ def smoke_runs(tmp_path_factory) -> dict[str, Path]:
         if not said.exists():
             common = ("--preset", "smoke", "--out", str(folder / "runs"))
             whole = ("run", "--all", *common, "--workers", "2")
-            for words in [whole] if NIGHTLY else [("run", chapter, *common) for chapter in SMOKE]:
-                done = minilib(*words, **nothing(folder))
-                if done.returncode:
-                    break
+            words = whole if NIGHTLY else ("run", *SMOKE, *common, *SHORT)
+            done = minilib(*words, **nothing(folder))
             said.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
     assert said.read_text().startswith("0\n"), said.read_text()
     return {path.parent.parent.name: path for path in folder.glob("runs/smoke/*/*/notebook.ipynb")}

@@ -34,14 +34,8 @@ def test_the_guide_registers_one_of_each_kind():
 def test_the_guides_commands_work(place, command):
     folder, environ = place
     assert command.startswith("minilib run ")
-    words = [
-        sys.executable,
-        "-m",
-        "minilib.cli",
-        *command.split()[1:],
-        "--out",
-        str(folder / "runs"),
-    ]
+    words = [sys.executable, "-m", "minilib.cli", *command.split()[1:]]
+    words += ["--out", str(folder / "runs"), "-p", "victim_epochs=2"]
     done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok in" in done.stdout

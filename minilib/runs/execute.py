@@ -400,6 +400,9 @@ def _run(job: Plan, fresh: Iterable[str], time_limit: float | None) -> dict:
 
 def _execute(job: Plan, work: Path, fresh: Iterable[str]) -> None:
     """papermill, in a kernel of this interpreter, with the repository as working directory."""
+    # jsonschema compiles a grammar of addresses as it is imported, for seconds in each process, if
+    # JupyterLab has brought one. What checks a notebook does not read it.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from jupyter_client.kernelspec import KernelSpecManager
     from jupyter_client.manager import AsyncKernelManager

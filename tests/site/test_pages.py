@@ -92,8 +92,11 @@ def test_pages_are_light(site):
 ])  # fmt: skip
 def test_every_page_in_both_themes_on_phone_and_desk(site, theme, width):
     every = pages(site)
-    if not NIGHTLY:  # the reference's pages are alike; one has the longest names
+    if not NIGHTLY:
+        # The reference's pages are alike; one has the longest names. Prose is seldom wide.
+        wide = (*(path.stem for path in CHAPTERS), "intro", "results", "performance", "unlearning")
         every = [path for path in every if path.parent.name != "api" or path.stem == "unlearning"]
+        every = [path for path in every if width < 1280 or path.stem in wide]
     seen = look(site, (theme,), (width,), every=every)
     assert len(seen) == len(every)
     assert complaints(seen) == []

@@ -13,7 +13,7 @@ from xml.etree import ElementTree
 
 import nbformat
 import pytest
-from conftest import ROOT
+from conftest import ROOT, nightly
 from markdown_it import MarkdownIt
 from nbformat import v4
 from site_checks import BROWSER, complaints, dead_links, from_elsewhere, look, pages
@@ -381,34 +381,38 @@ def test_links_and_anchors_lead_somewhere(tiny_site):
 
 @needs_browser
 def test_pages_in_a_browser(tiny_site):
-    """On a phone only: tests/site/test_pages.py looks at the published site in every way."""
-    seen = look(tiny_site, ("dark",), (390,), axe=False)
-    assert complaints(seen) == []
-    assert len(seen) == len(CHAPTERS) + len(
+    """Two, on a phone: tests/site/test_pages.py looks at the published site in every way."""
+    assert len(pages(tiny_site)) == len(CHAPTERS) + len(
         re.findall(r"(?:file|root): book/", (ROOT / "_toc.yml").read_text())
     )
+    every = [tiny_site / "book" / "intro.html", tiny_site / "notebooks" / "01_attacks.html"]
+    seen = look(tiny_site, ("dark",), (390,), axe=False, every=every)
+    assert complaints(seen) == []
     assert seen["/notebooks/01_attacks.html", "dark", 390]["images"] == 1
     assert seen["/notebooks/01_attacks.html", "dark", 390]["h1"] == ["1. Chapter 01"]
 
 
-@pytest.fixture
-def spoiled(tiny_book, tmp_path):
-    """A copy of the tiny book to spoil."""
-    return shutil.copytree(tiny_book, tmp_path / "book", ignore=shutil.ignore_patterns("_build"))
-
-
 # What is wrong with a page, and the words that tell. Each with a page of its own, in one book.
 def spoil(root: Path) -> dict[str, str]:
-    """Spoil a book in every way; returns page → what a build must say of it."""
+    """Spoil a book in every way, and leave no other page; returns page → what a build must say."""
     executed_copies, notebooks = root / "book" / "_executed", root / "notebooks"
     (executed_copies / "01_attacks.ipynb").unlink()
     (executed_copies / "02_detection.ipynb").write_text('{"cells": [')
     for name, old, new in (("03_ga_rga", "plot()", "plot(1)"), ("04_btu", '"a dot"', '""')):
         path = notebooks / f"{name}.ipynb"
         path.write_text(path.read_text().replace(old, new))
+    for page in [*(root / "book").rglob("*.md"), *(executed_copies.glob("0[5-9]*.ipynb"))]:
+        page.unlink()
+    for page in notebooks.glob("0[5-9]*.ipynb"):
+        page.unlink()
     for name, line in (("intro", "{cite}`nobody1999`"), ("setup", "{doc}`nowhere` [x](none.md)")):
-        with open(root / "book" / f"{name}.md", "a") as page:
-            page.write(f"\n{line}\n")
+        (root / "book" / f"{name}.md").write_text(f"# {name}\n\n{line}\n")
+    pages = [
+        "book/setup",
+        *(f"notebooks/{path.stem}" for path in sorted(notebooks.glob("*.ipynb"))),
+    ]
+    listed = "".join(f"  - file: {page}\n" for page in pages)
+    (root / "_toc.yml").write_text(f"format: jb-book\nroot: book/intro\nchapters:\n{listed}")
     return {
         "01_attacks": "there is no executed copy",
         "02_detection": "cannot be read",
@@ -419,8 +423,10 @@ def spoil(root: Path) -> dict[str, str]:
     }
 
 
-def test_a_strict_build_fails_twice_and_names_each_fault(spoiled, capsys):
+def test_a_strict_build_fails_twice_and_names_each_fault(tiny_book, tmp_path, capsys):
     """Twice: Sphinx does not repeat a warning about a page that it need not read again."""
+    spoiled = tmp_path / "book"
+    shutil.copytree(tiny_book, spoiled, ignore=shutil.ignore_patterns("_build", "minilib"))
     faults = spoil(spoiled)
     for _ in range(2):
         assert not build.build(spoiled, spoiled / "_build", quiet=True)
@@ -429,25 +435,8 @@ def test_a_strict_build_fails_twice_and_names_each_fault(spoiled, capsys):
             assert any(page in line and words in line for line in told), (page, told)
 
 
-def test_a_new_run_is_read_alone_and_a_new_style_sheet_reaches_the_site(spoiled):
-    out = spoiled / "_build"
-    assert build.build(spoiled, out, quiet=True)
-    read = [out / "doctrees" / "notebooks" / f"{name}.doctree" for name in CHAPTERS]
-    before = [path.stat().st_mtime_ns for path in read]
-    copied = spoiled / "book" / "_executed" / "03_ga_rga.ipynb"
-    copied.write_text(copied.read_text().replace("wide-number-7", "other-number-7"))
-    assert build.build(spoiled, out, quiet=True)
-    again = [a.stat().st_mtime_ns > b for a, b in zip(read, before, strict=True)]
-    assert again == [name == "03_ga_rga" for name in CHAPTERS]
-    assert "other-number-7" in (out / "html" / "notebooks" / "03_ga_rga.html").read_text()
-    with open(spoiled / "book" / "_static" / "book.css", "a") as sheet:
-        sheet.write("/* new */")
-    assert build.build(spoiled, out, quiet=True)
-    assert "/* new */" in (out / "html" / "_static" / "book.css").read_text()
-
-
-def test_what_an_interrupted_build_left_is_thrown_away(spoiled, monkeypatch):
-    out = spoiled / "_build"
+def test_what_an_interrupted_build_left_is_thrown_away(tiny_book, tmp_path, monkeypatch):
+    out = tmp_path / "_build"
     (out / "html").mkdir(parents=True)
     (out / "html" / "searchindex.js").write_text("Search.setIndex({half")
     (out / "doctrees").mkdir()
@@ -464,14 +453,14 @@ def test_what_an_interrupted_build_left_is_thrown_away(spoiled, monkeypatch):
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(jupyter_book.sphinx, "build_sphinx", killed)
-        build.build(spoiled, out, quiet=True)
+        build.build(tiny_book, out, quiet=True)
     seen = []
     monkeypatch.setattr(
         jupyter_book.sphinx, "build_sphinx", lambda *args, **more: seen.extend(out.iterdir()) or 0
     )
-    assert build.build(spoiled, out, quiet=True)
+    assert build.build(tiny_book, out, quiet=True)
     assert sorted(path.name for path in seen) == ["begun", "executed"]
-    assert build.build(spoiled, out, quiet=True) and not (out / "begun").exists()
+    assert not (out / "begun").exists()
 
 
 def test_collect_takes_what_was_executed_and_drops_what_is_gone(tmp_path):
@@ -528,3 +517,38 @@ def test_every_committed_benchmark_is_shown():
             text = benchmarks.table(record)
             assert all(html.escape(name) in text for name in record["ratios"])
             assert record["versions"]["torch"] in text
+
+
+# ---------------------------------------------------------------- what changes the tiny book
+
+
+def test_a_new_run_is_read_alone(tiny_site, tiny_book):
+    """Behind the tests of this book's pages, which it changes."""
+    out = tiny_site.parent
+    read = [out / "doctrees" / "notebooks" / f"{name}.doctree" for name in CHAPTERS]
+    before = [path.stat().st_mtime_ns for path in read]
+    copied = tiny_book / "book" / "_executed" / "03_ga_rga.ipynb"
+    copied.write_text(copied.read_text().replace("wide-number-7", "other-number-7"))
+    assert build.build(tiny_book, out, quiet=True)
+    again = [a.stat().st_mtime_ns > b for a, b in zip(read, before, strict=True)]
+    assert again == [name == "03_ga_rga" for name in CHAPTERS]
+    assert "other-number-7" in (tiny_site / "notebooks" / "03_ga_rga.html").read_text()
+
+
+@nightly
+def test_a_new_style_sheet_reaches_the_site(tiny_site, tiny_book):
+    with open(tiny_book / "book" / "_static" / "book.css", "a") as sheet:
+        sheet.write("/* new */")
+    assert build.build(tiny_book, tiny_site.parent, quiet=True)
+    assert "/* new */" in (tiny_site / "_static" / "book.css").read_text()
+
+
+@pytest.mark.parametrize("name", ["_static/book.css", "_ext/reader.py"])
+def test_a_new_style_sheet_or_extension_is_another_version_of_the_site(tmp_path, name):
+    """With it all pages are made again: Sphinx does not look there by itself."""
+    for folder in ("_static", "_ext"):
+        shutil.copytree(ROOT / "book" / folder, tmp_path / "book" / folder)
+    assert build.version(tmp_path) == build.version(ROOT)
+    with open(tmp_path / "book" / name, "a") as file:
+        file.write("\n")
+    assert build.version(tmp_path) != build.version(ROOT)

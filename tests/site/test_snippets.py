@@ -20,7 +20,7 @@ from conftest import ROOT
 from packaging.requirements import Requirement
 from test_repository import PROJECT, locked
 
-from minilib import settings
+from minilib import cli, settings
 
 PAGES = [
     "README.md",
@@ -107,6 +107,17 @@ def call(words: list[str], where) -> None:
     assert done.returncode == 0, f"{shlex.join(words)}\n{done.stdout[-800:]}{done.stderr[-800:]}"
 
 
+def minilib(words: list[str], where, monkeypatch, capsys) -> tuple[int, str]:
+    """Exit code of the command line called here, and all that it said."""
+    monkeypatch.chdir(where)
+    capsys.readouterr()
+    try:
+        code = cli.main(words)
+    except SystemExit as end:  # --help
+        code = end.code
+    return code, "".join(capsys.readouterr())
+
+
 def declared(name: str) -> bool:
     """Whether something to be installed is ours, or named among what we ask for."""
     wanted = Requirement(name)
@@ -124,34 +135,27 @@ def test_there_are_commands_to_try():
 
 
 @pytest.mark.parametrize("line", commands())
-def test_a_command_does_what_it_says(line, stand_in):
+def test_a_command_does_what_it_says(line, stand_in, monkeypatch, capsys):
     words = shlex.split(line)
     if words[0] == "minilib":
-        program = [sys.executable, "-m", "minilib.cli"]
-        if "yours" in line:  # the reader's own method: refused by name until it is there
-            done = subprocess.run(
-                [*program, *words[1:]], cwd=stand_in, capture_output=True, text=True
-            )
-            assert done.returncode != 0 and "yours" in done.stdout + done.stderr
-            return
+        here = stand_in, monkeypatch, capsys
         if words[1:] in (["publish"], ["run"], ["sweep"]) or words[1] == "verify":
             # Named in a sentence, not called; and computing from nothing takes its time.
             words.append("--help")
         if words[1] == "publish" and len(words) > 3:  # a run to publish, as the guide makes it
-            call([*program, "run", *words[2:]], stand_in)
-        if words[1] == "audit":  # of the reader's own files, which `tests/audit` has
-            done = subprocess.run(
-                [*program, *words[1:]], cwd=stand_in, capture_output=True, text=True
-            )
-            assert done.returncode == 2 and "usage" not in done.stderr
-            assert any(word in done.stderr for word in ("MODEL", "rows.csv", "DIR")), done.stderr
-            return
-        if words[1] == "doctor":  # 1 while there is something to fix, as on a machine without data
-            done = subprocess.run([*program, "doctor"], cwd=stand_in, capture_output=True)
-            assert done.returncode in (0, 1) and not done.stderr
-            return
-        dry = ["--dry-run"] if words[1] == "sweep" and words[2:] != ["--help"] else []
-        call([*program, *words[1:], *dry], stand_in)
+            assert minilib(["run", *words[2:]], *here)[0] == 0
+        if words[1] == "sweep" and words[2:] != ["--help"]:
+            words.append("--dry-run")
+        code, said = minilib(words[1:], *here)
+        if "yours" in line:  # the reader's own method: refused by name until it is there
+            assert code and "yours" in said
+        elif words[1] == "audit":  # of the reader's own files, which `tests/audit` has
+            assert code == 2 and "usage" not in said
+            assert any(word in said for word in ("MODEL", "rows.csv", "DIR")), said
+        elif words[1] == "doctor":  # 1 where there is something to fix, as data that is not there
+            assert code in (0, 1)
+        else:
+            assert code == 0, said
     elif words[0] == "make":
         call(["make", "--dry-run", "--always-make", *words[1:]], ROOT)
     elif words[:2] == ["python", "-m"]:
@@ -177,9 +181,10 @@ def test_every_language_of_a_block_is_tried():
 
 
 @pytest.mark.parametrize("page, block", blocks("yaml"))
-def test_a_sweep_file_is_one(page, block, stand_in):
+def test_a_sweep_file_is_one(page, block, stand_in, monkeypatch, capsys):
     (stand_in / "shown.yml").write_text(block, encoding="utf-8")
-    call([sys.executable, "-m", "minilib.cli", "sweep", "shown.yml", "--dry-run"], stand_in)
+    code, said = minilib(["sweep", "shown.yml", "--dry-run"], stand_in, monkeypatch, capsys)
+    assert code == 0, said
 
 
 @pytest.mark.parametrize("page, block", blocks("json"))
