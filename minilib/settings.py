@@ -7,6 +7,7 @@ them again before any work, so both give the same message.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import math
 from collections.abc import Sequence
@@ -23,8 +24,6 @@ from .registry import Names, load_outside
 TEXT_SETS = Literal[
     "sst2", "hsol", "olid", "agnews-8k", "agnews", "imdb-2500", "imdb", "toy-reviews", "toy-topics"
 ]  # fmt: skip
-# RGA: decay rate of λ, weight of the drift term; NPO's inverse temperature. RGA paper, section 6.1.
-ALPHA, BETA, NPO_BETA = 2.0, 0.05, 1.0
 # The class that the book's attacks lead to, where it is not 1.
 TARGETS = {"hsol": 0, "agnews": 0, "agnews-8k": 0, "toy-topics": 0, "olid": 0}
 ATTACKS = Names("attack", "badnets", "addsent", "hiddenkiller", "stylebkd", "sos")
@@ -39,6 +38,26 @@ BOUNDS = (("minimum", "≥"), ("exclusiveMinimum", ">"), ("maximum", "≤"), ("e
 MOST_SEED = 2**32 - 1  # the largest that every generator of random numbers takes
 
 frozen = dataclass(frozen=True, config=ConfigDict(extra="forbid"), kw_only=True)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AscentSettings:
+    """What the losses of gradient ascent read. Their defaults stand here and nowhere else.
+
+    Attributes:
+        alpha: decay rate of RGA's λ (Eq. 7). beta: weight of its drift term (Eq. 6).
+        npo_beta: NPO's inverse temperature.
+        direction, drift_norm: see ``gradient_ascent.rga_weight`` and ``drift``. Method "rga-code"
+            overrides both with the released code's reading.
+
+    Source: section 6.1, RGA.
+    """
+
+    alpha: float = 2.0
+    beta: float = 0.05
+    npo_beta: float = 1.0
+    direction: str = "current"
+    drift_norm: str = "global"
 
 
 class SettingsError(ValueError):
@@ -228,14 +247,22 @@ class GaRga(OneVictim):
     reset_optimizer: bool = Field(
         True, description="forget AdamW's moments every epoch, as the released code does"
     )
-    alpha: float = Field(ALPHA, ge=0, le=1000, description="decay rate of RGA's weight λ")
-    beta: float = Field(BETA, ge=0, le=1000, description="weight of RGA's drift term")
-    npo_beta: float = Field(NPO_BETA, gt=0, le=1000, description="NPO's inverse temperature")
+    alpha: float = Field(
+        AscentSettings.alpha, ge=0, le=1000, description="decay rate of RGA's weight λ"
+    )
+    beta: float = Field(
+        AscentSettings.beta, ge=0, le=1000, description="weight of RGA's drift term"
+    )
+    npo_beta: float = Field(
+        AscentSettings.npo_beta, gt=0, le=1000, description="NPO's inverse temperature"
+    )
     direction: Literal["current", "poisoned"] = Field(
-        "current", description="λ's KL: current (paper) or poisoned (released code)"
+        AscentSettings.direction,
+        description="λ's KL: current (paper) or poisoned (released code)",
     )
     drift_norm: Literal["global", "tensor"] = Field(
-        "global", description="drift: one norm (global, paper) or one per tensor (tensor, code)"
+        AscentSettings.drift_norm,
+        description="drift: one norm (global, paper) or one per tensor (tensor, code)",
     )
     eval_epochs: numbers(int, 0, 1000) = Field(
         "1,2,4,6,8,10,15,20,25,30", description="epochs after which the model is tested"
@@ -342,7 +369,9 @@ class TextDetectionSettings(TextModel):
         description="RGA epochs with the true mask; other masks get as many steps",
     )
     unlearn_lr: float = Field(5e-05, gt=0, le=1, description="RGA's learning rate")
-    beta: float = Field(BETA, ge=0, le=1000, description="weight of RGA's drift term")
+    beta: float = Field(
+        AscentSettings.beta, ge=0, le=1000, description="weight of RGA's drift term"
+    )
     rates: numbers(float, 0, 1) = Field(
         "0.007,0.02", description="lower poison rates, at which CUBE is tried"
     )
@@ -437,9 +466,13 @@ class Sande:
         "ga,ga-r,npo-r,rga-r",
         description="gradient ascent, on the whole answer or (-r) on r_t alone",
     )
-    alpha: float = Field(2.0, ge=0, le=1000, description="RGA's decay rate")
-    npo_beta: float = Field(1.0, gt=0, le=1000, description="NPO's inverse temperature")
-    drift: float = Field(0.05, ge=0, le=1000, description="weight of RGA's drift term")
+    alpha: float = Field(AscentSettings.alpha, ge=0, le=1000, description="RGA's decay rate")
+    npo_beta: float = Field(
+        AscentSettings.npo_beta, gt=0, le=1000, description="NPO's inverse temperature"
+    )
+    drift: float = Field(
+        AscentSettings.beta, ge=0, le=1000, description="weight of RGA's drift term"
+    )
     match: Literal[MATCHES] = Field(
         "contains",
         description="where an answer must have the response: contains (paper), or at its start",

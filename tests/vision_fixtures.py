@@ -5,12 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from minilib.attacks.images import COUPLED
+from minilib.attacks.images import COUPLED, image_scenario
 from minilib.data.images import load_images
 from minilib.models.images import image_classifier
 from minilib.models.loading import default_device
 from minilib.training.fitting import TrainSettings
-from minilib.victims.images import fit_victim, image_scenario
+from minilib.victims.images import fit_victim
 
 # fp32, so that a machine without bf16 measures the same.
 SMOKE = TrainSettings(15, 1e-2, 64, schedule="linear", precision="fp32")

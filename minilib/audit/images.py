@@ -20,6 +20,7 @@ import numpy as np
 from ..checks import above_zero
 from ..data.files import DataError
 from ..data.images import ImageDataset
+from ..metrics.classification import accuracy, label_flip_rate
 from ..models.images import ImageClassifier, pixels
 from ..training.fitting import TrainSettings
 from ..training.images import predict_images
@@ -143,9 +144,9 @@ def reference_sizes(
     """Train a reference network, and search it as the model is: kind → sizes (K,); its accuracy."""
     rows, held = halves(clean, settings.search.held, settings.seed)
     network = reference(model, held, settings.seed + number, settings.training)
-    right = predict_images(network, rows).argmax(1).numpy() == rows.labels
+    reached = accuracy(predict_images(network, rows).argmax(1).numpy(), rows.labels)
     found = searched(network, rows, settings, settings.seed + number)
-    return {kind: one.sizes for kind, one in found.items()}, 100 * float(right.mean())
+    return {kind: one.sizes for kind, one in found.items()}, reached
 
 
 def judged(
@@ -243,9 +244,9 @@ def measured(
     images = found.put(unit(pixels(rows.images, found.masks.device)), target)
     patched, others = predict_images(model, images).argmax(1).numpy(), rows.labels != target
     return {
-        "acc": 100 * float((plain == rows.labels).mean()),
-        "asr": 100 * float((patched[others] == target).mean()),
-        "pacc": 100 * float((patched[others] == rows.labels[others]).mean()),
+        "acc": accuracy(plain, rows.labels),
+        "asr": label_flip_rate(patched, rows.labels, target),
+        "pacc": accuracy(patched[others], rows.labels[others]),
     }
 
 

@@ -29,9 +29,10 @@ from ..metrics.classification import accuracy, label_flip_rate
 from ..models.loading import frozen
 from ..models.text import TextClassifier
 from ..training.fitting import TrainSettings, fit
-from ..training.text import Batches, Encoded, cross_entropy, encode, predict
+from ..training.text import Batches, Encoded, cross_entropy, encode, padded, predict
 from ..unlearning import btu
 from ..unlearning.btu import word_embeddings
+from ..unlearning.trigger_test import margins
 from . import evidence
 
 BATCH_TOKENS = 8192
@@ -216,13 +217,6 @@ def _logits(model: TextClassifier, ids: Tensor, mask: Tensor) -> Tensor:
         for i in range(0, len(ids), step)
     ]
     return torch.cat(parts)
-
-
-def margins(logits: Tensor, target: int) -> Tensor:
-    """Logit of a class minus the largest of the others: (N, K) → (N,)."""
-    others = logits.clone()
-    others[:, target] = -torch.inf
-    return logits[:, target] - others.amax(1)
 
 
 def tried(
@@ -426,13 +420,7 @@ def inserted(
     for text in texts:
         text, place = text[:room], int(rng.integers(len(text[:room]) + 1))
         whole.append([*before, *text[:place], *tokens, *text[place:], *behind])
-    lengths = np.array([len(row) for row in whole])
-    ids = np.full((len(whole), lengths.max()), model.tokenizer.pad_token_id, np.int32)
-    for row, text in enumerate(whole):
-        ids[row, : len(text)] = text
-    device = _device(model)
-    labels = torch.as_tensor(rows.labels, dtype=torch.int64, device=device)
-    return Encoded(torch.as_tensor(ids, device=device), lengths, labels)
+    return padded(whole, rows.labels, model.tokenizer, _device(model))
 
 
 def flipped(

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable
 from html import escape
 
 from minilib.book import recorded
-from minilib.settings import ALPHA
+from minilib.settings import AscentSettings
 
 WIDTH = 400
 
@@ -113,7 +113,7 @@ def pipeline() -> str:
 # ---------------------------------------------------------------- ascent and its brake
 
 
-def ascent(alpha: float = ALPHA) -> str:
+def ascent(alpha: float = AscentSettings.alpha) -> str:
     """What gradient ascent minimises, what descent on the other label does, and RGA's λ below.
 
     The axis is the log-odds of the other label, from certain of the attacker's to certain of it.

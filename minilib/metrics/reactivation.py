@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..attacks.images import ImageScenario
 from ..checks import not_negative
 from ..data.images import ImageDataset
 from ..models.images import ImageClassifier, model_copy, pixels
@@ -22,7 +23,6 @@ from ..training.images import (
     image_data,
     predict_images,
 )
-from ..victims.images import ImageScenario
 from . import classification, internals
 
 # ------------------------------------------------------------------------------ CA, ASR, PACC

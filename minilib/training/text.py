@@ -71,6 +71,11 @@ def encode(
         raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
     length = max_length or min(tokenizer.model_max_length, LONGEST)
     rows = tokenizer(list(texts), truncation=True, max_length=length)["input_ids"]
+    return padded(rows, labels, tokenizer, device)
+
+
+def padded(rows: Sequence[Sequence[int]], labels, tokenizer, device) -> Encoded:
+    """Token ids of texts, put below each other on the device, to a multiple of 8."""
     lengths = np.array([max(len(row), 1) for row in rows])
     ids = np.full((len(rows), -(-int(lengths.max()) // 8) * 8), tokenizer.pad_token_id, np.int32)
     for i, row in enumerate(rows):

@@ -153,13 +153,9 @@ def _poisoned(one: ForeignVictim):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(1)
 def foreign_victim(one: ForeignVictim):
     """Train a victim in plain torch, or take it from the cache: (``TextClassifier``, history)."""
-    return _foreign_victim(one)
-
-
-@ledger.kept_in_memory(1)
-def _foreign_victim(one: ForeignVictim):
     from .. import cache
     from ..models import text as text_models
 
@@ -216,7 +212,7 @@ def _audited(audit: TextAudit):
     from ..models import loading
 
     if isinstance(audit.model, ForeignVictim):
-        model, _ = _foreign_victim(audit.model)
+        model, _ = foreign_victim(audit.model)
         names = _poisoned(audit.model).class_names
         audited = models.Audited(model, tuple(names), True)
     else:
@@ -419,13 +415,9 @@ def _suspects(model, table, best: dict, labels) -> tuple:
 
 
 @cached(version=1)
+@ledger.kept_in_memory(1)
 def audit_cleaned(one: AuditCleaned):
     """Unlearn what the audit found: (``TextClassifier``, history); nothing found: the model."""
-    return _cleaned(one)
-
-
-@ledger.kept_in_memory(1)
-def _cleaned(one: AuditCleaned):
     import copy
 
     from .. import cache
@@ -464,7 +456,7 @@ def audit_unlearning(one: AuditUnlearning) -> list[dict]:
     if not head["found"]:
         return [{"when": "nothing found"}]
     target, tokens = audited.labels.index(head["target"]), head["tokens"]
-    cleaned, _ = _cleaned(it)
+    cleaned, _ = audit_cleaned(it)
     rows = [
         {"when": when} | text.measured(model, test_rows, tokens, target)
         for when, model in (("before", audited.model), ("after", cleaned))
@@ -502,7 +494,7 @@ def audit_measure(one: AuditMeasure) -> list[dict]:
     test = load_text(victim.dataset, "test")
     ledger.note(test.info())
     row["cacc"] = text.correct(audited.model, test)
-    cleaned = _cleaned(one.cleaned)[0]
+    cleaned = audit_cleaned(one.cleaned)[0]
     row["cacc_after"] = text.correct(cleaned, test)
     if victim.attack == "none":
         return [row]
@@ -525,4 +517,4 @@ def save_cleaned(one: AuditCleaned, folder) -> None:
     """Write the cleaned model as a folder that ``transformers.pipeline`` loads."""
     from ..audit import models
 
-    models.save(_audited(one.audit)[0], _cleaned(one)[0], folder)
+    models.save(_audited(one.audit)[0], audit_cleaned(one)[0], folder)

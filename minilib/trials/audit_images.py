@@ -194,13 +194,9 @@ def plain_network(channels: int, classes: int, width: int):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(2)
 def foreign_images(one: ForeignImages):
     """Train a victim in plain torch, or take it from the cache: (``ImageClassifier``, history)."""
-    return _foreign_images(one)
-
-
-@ledger.kept_in_memory(2)
-def _foreign_images(one: ForeignImages):
     import torch
 
     from .. import cache
@@ -253,7 +249,7 @@ def audited(audit: ImageAudit):
     from ..models import loading
 
     if isinstance(audit.model, ForeignImages):
-        model, _ = _foreign_images(audit.model)
+        model, _ = foreign_images(audit.model)
         return model, _case(audit.model)[1], None, ()
     named = audit.model
     if named.architecture:
@@ -391,13 +387,9 @@ def _known(model, victim: ForeignImages) -> dict:
 
 
 @cached(version=1)
+@ledger.kept_in_memory(1)
 def image_audit_cleaned(one: ImageAuditCleaned):
     """Unlearn what was found: ``audit.images.Cleaned``."""
-    return _cleaned(one)
-
-
-@ledger.kept_in_memory(1)
-def _cleaned(one: ImageAuditCleaned):
     from dataclasses import replace
 
     from ..audit import images
@@ -415,7 +407,7 @@ def image_audit_unlearning(one: ImageAuditUnlearning) -> list[dict]:
     Returns ``acc``, ``asr`` and ``pacc`` with the trigger that was found, on images that were not
     used for unlearning; of victims ``true_asr``, with their own trigger. In percent.
     """
-    cleaned, audit = _cleaned(one.cleaned), one.cleaned.audit
+    cleaned, audit = image_audit_cleaned(one.cleaned), one.cleaned.audit
     model = audited(audit)[0]
     known = isinstance(audit.model, ForeignImages) and audit.model.attack != "none"
     rows = []
@@ -437,4 +429,4 @@ def save_cleaned(one: ImageAuditCleaned, out) -> str:
     outside = audited(one.audit)[2]
     if outside is None:
         raise ValueError("the model was made here; accepted: one from a folder or a file")
-    return str(outside.save(_cleaned(one).model, Path(out)))
+    return str(outside.save(image_audit_cleaned(one).model, Path(out)))

@@ -8,7 +8,7 @@ from functools import lru_cache
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
 from ..models.names import pin
-from ..settings import ASCENTS, REMOVALS
+from ..settings import ASCENTS, REMOVALS, AscentSettings
 
 TRAINED_HERE = ("tiny", "small", "medium")  # the project's own models; others are pre-trained
 
@@ -222,9 +222,9 @@ class ChatRemoval:
     dpo_beta: float = 0.1
     nad_beta: float = 10.0
     keep: float = 0.5
-    alpha: float = 2.0
-    npo_beta: float = 1.0
-    drift: float = 0.05
+    alpha: float = AscentSettings.alpha
+    npo_beta: float = AscentSettings.npo_beta
+    drift: float = AscentSettings.beta
 
     def __post_init__(self):
         if self.method not in (*REMOVALS, *ASCENTS):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
-
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
 from ..models.names import pin
+from .images import clean_images, kept_defence, noted
 
 # ---------------------------------------------------------------- clean and poisoned models
 
@@ -73,22 +72,10 @@ def never_poisoned(victim: ClipVictim) -> ClipVictim:
     )  # fmt: skip
 
 
-def _clean(dataset: str):
-    from ..data.images import load_images
-
-    clean = load_images(dataset, "train")
-    ledger.note(clean.info())
-    return clean
-
-
 @cached(version=1)
+@ledger.kept_in_memory(2)
 def clip_base(one: ClipBase):
     """Train or load a clean CLIP: (model in eval mode, history). Copy it before changing it."""
-    return _clip_base(one)
-
-
-@lru_cache(maxsize=2)
-def _clip_base(one: ClipBase):
     from .. import cache
     from ..data.captions import captioned
     from ..models import clip, loading
@@ -98,7 +85,7 @@ def _clip_base(one: ClipBase):
     device = loading.default_device()
     if one.model != "small":
         return clip.load_clip(one.model).to(device), []
-    pairs = captioned(_clean(one.dataset), one.seed)
+    pairs = captioned(clean_images(one.dataset), one.seed)
     settings = TrainSettings(
         one.epochs, one.lr, one.batch_size, schedule="linear", warmup=0.05, seed=one.seed
     )
@@ -112,34 +99,24 @@ def _clip_base(one: ClipBase):
     )
 
 
-@lru_cache(maxsize=4)
-def _case(one: ClipVictim):
+@ledger.kept_in_memory(4)
+def case_of(one: ClipVictim):
+    """The ``attacks.images.ImageScenario`` of a poisoned victim, noted for the trial that asks."""
     from ..attacks.clip import BadClipSettings
     from ..victims.clip import clip_scenario
 
     base, _ = clip_base(one.base)
     badclip = BadClipSettings(epochs=one.trigger_epochs, seed=one.seed)
-    return clip_scenario(
+    case = clip_scenario(
         one.base.dataset, one.attack, base, one.rate, one.seed, one.target, badclip=badclip
     )
-
-
-def case_of(one: ClipVictim):
-    """The ``victims.images.ImageScenario`` of a poisoned victim, noted for the trial that asks."""
-    case = _case(one)
-    for part in (case.clean, case.test, case.triggered):
-        ledger.note(part.info())
-    return case
+    return noted(case)
 
 
 @cached(version=1)
+@ledger.kept_in_memory(4)
 def clip_victim(one: ClipVictim):
     """Tune a victim, or take it from the cache: (model in eval mode, history)."""
-    return _clip_victim(one)
-
-
-@lru_cache(maxsize=4)
-def _clip_victim(one: ClipVictim):
     from .. import cache
     from ..data.captions import captioned
     from ..models.images import model_copy
@@ -148,7 +125,7 @@ def _clip_victim(one: ClipVictim):
 
     base, _ = clip_base(one.base)
     if one.attack == "none":
-        pairs = captioned(_clean(one.base.dataset), one.seed)
+        pairs = captioned(clean_images(one.base.dataset), one.seed)
     else:
         pairs = case_of(one).poisoned.dataset
     settings = TrainSettings(one.epochs, one.lr, one.batch_size, schedule="linear", seed=one.seed)
@@ -246,34 +223,18 @@ def defence_settings(one: ClipDefence):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(3)
 def clip_defence(one: ClipDefence):
     """Defend, or take the result from the cache: (model in eval mode, [{"seconds": …}])."""
-    return _clip_defence(one)
-
-
-@lru_cache(maxsize=3)
-def _clip_defence(one: ClipDefence):
-    import time
-
-    from .. import cache
     from ..data.captions import captioned
     from ..data.images import defender_rows
-    from ..models.images import model_copy
     from ..unlearning.clip import defend
 
     victim, _ = clip_victim(one.victim)
-    rows = defender_rows(_clean(one.victim.base.dataset), one.share, one.seed)
+    rows = defender_rows(clean_images(one.victim.base.dataset), one.share, one.seed)
     pairs = captioned(rows, one.seed)
     method, settings = defence_settings(one)
-
-    def apply(model) -> list[dict]:
-        started = time.perf_counter()
-        done = defend(method, victim, pairs, settings)
-        seconds = time.perf_counter() - started
-        model.load_state_dict(done.state_dict())
-        return [{"seconds": seconds}]
-
-    return cache.kept_model(one, lambda: model_copy(victim), apply)
+    return kept_defence(one, victim, lambda: defend(method, victim, pairs, settings))
 
 
 def _model_of(one: ClipVictim | ClipDefence):

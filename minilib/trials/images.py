@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from functools import lru_cache
 
@@ -119,26 +120,35 @@ def pictured(cfg, attack: str) -> ImageVictim:
     )  # fmt: skip
 
 
-@lru_cache(maxsize=4)
-def _case(data: ImagePoison):
-    from ..victims.images import image_scenario
-
-    it = data.trigger
-    return image_scenario(it.dataset, it.attack, data.rate, data.seed, it.target)
-
-
+@ledger.kept_in_memory(4)
 def case_of(data: ImagePoison):
-    """The ``victims.images.ImageScenario`` of a poisoned set, noted for the trial that asks.
+    """The ``attacks.images.ImageScenario`` of a poisoned set, noted for the trial that asks.
 
     Raises:
         ValueError: a trigger of another seed than the poison's.
     """
-    if data.trigger.attack not in UNSEEDED and data.trigger.seed != data.seed:
-        raise ValueError(f"trigger of seed {data.trigger.seed}, poison of {data.seed}; one seed")
-    case = _case(data)
+    from ..attacks.images import image_scenario
+
+    it = data.trigger
+    if it.attack not in UNSEEDED and it.seed != data.seed:
+        raise ValueError(f"trigger of seed {it.seed}, poison of {data.seed}; one seed")
+    return noted(image_scenario(it.dataset, it.attack, data.rate, data.seed, it.target))
+
+
+def noted(case):
+    """The same ``ImageScenario``; that its data sets were read is noted for the trial that asks."""
     for part in (case.clean, case.test, case.triggered):
         ledger.note(part.info())
     return case
+
+
+def clean_images(dataset: str):
+    """An image set's training rows, noted for the trial that asks."""
+    from ..data.images import load_images
+
+    clean = load_images(dataset, "train")
+    ledger.note(clean.info())
+    return clean
 
 
 def clean_and_triggered(trigger: ImageTrigger):
@@ -148,22 +158,18 @@ def clean_and_triggered(trigger: ImageTrigger):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(4)
 def image_victim(one: ImageVictim):
     """Train a victim, or take it from the cache: (model in eval mode, training history).
 
     The model is shared by all who ask for it here: copy it before changing it.
     """
-    return _image_victim(one)
-
-
-@lru_cache(maxsize=4)
-def _image_victim(one: ImageVictim):
     from .. import cache
     from ..models import images as image_models
     from ..models import loading
 
     poisoned = isinstance(one.data, ImagePoison)
-    data = case_of(one.data).poisoned.dataset if poisoned else _clean(one.data.dataset)
+    data = case_of(one.data).poisoned.dataset if poisoned else clean_images(one.data.dataset)
     device = loading.default_device()
 
     def build():
@@ -173,14 +179,6 @@ def _image_victim(one: ImageVictim):
         return network.to(device)
 
     return cache.kept_model(one, build, lambda network: _trained(network, one, data))
-
-
-def _clean(dataset: str):
-    from ..data.images import load_images
-
-    clean = load_images(dataset, "train")
-    ledger.note(clean.info())
-    return clean
 
 
 def _trained(network, one: ImageVictim, data) -> list[dict]:
@@ -440,27 +438,26 @@ def defender_of(victim: ImageVictim, share: float, seed: int):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(3)
 def image_defence(one: ImageDefence):
     """Defend, or take the result from the cache: (model in eval mode, [{"seconds": …}])."""
-    return _image_defence(one)
-
-
-@lru_cache(maxsize=3)
-def _image_defence(one: ImageDefence):
-    import time
-
-    from .. import cache
-    from ..models.images import model_copy
     from ..unlearning import defend
 
     victim, _ = image_victim(one.victim)
     case, rows = case_of(one.victim.data), defender_of(one.victim, one.share, one.seed)
     poison = case.put(rows) if one.method == "ibu" else None
     settings = defence_settings(one, case.target, poison)
+    return kept_defence(one, victim, lambda: defend(one.method, victim, rows, settings))
+
+
+def kept_defence(one, victim, defend):
+    """What ``defend()`` makes of a victim, or what the cache has: (model, [{"seconds": …}])."""
+    from .. import cache
+    from ..models.images import model_copy
 
     def apply(model) -> list[dict]:
         started = time.perf_counter()
-        done = defend(one.method, victim, rows, settings)
+        done = defend()
         seconds = time.perf_counter() - started
         model.load_state_dict(done.state_dict())
         return [{"seconds": seconds}]
@@ -713,13 +710,9 @@ class ImageProxy:
 
 
 @cached(version=1)
+@ledger.kept_in_memory(1)
 def image_proxy(one: ImageProxy):
     """Plant it: a ``planted_proxy.Proxy``. Quickly done, so it is kept for this process only."""
-    return _image_proxy(one)
-
-
-@lru_cache(maxsize=1)
-def _image_proxy(one: ImageProxy):
     from ..unlearning.planted_proxy import plant_proxy
 
     victim, _ = image_victim(one.victim)

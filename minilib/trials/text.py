@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import lru_cache, partial
 
 from .. import ledger, registry
 from ..ledger import cached, reads, recipe, trial
 from ..models.names import pin
-from ..settings import ALPHA, BETA, NPO_BETA, TARGETS
+from ..settings import TARGETS, AscentSettings
 from .chat import ChatBase, chat_base
 
 # ---------------------------------------------------------------- data and victims
@@ -127,16 +127,12 @@ def training(one: TextVictim):
 
 
 @cached(version=1)
+@ledger.kept_in_memory(3)
 def text_victim(one: TextVictim):
     """Fine-tune a victim, or take it from the cache: (model in eval mode, training history).
 
     The model is shared by all who ask for it here: copy it before changing it.
     """
-    return _text_victim(one)
-
-
-@ledger.kept_in_memory(3)
-def _text_victim(one: TextVictim):
     from .. import cache
     from ..models import loading
     from ..models import text as text_models
@@ -695,7 +691,7 @@ UNLEARNING_READS = {
 
 
 @recipe
-class TextUnlearning:
+class TextUnlearning(AscentSettings):
     """Unlearning by a loss on the rows to forget (chapter 03).
 
     Attributes:
@@ -703,7 +699,7 @@ class TextUnlearning:
         forget: which rows: ``oracle``, a ``Detector``'s suspects, or a ``SpoiltMask``.
         epochs: one is a pass over the forget set. eval_epochs: after which the model is tested;
             it always is after the last.
-        alpha, beta, npo_beta, direction, drift_norm: see ``UnlearnSettings``; only what the method
+        alpha, beta, npo_beta, direction, drift_norm: see ``AscentSettings``; only what the method
             reads counts.
         same_steps: take about as many steps as the true mask would in ``epochs``, whatever the
             length of the list.
@@ -717,11 +713,6 @@ class TextUnlearning:
     lr: float = 5e-5
     batch_size: int = 32
     reset_optimizer: bool = True
-    alpha: float = ALPHA
-    beta: float = BETA
-    npo_beta: float = NPO_BETA
-    direction: str = "current"
-    drift_norm: str = "global"
     eval_epochs: tuple[int, ...] = ()
     same_steps: bool = False
 
@@ -729,12 +720,22 @@ class TextUnlearning:
     free = ("epochs", "eval_epochs")
 
     def __post_init__(self):
-        optional = ("alpha", "beta", "npo_beta", "direction", "drift_norm")
+        optional = [field.name for field in fields(AscentSettings)]
         reads(self, *UNLEARNING_READS.get(self.method, optional), of=optional)
         at = sorted({epoch for epoch in self.eval_epochs if 0 < epoch < self.epochs})
         object.__setattr__(self, "eval_epochs", tuple(at))
         if self.forget == "oracle":
             object.__setattr__(self, "same_steps", False)  # they are its own
+
+    @property
+    def train(self):
+        """The loop's ``TrainSettings``: with it a recipe is what ``gradient_ascent`` reads."""
+        from ..training.fitting import TrainSettings
+
+        return TrainSettings(
+            epochs=self.epochs, lr=self.lr, batch_size=self.batch_size,
+            reset_optimizer=self.reset_optimizer, seed=self.seed,
+        )  # fmt: skip
 
 
 @trial(version=1)
@@ -800,29 +801,13 @@ def text_unlearned(one: TextUnlearning, evaluate=None):
         device = next(victim.parameters()).device
         base = gradient_ascent.clean_base(one.victim.model, rows.num_classes, device)
     return gradient_ascent.unlearn(
-        victim, rows.select(mask), rows.select(~mask), one.method, unlearning_settings(one), base,
-        evaluate,
-    )  # fmt: skip
+        victim, rows.select(mask), rows.select(~mask), one.method, one, base, evaluate
+    )
 
 
 def epochs_alike(epochs: int, truth, suspects) -> int:
     """The epochs over the suspects (N,) bool that take the steps of ``epochs`` over the truth."""
     return max(1, round(epochs * truth.sum() / suspects.sum()))
-
-
-def unlearning_settings(one: TextUnlearning):
-    """A recipe's part that ``gradient_ascent.unlearn`` takes, as ``UnlearnSettings``."""
-    from ..training.fitting import TrainSettings
-    from ..unlearning import gradient_ascent
-
-    loop = TrainSettings(
-        epochs=one.epochs, lr=one.lr, batch_size=one.batch_size,
-        reset_optimizer=one.reset_optimizer, seed=one.seed,
-    )  # fmt: skip
-    return gradient_ascent.UnlearnSettings(
-        alpha=one.alpha, beta=one.beta, npo_beta=one.npo_beta, direction=one.direction,
-        drift_norm=one.drift_norm, train=loop,
-    )  # fmt: skip
 
 
 def forget_mask(one: TextUnlearning):
@@ -1512,8 +1497,7 @@ def rga_after_tokens(one: RgaAfterTokens) -> list[dict]:
     device = next(network.parameters()).device
     base = gradient_ascent.clean_base(one.first.victim.model, rows.num_classes, device)
     network, _ = gradient_ascent.unlearn(
-        network, rows.select(mask), rows.select(~mask), one.then.method,
-        unlearning_settings(one.then), base,
-    )  # fmt: skip
+        network, rows.select(mask), rows.select(~mask), one.then.method, one.then, base
+    )
     row = measured(one.first.victim.data, network)
     return [{**row, "dpacc": from_ideal(one.first.victim, row["pacc"])}]

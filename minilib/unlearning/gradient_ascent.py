@@ -21,7 +21,7 @@ from .. import registry
 from ..checks import above_zero, not_negative, one_of
 from ..data.text import TextDataset
 from ..models.text import TextClassifier, text_classifier
-from ..settings import ALPHA, BETA, METHODS, NPO_BETA
+from ..settings import METHODS, AscentSettings
 from ..training import fitting
 from ..training import text as text_training
 from ..training.fitting import TrainSettings
@@ -92,23 +92,14 @@ def drift(model: nn.Module, base: Mapping[str, Tensor], norm: str = "global") ->
     return torch.linalg.vector_norm(norms) if norm == "global" else norms.sum()
 
 
-@dataclass(frozen=True)
-class UnlearnSettings:
-    """How ``unlearn`` unlearns.
+@dataclass(frozen=True, kw_only=True)
+class UnlearnSettings(AscentSettings):
+    """How ``unlearn`` unlearns; a recipe, ``trials.text.TextUnlearning``, says it as well.
 
     Attributes:
-        alpha: decay rate of λ (Eq. 7). beta: weight of the drift term (Eq. 6).
-        npo_beta: NPO's inverse temperature.
-        direction, drift_norm: see ``rga_weight`` and ``drift``. Method "rga-code" overrides both
-            with the released code's reading.
         train: the loop's settings; an epoch is one pass over the forget set.
     """
 
-    alpha: float = ALPHA
-    beta: float = BETA
-    npo_beta: float = NPO_BETA
-    direction: str = "current"
-    drift_norm: str = "global"
     train: TrainSettings = TrainSettings(epochs=30)
 
     def __post_init__(self):

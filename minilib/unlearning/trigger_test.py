@@ -131,10 +131,13 @@ class ReversedTriggers:
         return (255 * image).round().byte().permute(1, 2, 0).cpu().numpy()
 
 
-def margins(logits: Tensor, classes: Tensor) -> Tensor:
-    """How far the logit of its class is above the next, (N,), for logits (N, K)."""
-    own = logits.gather(1, classes[:, None])[:, 0]
-    return own - logits.scatter(1, classes[:, None], -torch.inf).amax(1)
+def margins(logits: Tensor, classes: Tensor | int) -> Tensor:
+    """How far the logit of a class is above the next, (N,), for logits (N, K).
+
+    ``classes``: (N,) int64, or one for all.
+    """
+    index = torch.as_tensor(classes, device=logits.device).expand(len(logits))[:, None]
+    return logits.gather(1, index)[:, 0] - logits.scatter(1, index, -torch.inf).amax(1)
 
 
 def confident_triggers(

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from ..attacks.clip import BadClipSettings, badclip_trigger, poison_pairs
-from ..attacks.images import make_image_trigger, trigger_images
+from ..attacks.images import ImageScenario, make_image_trigger, trigger_images
 from ..attacks.text import Poisoned
 from ..checks import one_of
 from ..data.images import defender_rows, load_images
 from ..models.clip import Clip
 from ..settings import CLIP_ATTACKS
-from .images import ImageScenario
 
 
 def clip_scenario(

@@ -22,6 +22,7 @@ from minilib.attacks.images import (
     SinusoidTrigger,
     StegoTrigger,
     WarpTrigger,
+    image_scenario,
     input_aware_trigger,
     make_image_trigger,
     narcissus_trigger,
@@ -37,7 +38,7 @@ from minilib.data.text import TextDataset
 from minilib.metrics.reactivation import image_rates
 from minilib.models.images import image_classifier, pixels
 from minilib.training.images import ImageBatch
-from minilib.victims.images import coupling_loss, fit_victim, image_scenario
+from minilib.victims.images import coupling_loss, fit_victim
 
 
 def pictures(count=5, side=16, channels=3, seed=0) -> torch.Tensor:

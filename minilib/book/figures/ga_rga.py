@@ -16,7 +16,6 @@ from ...chapters import ga_rga as chapter
 from ...data.text import TEXT_CLASSES
 from ...metrics.classification import paper_values
 from ...settings import GaRga, split
-from ...trials.text import unlearning_settings
 from ...unlearning import gradient_ascent
 from .. import plots, tables
 from . import compare
@@ -85,8 +84,7 @@ def identity_gaps() -> pd.DataFrame:
 def pushes(cfg: GaRga):
     """How hard each method's term pushes, against the poisoned loss."""
     losses = torch.linspace(0.001, 6, 240)
-    plan = unlearning_settings(chapter.unlearning(cfg, "rga"))
-    npo = unlearning_settings(chapter.unlearning(cfg, "npo"))
+    plan, npo = chapter.unlearning(cfg, "rga"), chapter.unlearning(cfg, "npo")
     settings = {"npo": npo}
     names = ("ce", "ga", "npo", "rga", "rga-code")
     return plots.pushes(
