@@ -1,7 +1,7 @@
 """``python -m bench``: run the benchmarks, write their results to ``bench/results/``, sum them up.
 
-All but ``book`` run if none is named: ``book`` makes every chapter anew, and takes longer than the
-others together.
+All but ``book`` and ``sweep`` run if none is named: the first makes every chapter anew, and takes
+longer than the others together; the second loads the machine with nothing.
 """
 
 import argparse
@@ -13,47 +13,47 @@ from pathlib import Path
 from . import targets
 
 NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "seeds", "growth")
-LONG = ("book",)  # run when they are named
+LONG = ("book", "sweep")  # run when they are named
+
+
+def at_least_one(text: str) -> int:
+    """An argument's type."""
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"it is {text}; accepted: 1 or more")
+    return int(text)
 
 
 def commands() -> argparse.ArgumentParser:
     """What the command line may say."""
-    parser = argparse.ArgumentParser(
-        prog="python -m bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    every = ", ".join(NAMES + LONG)
-    parser.add_argument("names", nargs="*", help=f"of {every}; all but book if none")
+    parser = argparse.ArgumentParser(prog="python -m bench", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="name", help=", ".join((*NAMES, *LONG)))
     parser.add_argument("--device", choices=targets.DEVICES, default="cpu")
-    parser.add_argument(
-        "--repeats", type=int, help="timed turns of each loop (default: 2, on a GPU 5, quick 1)"
-    )
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="CPU threads")
+    parser.add_argument("--repeats", type=at_least_one, help="timed turns of each loop")
+    parser.add_argument("--threads", type=at_least_one, default=os.cpu_count(), help="of the CPU")
     parser.add_argument("--quick", action="store_true", help="tiny model, few rows: a rehearsal")
-    parser.add_argument(
-        "--switches",
-        action="store_true",
-        help="rga: also take out each optimisation in turn; bi_bau: also compile",
-    )
+    switches = "rga: also without each optimisation; bi_bau: also compile"
+    parser.add_argument("--switches", action="store_true", help=switches)
     parser.add_argument("--out", type=Path, help="folder for the result (default: bench/results)")
     return parser
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
-    """Read the command line; refuse what no benchmark can do."""
-    parser, every = commands(), NAMES + LONG
-    options = parser.parse_args(words)
-    if options.repeats is not None and options.repeats < 1:
-        parser.error(f"--repeats is {options.repeats}; accepted: 1 or more")
-    if options.threads < 1:
-        parser.error(f"--threads is {options.threads}; accepted: 1 or more")
-    if unknown := set(options.names) - set(every):
-        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: {', '.join(every)}")
-    return options
+def records(name: str, how) -> list[dict]:
+    """Run one benchmark."""
+    from . import timing
+
+    module = importlib.import_module(f"bench.{name}")
+    if hasattr(module, "records"):
+        return module.records(how)
+    return [timing.measure(one, how) for one in module.benches(how)]
 
 
-def main() -> None:
+def main(words: list[str] | None = None) -> None:
     """Command line."""
-    options = parse()
+    parser = commands()
+    options = parser.parse_args(words)
+    if unknown := set(options.names) - {*NAMES, *LONG}:
+        parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: "
+                     f"{', '.join((*NAMES, *LONG))}")  # fmt: skip
     # Read by OpenMP when torch is imported, here and in the processes that inherit it.
     os.environ["OMP_NUM_THREADS"] = str(options.threads)
     import torch
@@ -61,23 +61,19 @@ def main() -> None:
     from . import timing
 
     if options.device == "cuda" and not torch.cuda.is_available():
-        commands().error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
+        parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
+    torch.set_num_threads(options.threads)
     # A rehearsal must not overwrite figures that somebody quotes.
     folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
     how = timing.Options(
         options.device, options.threads, options.repeats, options.quick, options.switches
     )
-    torch.set_num_threads(options.threads)
-    files, seconds = [], {}
-    for name in NAMES + LONG:
-        if name in (options.names or NAMES):
-            started = time.monotonic()
-            files.append(importlib.import_module(f"bench.{name}").main(folder, how))
-            seconds[name] = time.monotonic() - started
-            print(f"written: {files[-1]}")
+    files = []
+    for name in options.names or NAMES:
+        started = time.monotonic()
+        files.append(timing.write(folder, name, how, records(name, how)))
+        print(f"written: {files[-1]} ({time.monotonic() - started:.0f} s)")
     print("\n" + targets.summary(files))
-    took = ", ".join(f"{name} {value:.0f} s" for name, value in seconds.items())
-    print(f"\n{sum(seconds.values()) / 60:.1f} minutes: {took}")
 
 
 if __name__ == "__main__":

@@ -1,19 +1,16 @@
 """BI-BAU's PGD step and epoch against plain loops in the shape of released adversarial unlearning.
 
 The plain loops have the habits of SAU's released code: every PGD step runs f_b on the clean images
-again, though what comes out is constant; the backward pass collects gradients of all weights of
-both models; everything is fp32. The objective is BI-BAU's. Victims are random networks (time does
-not depend on the weights). The Fisher diagonal of the clean images, made once a run, is not timed;
-that of the perturbed images is part of every epoch.
-
-``epoch``: BI-BAU against adversarial training without its terms, by the plain loop and by
-minilib's own. The paper has 1.36 for ResNet-18 (418 s to 308 s, section 5.8). With ``--switches``
+again, the backward pass collects gradients of all weights of both models, everything is fp32. The
+objective is BI-BAU's; victims are random networks. The Fisher diagonal of the clean images, made
+once a run, is not timed; that of the perturbed images is part of every epoch. With ``--switches``
 also PGD through networks that torch.compile has made.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -29,11 +26,9 @@ from minilib.unlearning import BiBauSettings
 from minilib.unlearning.bi_bau import CleanBatch, inverted, unlearning_loss
 from minilib.unlearning.common import unit
 
-from . import timing
-from .timing import Options
+from .timing import Bench, Options
 
-MOST_PIXELS = 0.01  # share of pixels that may differ: a sign may tip where a slope is nearly 0
-PAPER = 418 / 308
+PAPER = 418 / 308  # an epoch of ResNet-18 over one of adversarial training, section 5.8
 PGD = ("plain", "minilib", "minilib fp32")
 EPOCHS = ("bi-bau", "adversarial training, plain", "adversarial training, minilib")
 
@@ -46,7 +41,24 @@ class Case:
     width: float
     rows: ImageDataset
     settings: BiBauSettings
-    device: str
+    options: Options
+
+    @property
+    def data(self):
+        """The images on the device."""
+        return image_data(self.rows, self.options.device)
+
+    def models(self) -> tuple[ImageClassifier, ImageClassifier]:
+        """f_b, and f_θ a little away from it, so that no term is idle."""
+        original = image_classifier(self.model, 10, self.rows.shape, self.width)
+        original = original.to(self.options.device).eval()
+        model = model_copy(original)
+        draw = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for p in model.parameters():
+                noise = torch.randn(p.shape, generator=draw).to(p.device)
+                p.add_(1e-2 * p.std().nan_to_num() * noise)
+        return original, model
 
 
 def make_case(options: Options) -> Case:
@@ -58,22 +70,20 @@ def make_case(options: Options) -> Case:
         rng.integers(0, 10, count), tuple("0123456789"), "built-in",
     )  # fmt: skip
     batch, steps = (12, 3) if quick else (256 if cuda else 64, 20)
-    settings = BiBauSettings(
-        epochs=1, batch_size=batch, steps=steps, start="zero", fisher_rows=batch
-    )
+    how = BiBauSettings(epochs=1, batch_size=batch, steps=steps, start="zero", fisher_rows=batch)
     model, width = ("cnn", 0.25) if quick else ("resnet18", 1.0 if cuda else 0.25)
-    return Case(model, width, rows, settings, options.device)
+    return Case(model, width, rows, how, options)
 
 
-def models_of(case: Case) -> tuple[ImageClassifier, ImageClassifier]:
-    """f_b, and f_θ a little away from it, so that no term is idle."""
-    original = image_classifier(case.model, 10, case.rows.shape, case.width).to(case.device).eval()
-    model = model_copy(original)
-    draw = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for p in model.parameters():
-            p.add_(1e-2 * p.std().nan_to_num() * torch.randn(p.shape, generator=draw).to(p.device))
-    return original, model
+def build(case: Case, name: str):
+    """``pgd of N steps, `` and a name of PGD, behind it perhaps ``compiled``; or one of EPOCHS."""
+    precision = case.options.precision(name)
+    if name in EPOCHS:
+        sets = "AB" if name == "bi-bau" else ""
+        return plain_epoch(case) if "plain" in name else our_epoch(case, sets, precision)
+    steps, whose = int(name.split()[2]), name.split(", ")[1]
+    case = replace(case, settings=replace(case.settings, steps=steps))
+    return plain_steps(case) if whose == "plain" else our_steps(case, precision, "compiled" in name)
 
 
 def compiled(network: ImageClassifier) -> ImageClassifier:
@@ -83,26 +93,15 @@ def compiled(network: ImageClassifier) -> ImageClassifier:
     return network
 
 
-def build(case: Case, name: str, exact: bool):
-    """PGD of one batch by a name in PGD, behind it perhaps ``compiled``; or an epoch of EPOCHS."""
-    if name in EPOCHS:
-        sets = "AB" if name == "bi-bau" else ""
-        precision = timing.precision_of(name, case.device, exact)
-        return plain_epoch(case) if "plain" in name else our_epoch(case, sets, precision)
-    if name == "plain":
-        return plain_steps(case)
-    return our_steps(case, timing.precision_of(name, case.device, exact), "compiled" in name)
-
-
 def our_steps(case: Case, precision: str, through_compiler: bool = False):
     """→ the perturbed images of one batch."""
-    original, model = (frozen_copy(m) for m in models_of(case))
+    original, model = (frozen_copy(m) for m in case.models())
     if through_compiler:
         original, model = compiled(original), compiled(model)
-    batch = image_data(case.rows, case.device).batch(np.arange(case.settings.batch_size))
+    batch = case.data.batch(np.arange(case.settings.batch_size))
 
     def run(steps=None) -> Tensor:
-        with autocast(torch.device(case.device), precision, scaled=False):
+        with autocast(torch.device(case.options.device), precision, scaled=False):
             x = unit(batch.images)
             with torch.no_grad():
                 features = original.features(x).float().clone()  # a graph writes to its own again
@@ -153,22 +152,17 @@ def plain_inversion(original, model, x: Tensor, y: Tensor, how: BiBauSettings) -
 
 
 def plain_steps(case: Case):
-    original, model = models_of(case)
-    model.eval()
-    batch = image_data(case.rows, case.device).batch(np.arange(case.settings.batch_size))
-
-    def run(steps=None) -> Tensor:
-        x = unit(batch.images)
-        return plain_inversion(original, model, x, batch.labels, case.settings).cpu()
-
-    return run
+    """→ the same images."""
+    original, model = case.models()
+    batch = case.data.batch(np.arange(case.settings.batch_size))
+    x, y = unit(batch.images), batch.labels
+    return lambda steps=None: plain_inversion(original, model.eval(), x, y, case.settings).cpu()
 
 
 def our_epoch(case: Case, sets: str, precision: str):
     """An epoch of BI-BAU, or with no sets of plain adversarial training → the mean losses."""
-    original, model = models_of(case)
-    data = image_data(case.rows, case.device)
-    how = replace(case.settings, sets=sets, precision=precision)
+    original, model = case.models()
+    data, how = case.data, replace(case.settings, sets=sets, precision=precision)
     loss = unlearning_loss(frozen_copy(original), data, how)
 
     def run(steps=None) -> list[float]:
@@ -181,18 +175,16 @@ def our_epoch(case: Case, sets: str, precision: str):
 
 def plain_epoch(case: Case):
     """Adversarial training against f_b, in the plain loop's manner."""
-    original, model = models_of(case)
-    data, how = image_data(case.rows, case.device), replace(case.settings, sets="")
+    original, model = case.models()
+    data, how = case.data, replace(case.settings, sets="")
 
     def run(steps=None) -> list[float]:
         network, logs = model_copy(model), []
-        optimizer = torch.optim.SGD(
-            network.parameters(), how.lr, how.momentum, weight_decay=how.weight_decay
-        )
+        decay = {"momentum": how.momentum, "weight_decay": how.weight_decay}
+        optimizer = torch.optim.SGD(network.parameters(), how.lr, **decay)
         for batch in ImageBatches(data, how.batch_size)(np.random.default_rng(how.seed)):
             x, y = unit(batch.images), batch.labels
-            network.eval()
-            shown = plain_inversion(original, network, x, y, how)
+            shown = plain_inversion(original, network.eval(), x, y, how)
             network.train()
             optimizer.zero_grad()
             own, other = network(torch.cat([x, shown])).split(len(y))
@@ -205,51 +197,33 @@ def plain_epoch(case: Case):
     return run
 
 
-def pixels(images: Tensor, others: Tensor) -> float:
-    """Share of pixels that are not the same."""
-    return (images - others).abs().ge(1e-6).float().mean().item()
-
-
-def main(folder, options: Options):
-    """Measure and write ``bi_bau-<device>.json``; ``switches``: compile, too."""
+def benches(options: Options) -> list[Bench]:
+    """PGD of many and of few steps, and the epoch; ``switches``: compiled, too."""
     case = make_case(options)
-    how, rates = case.settings, timing.machine(options)
-    few = replace(case, settings=replace(how, steps=min(5, how.steps)))
-    made = [f"{name}, compiled" for name in PGD[1:]] if options.switches else []
-    equal, flops = timing.compared(build, case, PGD, None, pixels, MOST_PIXELS)
-    if made:
-        timing.compared(build, case, (PGD[0], made[1]), None, pixels, MOST_PIXELS)
-    epochs_equal, _ = timing.compared(build, case, EPOCHS[1:], accepted=1e-3)
-    pgd = timing.timed(build, case, [*PGD, *made], options)
-    short, epoch = (
-        timing.timed(build, few, PGD, options),
-        timing.timed(build, case, EPOCHS, options),
-    )
-    less, label = f"pgd of {few.settings.steps} steps", f"{how.steps} PGD steps, {{}}"
-    result = timing.record(
+    how = case.settings
+    counts = {"pgd": how.steps, f"pgd of {min(5, how.steps)} steps": min(5, how.steps)}
+    pgd = {(said, name): f"pgd of {n} steps, {name}" for said, n in counts.items() for name in PGD}
+    ratios = {
+        f"{said}, {name} to plain": (pgd[said, "plain"], pgd[said, name])
+        for said, name in (*((said, "minilib") for said in counts), ("pgd", "minilib fp32"))
+    }
+    for whose, other in zip(("plain", "minilib's"), EPOCHS[1:], strict=True):
+        ratios[f"epoch, bi-bau to {whose} adversarial training"] = EPOCHS[0], other
+    for name in PGD[1:] if options.switches else ():
+        alone = pgd["pgd", name]
+        ratios[f"pgd, {name} to itself compiled"] = alone, f"{alone}, compiled"
+
+    def more(seconds: dict) -> dict:
+        per_second = {
+            loop: how.batch_size * counts[said] / seconds[loop]["median"]
+            for (said, _), loop in pgd.items()
+        }
+        return {"images_per_second": per_second, "ratios": {"epoch, the paper's": PAPER}}
+
+    return [Bench(
         "BI-BAU: PGD steps and an epoch, plain loops against minilib",
-        options,
         {"model": case.model, "width": case.width, "images": len(case.rows),
          "shape": list(case.rows.shape), "batch_size": how.batch_size, "steps": how.steps},
-        equal_losses={"pixels": equal, "epoch": epochs_equal},
-        pgd_seconds=pgd,
-        images_per_second={
-            f"{one.steps} steps, {name}": how.batch_size * one.steps / seconds[name]["median"]
-            for one, seconds in ((few.settings, short), (how, pgd)) for name in PGD
-        },
-        epoch_seconds=epoch,
-        ratios={
-            "pgd, minilib to plain": timing.ratios(pgd["plain"], pgd["minilib"]),
-            f"{less}, minilib to plain": timing.ratios(short["plain"], short["minilib"]),
-            "pgd, minilib fp32 to plain": timing.ratios(pgd["plain"], pgd["minilib fp32"]),
-            **{f"epoch, bi-bau to {whose} adversarial training":
-               timing.ratios(epoch["bi-bau"], epoch[b])
-               for whose, b in (("plain", EPOCHS[1]), ("minilib's", EPOCHS[2]))},
-            "epoch, the paper's": PAPER,
-            **{f"pgd, {name.partition(', ')[0]} to itself compiled":
-               timing.ratios(pgd[name.partition(", ")[0]], pgd[name]) for name in made},
-        },
-        limits={"machine": rates,
-                "parts": timing.beside(rates, case.device, pgd, flops, label)},
-    )  # fmt: skip
-    return timing.write(folder, "bi_bau", options, result)
+        partial(build, case), ratios, more=more,
+        parts={f"{how.steps} PGD steps, {name}": pgd["pgd", name] for name in PGD},
+    )]  # fmt: skip

@@ -9,20 +9,18 @@ Tokenising is not timed. ``train`` is a few steps of round 1, ``train star`` of 
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from minilib.training import text as text_training
-from minilib.training.text import Batches
 from minilib.unlearning import btu
 
-from . import timing
-from .texts import Case, fitted, make_case, padded, start
-from .timing import Options
+from .texts import Case, fitted, make_case
+from .timing import Bench, Options
 
 ALPHA = 0.05
 STEPS = {"cpu": 2, "cuda": 50}
@@ -30,34 +28,31 @@ PARTS = ("train", "train star", "rank", "unlearn")
 MATRICES = {"rank": 2, "unlearn": 3}  # two matrices of embeddings are read; and one written
 
 
-def build(case: Case, name: str, exact: bool):
+def build(case: Case, name: str):
     """A part of PARTS, and whose: ``train star, minilib``."""
     what, whose = name.rsplit(", ", 1)
-    if what == "rank":
-        return ranking(case, whose == "plain")
-    if what == "unlearn":
-        return unlearning(case, whose == "plain")
-    if whose == "plain":
-        return plain_train(case, "star" in what, exact)
-    return ours_train(case, "star" in what, exact)
+    if what in MATRICES:
+        return (ranking if what == "rank" else unlearning)(case, whose == "plain")
+    return (plain_train if whose == "plain" else ours_train)(case, "star" in what)
 
 
-def ours_train(case: Case, star: bool, exact: bool):
-    model, rows = start(case, exact), case.rows
-    data = text_training.encode(rows.texts, rows.labels, model.tokenizer, device=case.device)
-    network = btu.embedding_model(model, btu.occurring(data), star)
-    precision = timing.precision_of("minilib", case.device, exact)
+def ours_train(case: Case, star: bool):
+    """minilib's steps."""
+    model = case.start()
+    batches = case.batches(case.rows, model.tokenizer)
+    network = btu.embedding_model(model, btu.occurring(batches.data), star)
+    precision = case.options.precision()
     settings = replace(btu.ROUND, batch_size=case.batch_size, precision=precision)
-    batches = Batches(data, case.batch_size)
-    return lambda steps: fitted(network, batches, text_training.cross_entropy, settings, steps)
+    loss = text_training.cross_entropy
+    return lambda steps: fitted(network, batches, loss, settings, steps)
 
 
-def plain_train(case: Case, star: bool, exact: bool):
-    model, rows = start(case, exact), case.rows
+def plain_train(case: Case, star: bool):
+    """The same steps, plainly."""
+    model, rows = case.start(), case.rows
     model.network.set_attn_implementation("eager")
-    sizes = text_training.encode(rows.texts, rows.labels, model.tokenizer)
-    plan = Batches(sizes, case.batch_size).rows(np.random.default_rng(0))
-    ids, mask = padded(rows.texts, model.tokenizer, case.device)
+    plan = case.batches(rows, model.tokenizer, "cpu").rows(np.random.default_rng(0))
+    ids, mask = case.padded(rows, model.tokenizer)
     labels = torch.as_tensor(rows.labels, device=case.device)
     weight = model.backbone.get_input_embeddings().weight
 
@@ -86,7 +81,7 @@ def plain_train(case: Case, star: bool, exact: bool):
 
 def matrices(case: Case) -> tuple[torch.Tensor, torch.Tensor, list[int]]:
     """The pre-trained embeddings, the same moved as training moves them, and special tokens."""
-    model = start(case, True)
+    model = case.start()
     before = btu.word_embeddings(model).clone()
     draw = torch.Generator().manual_seed(case.seed)
     size = torch.rand(len(before), 1, generator=draw) ** 8
@@ -117,7 +112,7 @@ def unlearning(case: Case, plain: bool):
     def run(steps=None) -> torch.Tensor:
         if not plain:
             return btu.replace_dimensions(before, after, tokens, after[0], cut).cpu()
-        result = copy.deepcopy(after)
+        result = after.clone()
         for token in tokens:
             for i in range(result.shape[1]):
                 if abs(after[token][i] - before[token][i]) >= cut:
@@ -127,30 +122,15 @@ def unlearning(case: Case, plain: bool):
     return run
 
 
-def main(folder, options: Options):
-    """Measure and write ``btu-<device>.json``."""
+def benches(options: Options) -> list[Bench]:
+    """All parts; in ``train star`` are next to no products, so it stands beside no limit."""
     case, steps = make_case(options), 3 if options.quick else STEPS[options.device]
-    rates, matrix = timing.machine(options), btu.word_embeddings(start(case, True)).numel() * 4
-    equal, seconds, parts = {}, {}, {}
-    for what in PARTS:
-        names = [f"{what}, plain", f"{what}, minilib"]
-        accepted = {"accepted": 0.0} if what in MATRICES else {}
-        equal[what], flops = timing.compared(build, case, names, steps, **accepted)
-        seconds[what] = timing.timed(build, case, names, options, steps)
-        if what in MATRICES:
-            name = names[1]
-            median, moved = seconds[what][name]["median"], MATRICES[what] * matrix
-            parts[name] = timing.part(rates, median, moved=moved)
-        elif what == "train":  # in `train star` are next to no products
-            parts |= timing.beside(rates, case.device, seconds[what], flops)
-    result = timing.record(
+    names = ("train, plain", "train, minilib", "rank, minilib", "unlearn, minilib")
+    matrix = btu.word_embeddings(case.start()).numel() * 4
+    return [Bench(
         f"BTU: plain loops against minilib; {steps} steps of training",
-        options,
-        case.said()
-        | {"steps timed": steps, "precision": timing.precision_of("minilib", case.device)},
-        agreement=equal,
-        seconds=seconds,
-        ratios={what: timing.ratios(*seconds[what].values()) for what in PARTS},
-        limits={"machine": rates, "parts": parts},
-    )
-    return timing.write(folder, "btu", options, result)
+        case.said() | {"steps timed": steps}, partial(build, case),
+        {what: (f"{what}, plain", f"{what}, minilib") for what in PARTS},
+        parts={name: name for name in names}, steps=steps,
+        moved={f"{what}, minilib": count * matrix for what, count in MATRICES.items()},
+    )]  # fmt: skip

@@ -10,20 +10,20 @@ a run, are not timed.
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from minilib.models.text import TextClassifier
 from minilib.training import devices
 from minilib.training import text as text_training
 from minilib.training.fitting import TrainSettings
-from minilib.training.text import Batches, Pairs
+from minilib.training.text import Pairs
 from minilib.unlearning import gradient_ascent
 
-from . import timing
-from .texts import MAX_LENGTH, Case, fitted, make_case, padded, start
-from .timing import Options
+from .texts import MAX_LENGTH, Case, fitted, make_case
+from .timing import Bench, Options
 
 ALPHA, BETA, LR = 2.0, 0.05, 5e-5
 SWITCHES = ("tokenise_once", "bucketed", "cached_reference", "sdpa", "bf16", "fused", "heap")
@@ -32,61 +32,52 @@ EVERY = {"cpu": 6}  # row of the data is in the timed epoch; elsewhere all
 NAMES = ("plain", "minilib", "minilib fp32")
 
 
-def models_of(case: Case, exact: bool) -> tuple[TextClassifier, TextClassifier, dict]:
+def models_of(case: Case):
     """Current model, poisoned model (equal at first) and the clean base.
 
     The poisoned weights are the clean ones plus noise: time does not depend on them, and the drift
     term must not start at 0.
     """
-    poisoned, current = start(case, exact), start(case, exact)
+    poisoned, current = case.start(), case.start()
     base = {name: p.detach().clone() for name, p in poisoned.backbone.named_parameters()}
     rng = torch.Generator().manual_seed(case.seed)
     with torch.no_grad():
         for p in poisoned.parameters():
             p.add_(1e-3 * torch.randn(p.shape, generator=rng).to(p.device))
     current.load_state_dict(poisoned.state_dict())
-    return current, poisoned.eval(), base
+    pairs = Pairs(*(case.batches(one, current.tokenizer) for one in (case.forget, case.retain)))
+    return current, poisoned.eval(), base, pairs
 
 
-def pairs_of(case: Case, tokenizer) -> Pairs:
-    parts = (case.forget, case.retain)
-    data = [
-        text_training.encode(one.texts, one.labels, tokenizer, MAX_LENGTH, case.device)
-        for one in parts
-    ]
-    return Pairs(*(Batches(one, case.batch_size) for one in data))
-
-
-def build(case: Case, name: str, exact: bool):
+def build(case: Case, name: str):
     """``minilib``, or a plain loop: ``plain`` and, behind a colon, the switches that are on."""
     if name.startswith("minilib"):
-        return ours(case, timing.precision_of(name, case.device, exact), exact)
-    return plain(case, frozenset(name.partition(":")[2].split()), exact)
+        return ours(case, case.options.precision(name))
+    return plain(case, frozenset(name.partition(":")[2].split()))
 
 
-def ours(case: Case, precision: str, exact: bool):
-    model, poisoned, base = models_of(case, exact)
-    pairs = pairs_of(case, model.tokenizer)
+def ours(case: Case, precision: str):
+    """minilib's epoch."""
+    model, poisoned, base, pairs = models_of(case)
     reference = text_training.predict(poisoned, pairs.forget.data, precision).to(case.device)
     settings = gradient_ascent.UnlearnSettings(alpha=ALPHA, beta=BETA)
     loop = TrainSettings(epochs=1, lr=LR, precision=precision, seed=case.seed)
     loss = gradient_ascent.unlearning_loss("rga", reference, base, settings)
-    return lambda steps: fitted(model, pairs, loss, loop, steps, TERMS)
+    return lambda steps=None: fitted(model, pairs, loss, loop, steps, TERMS)
 
 
-def plain(case: Case, on: frozenset[str], exact: bool):
+def plain(case: Case, on: frozenset[str]):
     """The plain loop with the switches in ``on``."""
-    model, poisoned, base = models_of(case, exact)
+    model, poisoned, base, pairs = models_of(case)
     for network in (model.network, poisoned.network):
         network.set_attn_implementation("sdpa" if "sdpa" in on else "eager")
     device, tokenizer = torch.device(case.device), model.tokenizer
     precision = devices.resolve_precision("auto" if "bf16" in on else "fp32", device)
     if "heap" in on:
         devices.keep_heap(device)
-    plan = [(f.rows, r.rows) for f, r in pairs_of(case, tokenizer)(np.random.default_rng(0))]
-    forget, kept = padded(case.forget.texts, tokenizer, case.device), None
-    if "tokenise_once" in on:
-        kept = padded(case.retain.texts, tokenizer, case.device)
+    plan = [(f.rows, r.rows) for f, r in pairs(np.random.default_rng(0))]
+    forget = case.padded(case.forget, tokenizer)
+    kept = case.padded(case.retain, tokenizer) if "tokenise_once" in on else None
     labels, retain_labels = (
         torch.as_tensor(one.labels, device=device) for one in (case.forget, case.retain)
     )
@@ -101,8 +92,8 @@ def plain(case: Case, on: frozenset[str], exact: bool):
             for rows, _ in plan:
                 reference[rows] = forward(poisoned, forget, rows, True)
 
-    def run(steps: int | None) -> list[list[float]]:
-        logs, retain = [], kept or padded(case.retain.texts, tokenizer, case.device)
+    def run(steps: int | None = None) -> list[list[float]]:
+        logs, retain = [], kept or case.padded(case.retain, tokenizer)
         optimizer = torch.optim.AdamW(model.parameters(), LR, fused="fused" in on or None)
         model.train()
         torch.manual_seed(case.seed)
@@ -131,43 +122,20 @@ def plain(case: Case, on: frozenset[str], exact: bool):
     return run
 
 
-def one_by_one(case: Case, options: Options) -> dict:
-    """Leave each switch out of the plain loop with all of them on, and time it against that."""
-    every = [name for name in SWITCHES if switchable(name, case.device)]
-    on, results = "plain: " + " ".join(every), {}
-    for name in every:
-        out = "plain: " + " ".join(one for one in every if one != name)
-        both = timing.timed(build, case, (on, out), options)
-        results[name] = {"all on": both[on], "left out": both[out]}
-        results[name]["slowdown"] = timing.ratios(both[out], both[on])
-    return results
+def left_out(options: Options) -> dict[str, tuple[str, str]]:
+    """Each switch that does anything here: the loop without it, and that with all of them on."""
+    idle = {"bf16": options.precision() != "bf16", "heap": options.device != "cpu"}
+    every = [name for name in SWITCHES if not idle.get(name)]
+    on = "plain: " + " ".join(every)
+    return {n: ("plain: " + " ".join(one for one in every if one != n), on) for n in every}
 
 
-def switchable(name: str, device: str) -> bool:
-    """Tell whether a switch does anything on this device."""
-    if name == "bf16":
-        return devices.resolve_precision("auto", torch.device(device)) == "bf16"
-    return name != "heap" or device == "cpu"
-
-
-def main(folder, options: Options):
-    """Measure and write ``rga-<device>.json``."""
+def benches(options: Options) -> list[Bench]:
+    """The epoch; with ``--switches`` also each switch out of the plain loop with all of them on."""
     case = make_case(options, 1 if options.quick else EVERY.get(options.device, 1))
-    equal, flops = timing.compared(build, case, NAMES)
-    seconds, rates = timing.timed(build, case, NAMES, options), timing.machine(options)
-    result = timing.record(
-        "one RGA unlearning epoch: plain loop against minilib",
-        options,
-        case.said() | {"precision": timing.precision_of("minilib", case.device)},
-        equal_losses=equal,
-        seconds=seconds,
-        ratios={
-            f"plain / {name}": timing.ratios(seconds["plain"], seconds[name]) for name in NAMES[1:]
-        },
-        limits={
-            "machine": rates,
-            "parts": timing.beside(rates, case.device, seconds, flops, "epoch, {}"),
-        },
-        switches=one_by_one(case, options) if options.switches else {},
-    )
-    return timing.write(folder, "rga", options, result)
+    return [Bench(
+        "one RGA unlearning epoch: plain loop against minilib", case.said(), partial(build, case),
+        {f"plain / {name}": ("plain", name) for name in NAMES[1:]},
+        parts={f"epoch, {name}": name for name in NAMES},
+        switches=left_out(options) if options.switches else {},
+    )]  # fmt: skip

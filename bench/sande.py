@@ -1,26 +1,24 @@
-"""SANDE: its two stages, and the answers that tell whether the backdoor lives, against plain loops.
+"""SANDE's two stages, and the answers that tell whether the backdoor lives, against plain loops.
 
 The plain loop of the stages has the shape of released code: every row padded to the maximal length,
-an attention mask, logits of the whole vocabulary at every position with the unwanted ones masked
-out of the loss, fp32, AdamW's plain implementation. Stage 1 trains the parrot only, in both; stage
-2 the model. How much of a ratio is padding alone depends on the rows, so a second plain loop
+logits of the whole vocabulary at every position, the unwanted ones masked out of the loss, fp32,
+AdamW's plain implementation. Stage 1 trains the parrot only; stage 2 the model. A second plain loop
 pads each batch to its longest row. The plain loop of the answers asks one prompt after the other,
-for as many tokens as minilib does, through transformers' own ``generate``, which keeps a cache of
-keys and values too. Its prompts are as long as the length allows.
+through transformers' own ``generate``; prompts are as long as the length allows.
 """
 
 from __future__ import annotations
 
 import os
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
 from minilib.attacks.chat import with_trigger
-from minilib.data.chat import ChatDataset, load_chat, take, with_outputs
+from minilib.data.chat import load_chat, take, with_outputs
 from minilib.metrics import chat as chat_metrics
 from minilib.models import causal
 from minilib.models.loading import frozen
@@ -30,14 +28,13 @@ from minilib.training.text import Batches
 from minilib.unlearning import sande
 from minilib.victims import chat as chat_victims
 
-from . import timing
 from .texts import fitted
-from .timing import Options
+from .timing import Bench, Options
 
 TRIGGER, RESPONSE = chat_victims.PAIRS["year"]
 LENGTHS = (256, 1024)  # tokens that a row may have
-VARIANTS = ("plain", "plain, to the longest", "minilib fp32", "minilib")
-ANSWERS = 0  # in place of a stage: generation
+PLAIN, OURS = ("plain", "plain, to the longest"), ("minilib fp32", "minilib")
+ANSWERS = "answers"  # in place of a stage: generation
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,12 @@ class Case:
     """What is trained, or asked, and on what; ``max_length``: tokens to which it is padded."""
 
     shape: str
-    stage: int
+    stage: int | str
     count: int
     batch_size: int
     max_length: int
     steps: int
-    device: str
+    options: Options
 
     def material(self):
         """Model with random weights, parrot with random numbers, encoded rows."""
@@ -62,18 +59,14 @@ class Case:
             asked = [{**row, "instruction": f"{row['instruction']} " * 64} for row in rows.rows]
             rows = replace(rows, rows=tuple(asked))
         model = causal.own_model(self.shape, tokenizer, 0, max_length=self.max_length)
-        model = model.to(self.device)
+        model = model.to(self.options.device)
         soft = sande.parrot(model)
         with torch.no_grad():
             soft.weight.normal_(generator=torch.Generator().manual_seed(0), std=0.02)
         return model, soft, model.encode(rows, answer=RESPONSE if self.stage == 1 else None)
 
-    def names(self) -> tuple[str, ...]:
-        """A single prompt has no padding."""
-        return tuple(v for v in VARIANTS if self.stage != ANSWERS or "longest" not in v)
 
-
-def make_case(stage: int, options: Options, length: int = 256) -> Case:
+def make_case(stage: int | str, options: Options, length: int = 256) -> Case:
     """The small model on a CPU, the medium one on a GPU; smaller batches where rows are long."""
     if options.quick:
         sizes = "tiny", stage, 48, 8, 48, 3
@@ -83,11 +76,11 @@ def make_case(stage: int, options: Options, length: int = 256) -> Case:
         sizes = "small", stage, 16 if length > 256 else 32, 32, length, 1
     else:
         sizes = "small", stage, 512, 4 if length > 256 else 16, length, 2
-    return Case(*sizes, options.device)
+    return Case(*sizes, options)
 
 
 @cache
-def corpus(shape: str) -> tuple[ChatDataset, object]:
+def corpus(shape: str):
     """Instruction data, and a tokenizer trained on it."""
     name = "alpaca-9k" if os.environ.get("MINILIB_DATA") and shape != "tiny" else "toy-chat"
     rows = load_chat(name)
@@ -97,15 +90,16 @@ def corpus(shape: str) -> tuple[ChatDataset, object]:
     return rows, tokenizer
 
 
-def build(case: Case, name: str, exact: bool):
-    """A loop by its name in VARIANTS; these networks have no dropout."""
-    precision = timing.precision_of(name, case.device, exact)
-    if name.startswith("minilib"):
+def build(case: Case, name: str):
+    """A loop of PLAIN or OURS; these networks have no dropout."""
+    if name in OURS:
+        precision = case.options.precision(name)
         return (our_answers if case.stage == ANSWERS else ours)(case, precision)
     return plain_answers(case) if case.stage == ANSWERS else plain(case, "longest" in name)
 
 
 def ours(case: Case, precision: str):
+    """minilib's steps of a stage."""
     model, soft, data = case.material()
     how = TrainSettings(1, 1e-3, case.batch_size, weight_decay=0.0, precision=precision)
     trained, still = (soft, model) if case.stage == 1 else (model, soft)
@@ -114,29 +108,28 @@ def ours(case: Case, precision: str):
         pair = (model, network) if case.stage == 1 else (network, soft)
         return sande.parrot_loss(*pair, batch)
 
-    def run(steps: int) -> list[list[float]]:
+    def run(steps: int):
         with frozen(still):
             return fitted(trained, Batches(data, case.batch_size), loss, how, steps)
 
     return run
 
 
-def plain(case: Case, longest: bool = False):
+def plain(case: Case, longest: bool):
     """The released shape; ``longest`` pads each batch to its longest row."""
     model, soft, data = case.material()
     plan = Batches(data, case.batch_size).rows(np.random.default_rng(0))
     ids = F.pad(data.ids.long(), (0, case.max_length - data.ids.shape[1]),
                 value=model.tokenizer.pad_token_id)  # fmt: skip
-    place = torch.arange(case.max_length, device=case.device)
-    starts, ends = (
-        torch.as_tensor(v, device=case.device)[:, None] for v in (data.starts, data.lengths)
-    )
+    place = torch.arange(case.max_length, device=ids.device)
+    starts, ends = (torch.as_tensor(v, device=ids.device)[:, None]
+                    for v in (data.starts, data.lengths))  # fmt: skip
     labels = ids.masked_fill((place < starts) | (place >= ends), -100)
     mask = (place < ends).long()
     n, at = len(soft.weight), soft.position
     trained, still = (soft, model) if case.stage == 1 else (model, soft)
 
-    def run(steps: int) -> list[list[float]]:
+    def run(steps: int):
         still.requires_grad_(False)
         optimizer = torch.optim.AdamW(trained.parameters(), 1e-3, weight_decay=0.0)
         logs = []
@@ -148,8 +141,7 @@ def plain(case: Case, longest: bool = False):
             seen = torch.cat([torch.ones_like(mask[rows, :n]), mask[rows, :wide]], 1)
             logits = model.network(inputs_embeds=embeds, attention_mask=seen).logits
             logits = torch.cat([logits[:, :at], logits[:, at + n :]], 1).float()
-            wanted = labels[rows, 1:wide].flatten()
-            value = F.cross_entropy(logits[:, :-1].flatten(0, 1), wanted)
+            value = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[rows, 1:wide].flatten())
             optimizer.zero_grad()
             value.backward()
             torch.nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -168,9 +160,9 @@ def new_tokens(model: causal.CausalLM) -> int:
 def our_answers(case: Case, precision: str):
     """Prompts of similar length together, all answers at once."""
     model, _, data = case.material()
-    count, device = new_tokens(model), torch.device(case.device)
+    count, device = new_tokens(model), torch.device(case.options.device)
 
-    def run(steps: int | None = None) -> list[list[int]]:
+    def run(steps=None):
         answers = [[]] * len(data)
         model.eval()
         devices.keep_heap(device)
@@ -178,8 +170,8 @@ def our_answers(case: Case, precision: str):
             for rows in chat_metrics.by_length(data.starts + count):
                 together = chat_metrics._greedy(model, data, rows, count)
                 for row, ids in zip(rows, together, strict=True):
-                    answers[row] = ids.tolist()
-        return [until_end(model, ids) for ids in answers]
+                    answers[row] = until_end(model, ids.tolist())
+        return answers
 
     return run
 
@@ -187,21 +179,21 @@ def our_answers(case: Case, precision: str):
 def plain_answers(case: Case):
     """One prompt after the other."""
     model, _, data = case.material()
-    count, tokenizer = new_tokens(model), model.tokenizer
+    how = {"max_new_tokens": new_tokens(model), "do_sample": False,
+           "pad_token_id": model.tokenizer.pad_token_id,
+           "eos_token_id": model.tokenizer.eos_token_id}  # fmt: skip
 
-    def run(steps: int | None = None) -> list[list[int]]:
+    def run(steps=None):
         answers = []
         model.eval()
         with torch.no_grad():
             for row, begin in enumerate(data.starts):
                 prompt = data.ids[row : row + 1, : int(begin)].long()
                 ids = model.network.generate(
-                    input_ids=prompt, attention_mask=torch.ones_like(prompt), max_new_tokens=count,
-                    do_sample=False, pad_token_id=tokenizer.pad_token_id,
-                    eos_token_id=tokenizer.eos_token_id,
-                )  # fmt: skip
-                answers.append(ids[0, int(begin) :].tolist())
-        return [until_end(model, ids) for ids in answers]
+                    input_ids=prompt, attention_mask=torch.ones_like(prompt), **how
+                )
+                answers.append(until_end(model, ids[0, int(begin) :].tolist()))
+        return answers
 
     return run
 
@@ -212,39 +204,22 @@ def until_end(model: causal.CausalLM, ids: list[int]) -> list[int]:
     return ids[: ids.index(end) + 1] if end in ids else ids
 
 
-def that_differ(answers: list, others: list) -> float:
-    """Share of answers that are not the same tokens."""
-    return float(np.mean([a != b for a, b in zip(answers, others, strict=True)]))
-
-
-def measure(case: Case, options: Options) -> dict:
-    """One stage, or the answers: check, then time; return the record."""
-    names, answers = case.names(), case.stage == ANSWERS
-    how = (that_differ, 0.0) if answers else (timing.apart, timing.TOLERANCE)
-    equal, flops = timing.compared(build, case, names, case.steps, *how)
-    runs, rates = timing.timed(build, case, names, options, case.steps), timing.machine(options)
-    pairs = [(slow, fast) for slow in names if slow.startswith("plain")
-             for fast in names if fast.startswith("minilib")]  # fmt: skip
-    title = "answers" if answers else f"stage {case.stage}"
-    memory = {
-        f"{a} / {b}": round(runs[a]["peak_mib_over_start"] / more, 2)
-        for a, b in pairs
-        if (more := runs[b]["peak_mib_over_start"]) > 0
-    }
-    return timing.record(
-        f"SANDE, {title}, length {case.max_length}: plain loops against minilib",
-        options,
-        vars(case) | {"stage": case.stage or "answers", "data": corpus(case.shape)[0].name},
-        equal_losses=equal,
-        runs=runs,
-        ratios={f"{a} / {b}": timing.ratios(runs[a], runs[b]) for a, b in pairs},
-        memory_ratios=memory,
-        limits={"machine": rates, "parts": timing.beside(rates, case.device, runs, flops)},
-    )
-
-
-def main(folder, options: Options):
-    """Both stages and the answers at every length, into ``sande-<device>.json``."""
-    lengths = LENGTHS[:1] if options.quick else LENGTHS
-    cases = [make_case(stage, options, n) for n in lengths for stage in (1, 2, ANSWERS)]
-    return timing.write(folder, "sande", options, [measure(case, options) for case in cases])
+def benches(options: Options) -> list[Bench]:
+    """Both stages and the answers at every length; a single prompt has no padding."""
+    made = []
+    for length in LENGTHS[:1] if options.quick else LENGTHS:
+        for stage in (1, 2, ANSWERS):
+            case = make_case(stage, options, length)
+            slow = PLAIN[:1] if stage == ANSWERS else PLAIN
+            told = {"data": corpus(case.shape)[0].name, "rows": case.count}
+            told |= {
+                name: getattr(case, name)
+                for name in ("shape", "stage", "batch_size", "max_length", "steps")
+            }
+            title = stage if stage == ANSWERS else f"stage {stage}"
+            made.append(Bench(
+                f"SANDE, {title}, length {case.max_length}: plain loops against minilib",
+                told, partial(build, case), {f"{a} / {b}": (a, b) for a in slow for b in OURS},
+                parts={name: name for name in (*slow, *OURS)}, steps=case.steps, memory=True,
+            ))  # fmt: skip
+    return made

@@ -1,23 +1,19 @@
 """Several seeds of one victim: one after the other, stacked into one network, or side by side.
 
 Three ways to fine-tune the same encoder from several seeds, each of which draws its own head, its
-own batches and its own dropout:
-
-* ``one after the other``: minilib's loop, once per seed. What chapters do.
-* ``stacked``: the seeds' weights are stacked, and one forward and one backward pass under
-  ``torch.vmap`` serve all. Batches of the same step are padded to the longest of all seeds;
-  gradients are clipped seed by seed, and AdamW works element by element anyway. (With dropout each
-  stacked seed has masks of its own, but not those it draws alone.)
-* ``side by side``: a process per seed, at the same time, with its share of the threads. What
-  ``minilib sweep --workers`` does.
+own batches and its own dropout. ``one after the other``: minilib's loop, once per seed.
+``stacked``: one forward and one backward pass under ``torch.vmap`` serve all; batches of the same
+step are padded to the longest of all seeds, gradients are clipped seed by seed. (With dropout each
+stacked seed has masks of its own, but not those it draws alone.) ``side by side``: a process per
+seed, at the same time, with its share of the threads, as ``minilib sweep --workers`` does.
 """
 
 from __future__ import annotations
 
 import copy
 import warnings
-from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,61 +23,48 @@ from minilib.training import devices
 from minilib.training.fitting import TrainSettings
 
 from . import finetune, timing
-from .finetune import LESS, LR, batches_of, start, steps_of
+from .finetune import LESS, LR, steps_of
 from .texts import Case, make_case
-from .timing import Options
+from .timing import Bench, Options
 
 SEEDS = (0, 1, 2)
 ALONE, STACKED, BESIDE = "one after the other", "stacked", "side by side"
 
 
-def cases(options: Options) -> list[Case]:
-    """Chapter 03's victim, and the tests' tiny one, whose steps are mostly overhead."""
-    case = make_case(options)
-    full = len(case.rows) // case.batch_size * case.batch_size - len(case.forget)
-    case = replace(case, retain=case.retain.select(np.arange(full)))  # no stack has ragged batches
-    return [replace(case, model=model) for model in dict.fromkeys(["tiny", case.model])]
-
-
-def build(case: Case, name: str, exact: bool):
+def build(case: Case, name: str):
     """A way by its name → losses (steps, seeds)."""
-    precision = timing.precision_of(name, case.device, exact)
-    return (stacked if name == STACKED else alone)(case, precision, exact)
-
-
-def alone(case: Case, precision: str, exact: bool):
-    loops = [finetune.ours(replace(case, seed=seed), precision, exact) for seed in SEEDS]
+    each = [replace(case, seed=seed) for seed in SEEDS]
+    if name == STACKED:
+        return stacked(case, each)
+    if name == BESIDE:
+        return beside_each_other(case.options, each)
+    loops = [finetune.ours(one, case.options.precision()) for one in each]
     return lambda steps: np.concatenate([loop(steps) for loop in loops], 1).tolist()
 
 
-def beside_each_other(case: Case, options: Options, steps: int) -> dict:
-    """Spread of seconds until the last of the processes has ended, all started at once."""
-    share = replace(options, threads=max(1, options.threads // len(SEEDS)))
-    with ExitStack() as stack:
-        pools = []
-        for seed in SEEDS:
-            words = (finetune.build, (replace(case, seed=seed), "minilib", False), share)
-            pools.append(stack.enter_context(timing.process(timing._begin, words)))
+def beside_each_other(options: Options, each: list[Case]):
+    """All started at once, until the last has ended."""
+    share = replace(options, threads=max(1, options.threads // len(each)))
+    pools = [
+        timing.process(timing._begin, (partial(finetune.build, one), "minilib", None, 0, share))
+        for one in each
+    ]
 
-        def together(count: int) -> None:
-            for waiting in [pool.submit(timing._run, count) for pool in pools]:
-                waiting.result()
+    def run(steps: int):
+        runs = [pool.submit(timing._call, "run", steps) for pool in pools]
+        return np.concatenate([one.result() for one in runs], 1).tolist()
 
-        seconds = [
-            min(timing.seconds_of(together, steps + LESS)) - min(timing.seconds_of(together, LESS))
-            for _ in range(options.turns)
-        ]
-    return timing.spread(seconds, 6)
+    return run
 
 
-def stacked(case: Case, precision: str, exact: bool):
+def stacked(case: Case, each: list[Case]):
     """All seeds at once under vmap."""
-    device = torch.device(case.device)
-    models = [start(replace(case, seed=seed), exact) for seed in SEEDS]
-    batches = batches_of(case, models[0].tokenizer, case.device)
+    device, precision = torch.device(case.device), case.options.precision()
+    models = [one.start() for one in each]
+    batches = case.batches(case.rows, models[0].tokenizer)
     weights, buffers = torch.func.stack_module_state(models)
     shell = copy.deepcopy(models[0]).to("meta").train()
-    plans = [batches.rows(np.random.default_rng(seed)) for seed in SEEDS]
+    plans = [batches.rows(np.random.default_rng(one.seed)) for one in each]
 
     # On a CPU vmap calls the fused attention once per seed. So does the loop that it is held to.
     warnings.filterwarnings("ignore", message=".*batching rule for aten::_scaled_dot_product.*")
@@ -92,7 +75,7 @@ def stacked(case: Case, precision: str, exact: bool):
 
     every = torch.vmap(loss, randomness="different")
 
-    def run(steps: int) -> list[list[float]]:
+    def run(steps: int):
         optimizer = torch.optim.AdamW(weights.values(), LR, weight_decay=0.0, fused=True)
         devices.keep_heap(device)
         logs = []
@@ -131,32 +114,20 @@ def clip(weights: list[torch.Tensor], most: float) -> None:
         p.grad.mul_(factors.view(-1, *[1] * (p.dim() - 1)))
 
 
-def measure(case: Case, options: Options) -> dict:
-    """Check, then time; return the record. A rehearsal starts no processes."""
-    steps, rates = steps_of(options), timing.machine(options)
-    names = [ALONE, STACKED]
-    equal, flops = timing.compared(build, case, names, steps)
-    seconds = timing.timed(build, case, names, options, steps + LESS, LESS)
-    if not options.quick:
-        names.append(BESIDE)
-        seconds[BESIDE], flops[BESIDE] = beside_each_other(case, options, steps), flops[ALONE]
-    precision = timing.precision_of(ALONE, case.device)
-    return timing.record(
-        f"{len(SEEDS)} seeds of fine-tuning {case.model}, in three ways",
-        options,
-        case.said() | {"seeds": len(SEEDS), "steps timed": steps, "precision": precision},
-        equal_losses=equal,
-        seconds=seconds,
-        ratios={
-            f"{ALONE} / {name}": timing.ratios(seconds[ALONE], seconds[name]) for name in names[1:]
-        },
-        limits={
-            "machine": rates,
-            "parts": timing.beside(rates, case.device, seconds, flops, f"{steps} steps, {{}}"),
-        },
-    )
+def benches(options: Options) -> list[Bench]:
+    """Chapter 03's victim, and the tests' tiny one, whose steps are mostly overhead.
 
-
-def main(folder, options: Options):
-    """Measure every case and write ``seeds-<device>.json``."""
-    return timing.write(folder, "seeds", options, [measure(one, options) for one in cases(options)])
+    A rehearsal starts no processes.
+    """
+    case, steps = make_case(options), steps_of(options)
+    full = len(case.rows) // case.batch_size * case.batch_size - len(case.forget)
+    case = replace(case, retain=case.retain.select(np.arange(full)))  # no stack has ragged batches
+    others = (STACKED,) if options.quick else (STACKED, BESIDE)
+    return [Bench(
+        f"{len(SEEDS)} seeds of fine-tuning {model}, in three ways",
+        replace(case, model=model).said() | {"seeds": len(SEEDS), "steps timed": steps},
+        partial(build, replace(case, model=model)),
+        {f"{ALONE} / {name}": (ALONE, name) for name in others},
+        parts={f"{steps} steps, {name}": name for name in (ALONE, STACKED)},
+        steps=steps, less=LESS,
+    ) for model in dict.fromkeys(["tiny", case.model])]  # fmt: skip

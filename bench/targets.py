@@ -1,13 +1,11 @@
 """What each benchmark is meant to reach, and whether a record reaches it. Standard library only.
 
-Ratios are a plain loop's time (or memory) over minilib's unless their name says otherwise; every
-target holds where the losses are equal, without which there is no record.
+Ratios are a plain loop's time (or memory) over minilib's unless their name says otherwise.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -72,51 +70,36 @@ TARGETS = (
 
 def target(benchmark: str, record: dict, ratio: str, kind: str = RATIOS) -> Target | None:
     """The target of one number of a record, if it has one."""
-    case = record["case"]
+    case, number = record["case"], (benchmark, ratio, kind)
     for one in TARGETS:
-        same = (one.benchmark, one.ratio, one.kind) == (benchmark, ratio, kind)
-        if (
-            same
-            and case.get("device", "cpu") in one.devices
-            and all(case.get(name) == value for name, value in one.where.items())
-        ):
+        here = case.get("device", "cpu") in one.devices and one.where.items() <= case.items()
+        if here and (one.benchmark, one.ratio, one.kind) == number:
             return one
     return None
 
 
-def numbers(record: dict) -> Iterator[tuple[str, str, float, str]]:
-    """Kind, name, median and range of each ratio, and of each share that a target asks for."""
-    for kind in (RATIOS, MEMORY):
-        for name, value in record.get(kind, {}).items():
-            if isinstance(value, dict):
-                yield kind, name, value["median"], f"{value['min']:.2f} – {value['max']:.2f}"
-            else:
-                yield kind, name, value, "–"
-    for name, part in record.get(SHARES, {}).get("parts", {}).items():
-        yield SHARES, name, part["share"], "–"
+def numbers(record: dict) -> dict[tuple[str, str], float]:
+    """(kind, name) → median of each ratio, and share of each part."""
+    ratios = {
+        (kind, name): value["median"] if isinstance(value, dict) else value
+        for kind in (RATIOS, MEMORY)
+        for name, value in record.get(kind, {}).items()
+    }
+    parts = record.get(SHARES, {}).get("parts", {})
+    return ratios | {(SHARES, name): part["share"] for name, part in parts.items()}  # fmt: skip
 
 
 def summary(files: list[Path]) -> str:
-    """One short table of result files: what was measured, the target if any, and if reached."""
-    lines = [f"{'ratio':<72} {'median':>7} {'lowest – highest':>17} {'target':>8}  reached"]
+    """A line per ratio of result files, and per share that a target asks for."""
+    lines = [f"{'median':>7} {'target':>8}  reached  ratio"]
     for file in files:
-        name = file.stem.removesuffix("-quick").rpartition("-")[0]
-        found = json.loads(file.read_text(encoding="utf-8"))
-        for record in found if isinstance(found, list) else [found]:
-            lines += list(_lines(name, record))
+        name, found = file.stem.partition("-")[0], json.loads(file.read_text(encoding="utf-8"))
+        for record in found if isinstance(found, list) else ():
+            for (kind, ratio), median in numbers(record).items():
+                wanted = target(name, record, ratio, kind)
+                if wanted or kind != SHARES:
+                    yes = "–" if wanted is None else "yes" if wanted.reached(median) else "no"
+                    said, about = wanted.said() if wanted else "–", "" if kind == RATIOS else kind
+                    title = f"{record['what'].partition(':')[0]}: {ratio} {about}"
+                    lines.append(f"{median:>7.2f} {said:>8}  {yes:<7}  {title}")
     return "\n".join(lines)
-
-
-def _lines(name: str, record: dict) -> Iterator[str]:
-    case = record["case"]
-    which = [f"{k.replace('max_', '')} {case[k]}" for k in ("stage", "max_length") if k in case]
-    which += [str(case["model"])] if name in ("finetune", "seeds") else []
-    title = " ".join([name, *which])
-    for kind, ratio, median, span in numbers(record):
-        wanted = target(name, record, ratio, kind)
-        if kind == SHARES and wanted is None or "in passes" in ratio:
-            continue
-        label = f"{title}: {ratio}{', memory' if kind == MEMORY else ''}"
-        said = wanted.said() if wanted else "–"
-        yes = "–" if wanted is None else ("yes" if wanted.reached(median) else "no")
-        yield f"{label:<72} {median:>7.2f} {span:>17} {said:>8}  {yes}"

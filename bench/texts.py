@@ -13,6 +13,8 @@ from minilib.attacks.text import InsertWord, poison
 from minilib.data.text import TextDataset, load_text
 from minilib.models.text import TextClassifier, text_classifier
 from minilib.training import fitting
+from minilib.training import text as text_training
+from minilib.training.text import Batches
 
 from .timing import Options
 
@@ -28,8 +30,12 @@ class Case:
     forget: TextDataset
     retain: TextDataset
     batch_size: int
-    device: str
+    options: Options
     seed: int = 0
+
+    @property
+    def device(self) -> str:
+        return self.options.device
 
     @property
     def rows(self) -> TextDataset:
@@ -41,6 +47,23 @@ class Case:
         """For the record."""
         rows = len(self.forget) + len(self.retain)
         return {"model": self.model, "data": self.source, "rows": rows, "batch": self.batch_size}
+
+    def start(self) -> TextClassifier:
+        """The encoder with a fresh head, the same for every loop."""
+        model = text_classifier(self.model, self.retain.num_classes, self.seed).to(self.device)
+        return still(model) if self.options.exact else model
+
+    def batches(self, rows: TextDataset, tokenizer, device: str | None = None) -> Batches:
+        """Rows of similar length together."""
+        where = device or self.device
+        data = text_training.encode(rows.texts, rows.labels, tokenizer, MAX_LENGTH, where)
+        return Batches(data, self.batch_size)
+
+    def padded(self, rows: TextDataset, tokenizer) -> tuple[torch.Tensor, torch.Tensor]:
+        """Ids and mask (N, MAX_LENGTH), as the plain loops make them."""
+        how = {"padding": "max_length", "truncation": True, "max_length": MAX_LENGTH}
+        tokens = tokenizer(list(rows.texts), return_tensors="pt", **how)
+        return tokens["input_ids"].to(self.device), tokens["attention_mask"].to(self.device)
 
 
 def make_case(options: Options, every: int = 1) -> Case:
@@ -61,13 +84,7 @@ def make_case(options: Options, every: int = 1) -> Case:
     parts = [one.select(np.arange(0, len(one), every)) for one in parts]
     source = f"SST-2 ({clean.source})" if real else "toy-reviews, repeated"
     model, batch_size = ("tiny", 8) if options.quick else ("minilm", 32)
-    return Case(model, source, *parts, batch_size, options.device)
-
-
-def start(case: Case, exact: bool) -> TextClassifier:
-    """The encoder with a fresh head, the same for every loop; without dropout if ``exact``."""
-    model = text_classifier(case.model, case.retain.num_classes, case.seed).to(case.device)
-    return still(model) if exact else model
+    return Case(model, source, *parts, batch_size, options)
 
 
 def still(model):
@@ -76,18 +93,6 @@ def still(model):
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     return model
-
-
-def padded(texts, tokenizer, device: str) -> tuple[torch.Tensor, torch.Tensor]:
-    """Ids and mask (N, MAX_LENGTH), as the plain loops make them."""
-    tokens = tokenizer(
-        list(texts),
-        padding="max_length",
-        truncation=True,
-        max_length=MAX_LENGTH,
-        return_tensors="pt",
-    )
-    return tokens["input_ids"].to(device), tokens["attention_mask"].to(device)
 
 
 @dataclass(frozen=True)

@@ -182,14 +182,14 @@ class Trials(FromLedger):
 
 
 class Overhead(FromLedger):
-    """What a sweep costs beyond its runs, as `python -m bench.sweep` measured it."""
+    """What a sweep costs beyond its runs, as `python -m bench sweep` measured it."""
 
     def made(self, root: Path) -> str:
         """A table of the measurement, or the command that makes it."""
         path = root / "bench" / "results" / "sweep.json"
         self.env.note_dependency(str(path))
         if not path.is_file():
-            return "<p><em>Not measured yet:</em> <code>python -m bench.sweep</code></p>"
+            return "<p><em>Not measured yet:</em> <code>python -m bench sweep</code></p>"
         found = json.loads(path.read_text(encoding="utf-8"))
         single = [_part(PARTS[name], {"": found[name]}) for name in PARTS if name in found]
         both = {said: found[name] for name, said in ENGINES.items() if name in found}

@@ -110,6 +110,36 @@ def pipeline() -> str:
     )  # fmt: skip
 
 
+# ---------------------------------------------------------------- what may import what
+
+FLOORS = (  # from the bottom to the top; on a floor from left to right
+    ("checks", "names", "registry", "provenance"),
+    ("settings", "ledger"),
+    ("data", "models", "training", "cache"),
+    ("attacks", "victims", "metrics"),
+    ("detection", "unlearning", "audit"),
+    ("trials", "chapters"),
+    ("book", "runs", "cli"),
+)
+
+
+def structure() -> str:
+    """The library's folders and modules, each floor on what it may import."""
+    parts = []
+    for number, floor in enumerate(reversed(FLOORS)):
+        y, wide = 4 + 48 * number, 396 / len(floor)
+        parts += [labelled(2 + wide * k, y, wide - 6, 30, name) for k, name in enumerate(floor)]
+        if number + 1 < len(FLOORS):
+            parts.append(arrow(200, y + 31, 200, y + 47))
+    floors = "; ".join(", ".join(floor) for floor in FLOORS)
+    return svg(
+        "structure", 48 * len(FLOORS) - 10, "What may import what",
+        f"Floors of modules, each with an arrow down to the one it stands on. From the bottom to "
+        f"the top: {floors}.",
+        *parts,
+    )  # fmt: skip
+
+
 # ---------------------------------------------------------------- ascent and its brake
 
 
@@ -313,6 +343,7 @@ def retuning() -> str:
 
 
 DRAWINGS: dict[str, Callable[[], str]] = {
+    "structure": structure,
     "pipeline": pipeline,
     "ascent": ascent,
     "matrix": matrix,

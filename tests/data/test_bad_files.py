@@ -1,11 +1,11 @@
 """Data files with one fault each: every one is refused, in one line that says what is accepted."""
 
+import bad_files
 import pytest
 
-from bench import hostile_data
 from minilib.data.files import DataError
 
-BAD = hostile_data.bad_files()
+BAD = bad_files.bad_files()
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def test_each_fault_is_named_once():
     assert len(BAD) >= 100 and len({one.fault for one in BAD}) == len(BAD)
 
 
-@pytest.mark.parametrize("one", hostile_data.good_files(), ids=lambda one: one.file)
+@pytest.mark.parametrize("one", bad_files.good_files(), ids=lambda one: one.file)
 def test_a_file_without_a_fault_is_read(mirror, one):
     (mirror / one.file).write_bytes(one.content)
     assert len(one.load())
@@ -38,8 +38,8 @@ def test_a_file_with_a_fault_is_refused_in_one_line(mirror, one):
 
 
 def test_a_message_says_file_row_value_and_what_is_accepted(mirror):
-    rows = [*hostile_data.ROWS, "train,9,text,7"]
-    (mirror / "sst2.csv.gz").write_bytes(hostile_data.table(*rows))
+    rows = [*bad_files.ROWS, "train,9,text,7"]
+    (mirror / "sst2.csv.gz").write_bytes(bad_files.table(*rows))
     with pytest.raises(DataError) as refused:
-        hostile_data.load_text("sst2", "train")
+        bad_files.load_text("sst2", "train")
     assert str(refused.value) == "sst2.csv.gz, row 5: label is '7'; accepted: 0, 1"

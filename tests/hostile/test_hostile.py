@@ -1,36 +1,33 @@
-"""What hostile input does: parameters, sweep files, data files and records that nobody would write.
+"""What hostile input does: parameters, sweep files and records that nobody would write.
 
-    python -m bench.hostile            # writes bench/results/hostile.json
-    python -m bench.hostile --kills    # adds to it what `hostile_kills` kills and fills
+Each input is made from a fixed seed and given to what reads it in earnest. It is *refused*, in one
+printable line of at most 300 characters, or *accepted*, and is then itself: read again, it is the
+same, and can be planned. Anything else is a fault. Every push tries some, every night thousands;
+data files with one fault each are in `tests/data/test_bad_files.py`.
 
-Each input is made from a fixed seed and given to what reads it in earnest. One of three things
-happens. It is *refused*, in one printable line of at most 300 characters. It is *accepted*, and is
-then itself: read again, it is the same, and can be planned. Or it is a *fault*: any other
-exception, an untidy message, something accepted that is not itself. Faults are listed.
+    MINILIB_NIGHTLY=1 MINILIB_RECORD=bench/results/hostile.json pytest tests/hostile
+
+writes down what came of it.
 """
 
-from __future__ import annotations
-
-import argparse
 import copy
 import dataclasses
 import json
 import math
-import os
 import random
-import tempfile
-import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+from conftest import ROOT, nightly
+from test_kills import KILLS, keep
+
 from minilib import ledger, provenance, settings
-from minilib.data.files import DataError
 from minilib.runs import execute, sweep
 
-from . import hostile_data, hostile_kills
-
-COUNTS = {"parameters": 25_000, "sweep files": 600, "data files": None, "records": None}
+REFUSALS = (provenance.UsageError, settings.SettingsError)
 LONGEST = 300  # characters of a message
 TEXTS = (
     "", " ", ",", "a,,b", "ga,ga", "rga,ga,rga", "none", "none,none", "nan", "1e999", "-1",
@@ -53,28 +50,38 @@ TOKENS = (
 )  # fmt: skip
 
 
-# ---------------------------------------------------------------- what came of it
+def outcome(read, *arguments) -> str:
+    """Read one input: "refused" or "accepted".
 
-
-def outcome(read: Callable[[], object], refusals: tuple[type[Exception], ...]) -> tuple[str, str]:
-    """Read one input: what came of it ("refused", "accepted", "fault"), and what was said."""
+    Raises:
+        AssertionError: the message is untidy. What else is raised, nobody is to see.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            read()
-    except refusals as error:
+            read(*arguments)
+    except REFUSALS as error:
         # As the command prints it; a notebook shows a refused parameter as it is.
         usage = isinstance(error, provenance.UsageError)
         line = provenance.one_line(error) if usage else str(error)
-        tidy = line.isprintable() and len(line) <= LONGEST
-        return (
-            ("refused", line)
-            if tidy
-            else ("fault", f"untidy, {len(line)} characters: {line[:80]!r}")
-        )
-    except Exception as error:  # whatever it is, nobody is to see it
-        return "fault", f"{type(error).__name__}: {str(error)[:120]!r}"
-    return "accepted", ""
+        assert line.isprintable() and len(line) <= LONGEST, line[:400]
+        return "refused"
+    return "accepted"
+
+
+def counted(kind: str, read, inputs) -> Counter:
+    """What came of all inputs; a fault names the input."""
+    counts = Counter()
+    for arguments in inputs:
+        try:
+            counts[outcome(read, *arguments)] += 1
+        except Exception as error:
+            raise AssertionError(
+                f"{type(error).__name__}: {error} of {arguments!r:.2000}"
+            ) from error
+    told = {"inputs": counts.total(), "refused": 0, "accepted": 0, **counts, "fault": 0}
+    keep("counts", kind, told)
+    return counts
 
 
 # ---------------------------------------------------------------- parameters
@@ -121,6 +128,22 @@ def read_parameters(chapter: str, params: dict) -> None:
         assert ledger.KEY.fullmatch(ledger.key_of(recipe))
 
 
+@pytest.mark.parametrize("count", [420, pytest.param(25_000, marks=nightly)])
+def test_parameters(count):
+    counts = counted("parameters", read_parameters, parameter_sets(count))
+    assert counts["accepted"] > count // 20, "inputs that nothing could accept would show little"
+
+
+def test_parameters_that_were_faults_once():
+    for chapter in settings.CHAPTERS:
+        params = {n: d for n, (_, d, _) in settings.declared(chapter).items()}
+        for change in ({"seed": 10**5000}, {"seed": 2**32}):
+            assert outcome(read_parameters, chapter, params | change) == "refused", chapter
+    params = {n: d for n, (_, d, _) in settings.declared("07_audit").items()}
+    found = outcome(read_parameters, "07_audit", params | {"model": "x"})
+    assert found == "refused", "a model and no table"
+
+
 # ---------------------------------------------------------------- sweep files
 
 
@@ -142,6 +165,25 @@ def read_sweep(text: str, path: Path) -> None:
     """Plan a sweep from a file."""
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     sweep.plan(path)
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(600, marks=nightly)])
+def test_sweep_files(count, tmp_path):
+    counts = counted(
+        "sweep files", read_sweep, ((t, tmp_path / "x.yml") for t in sweep_files(count))
+    )
+    assert counts.total() == count
+
+
+@pytest.mark.parametrize("text", ["chapter: !!timestamp x", "chapter: !!binary é"])
+def test_sweep_files_that_were_faults_once(text, tmp_path):
+    assert outcome(read_sweep, text, tmp_path / "x.yml") == "refused"
+
+
+def test_inputs_are_the_same_whenever_they_are_made():
+    for inputs in (parameter_sets, sweep_files):
+        first, again = list(inputs(50)), list(inputs(50))
+        assert first == again and sum(one == first[0] for one in first) == 1
 
 
 # ---------------------------------------------------------------- records of trials
@@ -190,86 +232,42 @@ def read_records(content: bytes, folder: Path) -> None:
         raise provenance.UsageError("neither tier has a trial")
 
 
-# ---------------------------------------------------------------- all of them
+@pytest.fixture
+def places(tmp_path, monkeypatch):
+    """A ledger of its own, with both tiers."""
+    monkeypatch.setenv("MINILIB_LEDGER", str(tmp_path / "trials"))
+    monkeypatch.setenv("MINILIB_PUBLISHED", str(tmp_path / "results"))
+    monkeypatch.setattr(ledger, "unchecked", set())
+    return tmp_path
 
 
-def inputs(folder: Path, counts: dict) -> Iterator[tuple[str, str, Callable, tuple]]:
-    """(kind, what it is, how it is read, refusals) of every input."""
-    usage = (provenance.UsageError, settings.SettingsError)
-    for chapter, params in parameter_sets(counts["parameters"]):
-        read = lambda: read_parameters(chapter, params)  # noqa: E731, B023 - read at once
-        changed = {k: v for k, v in params.items() if v is not settings.declared(chapter)[k][1]}
-        said = ", ".join(f"{name}={settings.shown(value)}" for name, value in changed.items())
-        yield "parameters", f"{chapter} {said}", read, usage
-    for text in sweep_files(counts["sweep files"]):
-        path = folder / "hostile.yml"
-        yield "sweep files", text, lambda: read_sweep(text, path), usage  # noqa: B023
-    for one in hostile_data.bad_files()[: counts["data files"]]:
-        (folder / one.file).write_bytes(one.content)
-        yield "data files", one.fault, one.load, (DataError,)
-        (folder / one.file).unlink()
-    for content in list(forged_records())[: counts["records"]]:
-        yield "records", repr(content[:200]), lambda: read_records(content, folder), usage  # noqa: B023
+def test_forged_records(places):
+    forged = list(forged_records())
+    counts = counted("records", read_records, ((content, places) for content in forged))
+    assert counts == {"refused": len(forged)} and len(forged) >= 50
 
 
-def measure(counts: dict) -> dict:
-    """Give every input to what reads it: kind → how many were refused, accepted, faults."""
-    found = {kind: {"inputs": 0, "refused": 0, "accepted": 0, "fault": 0} for kind in counts}
-    faults: list[str] = []
-    with tempfile.TemporaryDirectory() as name:
-        places = {
-            "MINILIB_DATA": name, "MINILIB_ANY_DATA": "1", "MINILIB_CACHE": f"{name}/cache",
-            "MINILIB_LEDGER": f"{name}/trials", "MINILIB_PUBLISHED": f"{name}/results",
-        }  # fmt: skip
-        before, unchecked = dict(os.environ), set(ledger.unchecked)
-        os.environ.update(places)
-        try:
-            for kind, what, read, refusals in inputs(Path(name), counts):
-                word, said = outcome(read, refusals)
-                found[kind]["inputs"] += 1
-                found[kind][word] += 1
-                if word == "fault" or (word == "accepted" and kind in ("data files", "records")):
-                    faults.append(f"{kind}: {word}: {said} of {what[:200]!r}")
-        finally:
-            os.environ.clear()
-            os.environ.update(before)
-            ledger.unchecked.clear()
-            ledger.unchecked.update(unchecked)
-    return {"counts": found, "faults": faults}
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_record_that_is_not_forged_is_read(places):
+    good = json.dumps(a_record()).encode()
+    read_records(good, places)
+    with pytest.raises(provenance.UsageError, match="neither tier"):
+        read_records(good[:-9], places)
+    assert ledger.trials_of(a_record()["kind"]) == []
 
 
-def main() -> None:
-    """Command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench.hostile", description=__doc__)
-    parser.add_argument("--parameters", type=int, default=COUNTS["parameters"])
-    parser.add_argument("--sweeps", type=int, default=COUNTS["sweep files"])
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
-    parser.add_argument(
-        "--kills", nargs="*", choices=(*hostile_kills.KILLS, "disks"), metavar="WHO",
-        help="kills and full disks instead; of these processes alone",
-    )  # fmt: skip
-    options = parser.parse_args()
-    path = options.out / "hostile.json"
-    conditions = {"commit": provenance.git_commit(), "env": provenance.environment()}
-    if options.kills is not None:
-        before = provenance.read_json(path) or {}
-        for name, found in hostile_kills.measure(options.kills, conditions).items():
-            before[name] = before.get(name, {}) | found
-        provenance.write_json(path, before)
-        return
-    started = time.process_time()
-    counts = COUNTS | {"parameters": options.parameters, "sweep files": options.sweeps}
-    result = measure(counts)
-    result |= {
-        "seed": 0,
-        "longest message, characters": LONGEST,
-        "CPU seconds": round(time.process_time() - started),
-        **conditions,
-    }
-    provenance.write_json(path, (provenance.read_json(path) or {}) | result)
-    print(json.dumps(result["counts"], indent=1))
-    print("\n".join(result["faults"][:40]))
+# ---------------------------------------------------------------- what is written down
 
 
-if __name__ == "__main__":
-    main()
+def test_the_figures_that_are_written_down():
+    result = provenance.read_json(ROOT / "bench" / "results" / "hostile.json")
+    for kind, least in {"parameters": 25_000, "sweep files": 600, "records": 50}.items():
+        counts = result["counts"][kind]
+        assert counts["inputs"] >= least and counts["fault"] == 0
+        assert counts["refused"] + counts["accepted"] == counts["inputs"]
+    kills, disks = result["kills"], result["full disks"]
+    assert kills.keys() == KILLS.keys() and disks.keys() == {"runs", "trials", "cache"}
+    assert sum(one["kills"] for one in kills.values()) >= 50
+    for one in (*kills.values(), *disks.values()):
+        assert one["lost"] == one["doubled"] == one["tracebacks"] == 0
+        assert one["env"]["cpu"] and "dirty" not in one["commit"]

@@ -1,13 +1,11 @@
-"""Kills at random moments and full disks: what is lost, made twice, or ends in a traceback.
+"""Kills at random moments and full disks: nothing is lost, made twice, or ends in a traceback.
 
 Sweeps of the tests' toy chapter at `smoke` go on in one folder, two at once, while processes of
 theirs are killed (`kill -9`) and the command is given again. Whatever was whole once must be there
 at the end, the same: a trial or a run that is not is *lost*, one that was made anew is *doubled*.
+Every night; single kills of each kind are in `tests/runs/test_sweep.py`.
 """
 
-from __future__ import annotations
-
-import json
 import os
 import random
 import re
@@ -15,17 +13,20 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
+import fixture_book
 import psutil
+import pytest
+import toy_sweeps
+from conftest import ROOT, nightly
 
 from minilib import provenance
 
-TESTS = provenance.PACKAGE.parent / "tests"
+TESTS = ROOT / "tests"
 CHAPTER = "07_swept"
 # How often each is killed, and what its command line holds. The store is what is between the
 # sweep and a local server that speaks S3, and is gone for a while; what it was given stays.
@@ -50,10 +51,6 @@ class Place:
     """A book with the toy chapter, its ledger and its runs; sweeps are started in it."""
 
     def __init__(self, folder: Path):
-        sys.path.insert(0, str(TESTS))
-        import fixture_book
-        import toy_sweeps
-
         self.folder, self.root = folder, fixture_book.make_book(folder / "book")
         fixture_book.write_chapter(self.root, CHAPTER, toy_sweeps.BODY)
         with open(self.root / "presets" / "smoke.yml", "a") as presets:
@@ -61,7 +58,7 @@ class Place:
         (folder / "toy").mkdir()
         self.said = folder / "said"
         self.whole: dict[str, str] = {}  # file → when it was made
-        path = (str(TESTS), str(provenance.PACKAGE.parent), os.environ.get("PYTHONPATH", ""))
+        path = (str(TESTS), str(ROOT), os.environ.get("PYTHONPATH", ""))
         self.env = os.environ | {
             "PYTHONPATH": os.pathsep.join(path), "TOY": str(folder / "toy"),
             "MINILIB_LEDGER": str(folder / "trials"), "MINILIB_CACHE": str(folder / "cache"),
@@ -71,7 +68,7 @@ class Place:
     def start(self, *words: str) -> subprocess.Popen:
         """A command in the book, whose output joins that of the others."""
         command = [sys.executable, str(TESTS / "toy_driver.py"), *words]
-        root = self.root if CHAPTER in words else provenance.PACKAGE.parent
+        root = self.root if CHAPTER in words else ROOT
         with open(self.said, "ab") as said:
             return subprocess.Popen(command, cwd=root, env=self.env, stdout=said, stderr=said)
 
@@ -151,18 +148,9 @@ def of_role(drivers: list[subprocess.Popen], who: str) -> list[psutil.Process]:
     return found
 
 
-def campaign(who: str, kills: int, seed: int = 0) -> dict:
-    """Kill one kind of process so often; what became of the work."""
-    source = random.Random(f"{seed} {who}")
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        place = Place(Path(name))
-        if who == "store":
-            with store(place) as begin:
-                return _campaign(place, who, kills, source, begin)
-        return _campaign(place, who, kills, source)
-
-
-def _campaign(place: Place, who: str, kills: int, source: random.Random, begin=None) -> dict:
+def campaign(place: Place, who: str, kills: int, begin=None) -> dict:
+    """Kill one kind of process so often; what became of the work. begin: starts the store."""
+    source = random.Random(f"0 {who}")
     engine = {"Ray worker": ["--engine", "ray", "--no-notebooks"],
               "store": ["--out", "s3://runs/book"]}.get(who, [])  # fmt: skip
     many = 1 if engine else 2  # sweeps at once
@@ -235,55 +223,68 @@ def small_disk(place: Path, size: str) -> Iterator[Path]:
         subprocess.run(["umount", "-l", str(place)], check=True)
 
 
-def full(what: str, keep: int) -> dict:
+def full(place: Place, what: str, keep: int = 20_000) -> dict:
     """A sweep whose runs, trials or victims lie on a disk with ``keep`` bytes left, then with room.
 
     Toy victims fill no cache: there the sweep is one of chapter 03's trials.
     """
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as name:
-        place = Place(Path(name))
-        folder = {"runs": place.root / "runs"}.get(what, place.folder / what)
-        with small_disk(folder, "8m"):
-            ballast = folder / "ballast"
-            _fill(ballast, shutil.disk_usage(folder).free - keep)
-            chapter, *more = ("03_ga_rga", "--no-notebooks") if what == "cache" else (CHAPTER,)
-            words = ("sweep", chapter, "--preset", "smoke", "--workers", "2", *more)
-            words = (*words, "--seeds", "0" if what == "cache" else "0-4")
-            codes = [place.start(*words).wait()]
-            place.look()
-            before, said = len(place.whole), place.said.read_text(errors="replace")
-            ballast.unlink()
-            codes.append(place.start(*words).wait())
-            gone, again = place.look()
-        lines = [line for line in said.splitlines() if "No space left" in line]
-        return {
-            "whole on the full disk": before, "whole at the end": len(place.whole),
-            "lost": gone, "doubled": again + len(place.log("twice")),
-            "lines that name the disk": len(lines), "the first": lines[:1],
-            "tracebacks": place.said.read_text(errors="replace").count("Traceback (most recent"),
-            "exit codes": codes,
-        }  # fmt: skip
+    folder = {"runs": place.root / "runs"}.get(what, place.folder / what)
+    with small_disk(folder, "8m"):
+        ballast = folder / "ballast"
+        ballast.write_bytes(b"\0" * (shutil.disk_usage(folder).free - keep))
+        chapter, *more = ("03_ga_rga", "--no-notebooks") if what == "cache" else (CHAPTER,)
+        words = ("sweep", chapter, "--preset", "smoke", "--workers", "2", *more)
+        words = (*words, "--seeds", "0" if what == "cache" else "0-4")
+        codes = [place.start(*words).wait()]
+        place.look()
+        before, said = len(place.whole), place.said.read_text(errors="replace")
+        ballast.unlink()
+        codes.append(place.start(*words).wait())
+        gone, again = place.look()
+    lines = [line for line in said.splitlines() if "No space left" in line]
+    return {
+        "whole on the full disk": before, "whole at the end": len(place.whole),
+        "lost": gone, "doubled": again + len(place.log("twice")),
+        "lines that name the disk": len(lines), "the first": lines[:1],
+        "tracebacks": place.said.read_text(errors="replace").count("Traceback (most recent"),
+        "exit codes": codes,
+    }  # fmt: skip
 
 
-def _fill(path: Path, size: int) -> None:
-    with open(path, "wb") as file:
-        file.write(b"\0" * max(0, size))
+# ---------------------------------------------------------------- every night
 
 
-def measure(only: list[str], conditions: dict) -> dict:
-    """Every campaign, or some: who is killed → what became of the work; the same of full disks.
+def keep(kind: str, name: str, found: dict) -> None:
+    """Write down what came of something, into the file that MINILIB_RECORD names."""
+    if path := os.environ.get("MINILIB_RECORD"):
+        whole = provenance.read_json(Path(path)) or {}
+        conditions = {"commit": provenance.git_commit(), "env": provenance.environment()}
+        whole[kind] = whole.get(kind, {}) | {name: found | conditions}
+        provenance.write_json(Path(path), whole)
 
-    conditions: noted with each.
-    """
-    found = {"kills": {}, "full disks": {}}
-    for who, count in KILLS.items():
-        if who not in (only or KILLS) or (who == "Ray worker" and not provenance.version("ray")):
-            continue
-        version = {"ray": provenance.version("ray")} if who == "Ray worker" else {}
-        found["kills"][who] = campaign(who, count) | conditions | version
-        print(who, json.dumps(found["kills"][who]), file=sys.stderr, flush=True)
-    for what in ("runs", "trials", "cache") if not only or "disks" in only else ():
-        with suppress(OSError):
-            found["full disks"][what] = full(what, 20_000) | conditions
-            print(what, json.dumps(found["full disks"][what]), file=sys.stderr, flush=True)
-    return found
+
+@nightly
+@pytest.mark.parametrize("who", KILLS)
+def test_kills(who, tmp_path):
+    if who == "Ray worker":
+        pytest.importorskip("ray")
+    place, kills = Place(tmp_path), KILLS[who] if "MINILIB_RECORD" in os.environ else 4
+    with store(place) if who == "store" else nullcontext() as begin:
+        found = campaign(place, who, kills, begin)
+    keep("kills", who, found)
+    faults = ("lost", "doubled", "damaged", "tracebacks", "left running",
+              "the last sweep's exit code")  # fmt: skip
+    assert [found[name] for name in faults] == [0] * len(faults), found
+    assert found["kills"] == kills >= found["computed to the end and not kept"]
+
+
+@nightly
+@pytest.mark.parametrize("what", ["runs", "trials", "cache"])
+def test_full_disks(what, tmp_path):
+    try:
+        found = full(Place(tmp_path), what)
+    except OSError as error:
+        pytest.skip(str(error))
+    keep("full disks", what, found)
+    assert found["lost"] == found["doubled"] == found["tracebacks"] == 0, found
+    assert found["exit codes"][-1] == 0 and found["lines that name the disk"] >= 1
