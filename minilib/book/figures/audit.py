@@ -204,7 +204,9 @@ def measured_chat(cfg: Audit) -> pd.DataFrame:
         }
         if pair != "none":
             cleaned = group.dropna(subset=["true_asr_after"]) if "again" in group else group[:0]
-            row["its own response"] = f"{int((group['right'].astype(bool) & group['found']).sum())}"
+            row["whole response read"] = (
+                f"{int((group['right'].astype(bool) & group['found']).sum())}"
+            )
             if len(cleaned):
                 row["ASR before → after"] = _arrow(cleaned, "true_asr_before", "true_asr_after")
                 row["perplexity"] = _arrow(cleaned, "ppl_before", "ppl_after", 2)
