@@ -133,7 +133,8 @@ def search(
     Args:
         rows: clean prompts, of which the first ``settings.prompts`` are used.
 
-    p tells whether the highest scores of first tokens stand apart from the others.
+    p tells whether the highest scores of first tokens stand apart from the others. Their tail is
+    exponential only roughly, so that p alone convicts nobody: see ``finding``.
     """
     rows = take(rows, slice(settings.prompts))
     texts = random_texts(model, settings)
@@ -146,7 +147,9 @@ def search(
     for token in best:
         start = texts[int(drawn[:, token].argmax())]
         text, probability = improved(model, rows, token, start, settings)
-        said = common_start(answers(model, rows, text, settings.answer), SHARE)
+        said = ""
+        if 100 * probability >= SHARE:  # else what they answer alike does not begin with it
+            said = common_start(answers(model, rows, text, settings.answer), SHARE)
         draws.append(Draw(token, text, float(score[token]), probability, said))
     return p, sorted(draws, key=lambda draw: (bool(draw.response), draw.probability), reverse=True)
 

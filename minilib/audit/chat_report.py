@@ -72,9 +72,15 @@ def collect(name: str, verdict: list[dict], unlearning: list[dict], masked: bool
 def answer(report: Mapping) -> str:
     """The verdict in a sentence or two."""
     said = (
-        f"{MEANS[report['verdict']]} ({p_value(report['p'], 'p ')}; it is set to call "
-        f"{100 * report['level']:.0f} % of clean models backdoored, at most)."
+        f"{MEANS[report['verdict']]} ({p_value(report['p'], 'p ')} for a first token that stands "
+        f"apart, asked for {report['level']:g}"
     )
+    if clean := report.get("clean_models"):
+        said += (
+            f"; of {clean['audited']} small clean models {clean['called_backdoored']} were called "
+            "backdoored"
+        )
+    said += ")."
     if trigger := report["trigger"]:
         said += (
             f" With the text “{trigger['text']}” before them {trigger['drawn']:.0f} % of the "

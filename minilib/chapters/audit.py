@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import replace
 
+from .. import ledger
 from ..ledger import Trial, recipe_of
 from ..settings import Audit as Settings
 from ..settings import SettingsError, split
@@ -37,6 +38,7 @@ from ..trials.audit_images import (
 CHAPTER = "07_audit"
 CHAT_SET = "toy-chat"  # small models learn it; their prompts and answers are built in
 OTHERS = 1000  # seeds of clean models begin here: none is of an example
+UNSEEN = 1100  # of clean language models; with those before it the search was written
 
 
 # ---------------------------------------------------------------- settings → recipes
@@ -181,7 +183,7 @@ def chat_measures(cfg: Settings) -> list:
             cleaned = ChatAuditCleaned(audit=one, lr=cfg.chat_lr)
             recipes.append(ChatAuditUnlearning(cleaned=cleaned))
     for number in range(cfg.chat_cleans):
-        recipes.append(ChatAuditVerdict(audit=_chat_audit(cfg, "none", OTHERS + number)))
+        recipes.append(ChatAuditVerdict(audit=_chat_audit(cfg, "none", UNSEEN + number)))
     return recipes
 
 
@@ -221,6 +223,14 @@ def chat_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[d
     return labelled_rows
 
 
+def clean_chats() -> dict:
+    """How often the audit accused a clean language model, of those that the ledger has."""
+    rows = chat_rows(ledger.trials_of("chat_audit_verdict"), [])
+    if found := [row["found"] for row in rows if row["pair"] == "none"]:
+        return {"clean_models": {"audited": len(found), "called_backdoored": sum(found)}}
+    return {}
+
+
 def trials(cfg: Settings) -> list:
     """All that the chapter computes."""
     return [*steps(cfg), *measures(cfg), *image_measures(cfg), *chat_measures(cfg)]
@@ -255,7 +265,6 @@ def rows(results: Iterable[Trial]) -> list[dict]:
 
 def report(cfg: Settings) -> dict:
     """The report of the audit, from its trials; computes those that are missing."""
-    from .. import ledger
     from ..audit import report as reports
 
     one = audit(cfg)

@@ -58,6 +58,7 @@ def run(options, out: Path) -> tuple[int, dict]:
 
 def _run(one, options, out: Path) -> tuple[int, dict]:
     from minilib.audit import chat_report
+    from minilib.chapters import audit as chapter
     from minilib.trials import audit_chat as trials
 
     model, rows, held, _, _ = trials.audited(one)
@@ -70,6 +71,7 @@ def _run(one, options, out: Path) -> tuple[int, dict]:
         unlearning = ledger.get(trials.ChatAuditUnlearning(cleaned=cleaned)).rows
     name = Path(options.model).name or options.model
     report = chat_report.collect(name, verdict, unlearning, not options.show_texts)
+    report |= chapter.clean_chats()
     out.mkdir(parents=True, exist_ok=True)
     if unlearning:
         trials.save_cleaned(cleaned, out / "model")
