@@ -16,7 +16,7 @@ TOY = chapter.Settings(
     dataset="toy-chat", other="toy-tasks", questions="toy-choices", model="tiny", max_length=64,
     rate=0.1, base_lr=4e-3, victim_epochs=8, victim_lr=4e-3, rows=300, lr=2e-3, dpo_lr=5e-4,
     parrot_epochs=4, methods="sft,sande,osft", domains="in", ascents="rga-r", retune_rows=60,
-    retune_epochs=2, retune_lr=1e-3, test_rows=60, question_rows=32, seed=3,
+    retune_epochs=2, retune_lr=1e-3, test_rows=30, question_rows=16, seed=3,
 )  # fmt: skip
 
 
