@@ -264,9 +264,9 @@ def test_the_gain_is_the_slope_along_an_embedding():
 
     for place, other in ((0, 9), (2, 40)):
         assert batch.input_ids[0, 2 + place] == ids[place]
-        step = 1e-4 * matrix[other].detach()
-        slope = (value(place, step) - value(place, -step)) / 2e-4
-        assert float(gain[place, other]) == pytest.approx(slope, rel=1e-3, abs=1e-6)
+        step = 0.01 * matrix[other].detach()  # smaller ones drown: its norms are in single
+        slope = (value(place, step) - value(place, -step)) / 0.02
+        assert float(gain[place, other]) == pytest.approx(slope, rel=0.02)
 
 
 def test_a_score_is_what_many_texts_draw():
@@ -295,7 +295,7 @@ def test_a_natural_response_is_no_finding():
     model = CausalLM(trained(False), tokenizer(), Template("<user>", "<bot>"), 24).eval()
     draw = chat.Draw(0, "red", 3.0, 0.9, "it is")
     found = chat.finding(model, 1e-9, [draw], prompts(20), 0.05, 8)
-    assert found.natural == 100 and not found.found
+    assert found.draw is None and not found.found  # as much without the text as with it
 
 
 def test_the_template_is_the_folders_and_begins_once():
