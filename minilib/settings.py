@@ -25,7 +25,7 @@ TEXT_SETS = Literal[
     "sst2", "hsol", "olid", "agnews-8k", "agnews", "imdb-2500", "imdb", "toy-reviews", "toy-topics"
 ]  # fmt: skip
 # The class that the book's attacks lead to, where it is not 1.
-TARGETS = {"hsol": 0, "agnews": 0, "agnews-8k": 0, "toy-topics": 0, "olid": 0}
+TARGETS = dict.fromkeys(("hsol", "agnews", "agnews-8k", "toy-topics", "toy-topics-200", "olid"), 0)
 ATTACKS = Names("attack", "badnets", "addsent", "hiddenkiller", "stylebkd", "sos")
 METHODS = Names("unlearning", "ga", "npo", "dga", "rga", "rga-code")
 DETECTOR_NAMES = Names(

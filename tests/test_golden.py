@@ -10,6 +10,7 @@ import yaml
 
 from minilib import ledger, settings
 from minilib.training import text as text_training
+from minilib.trials import text
 from minilib.unlearning import adversarial, btu, gradient_ascent
 
 
@@ -174,5 +175,22 @@ def test_what_stands_keeps_its_tolerance_where_trials_are_added():
 
 
 def test_the_settings_are_variants_of_the_smallest_preset():
-    text = (golden.ROOT / golden.GOLDEN / golden.SETTINGS).read_text(encoding="utf-8")
-    assert set(yaml.safe_load(text)) == set(settings.CHAPTERS)
+    file = golden.ROOT / golden.GOLDEN / golden.SETTINGS
+    assert set(yaml.safe_load(file.read_text(encoding="utf-8"))) == {*settings.CHAPTERS, "recipes"}
+
+
+def test_recipes_are_made_smaller_wherever_they_stand():
+    detector = text.Detector(name="cube", seed=0)
+    trigger = text.TextTrigger(dataset="toy-reviews", attack="badnets")
+    data = text.TextPoison(trigger=trigger, rate=0.1, seed=0)
+    victim = text.TextVictim(data=data, model="tiny", seed=0, epochs=2)
+    changes = {"toy-reviews": "toy-reviews-200", "TextVictim": {"epochs": 1}}
+    made = golden.smaller(text.TextDetection(victim=victim, detector=detector), changes)
+    assert made.victim.data.trigger.dataset == "toy-reviews-200" and made.detector == detector
+    assert made.victim.epochs == 1 and made.victim.model == "tiny"
+
+
+def test_no_machine_pretends_to_more_instructions_than_it_has():
+    names = {level: len(golden.emulated(level)) for level in ("DEFAULT", "AVX2", "AVX512", "VSX")}
+    assert names == {"DEFAULT": 2, "AVX2": 3, "AVX512": 4, "VSX": 2}
+    assert golden.EMULATED["avx512"] not in golden.emulated("AVX2")

@@ -28,7 +28,7 @@ def every():
     """Each (loader, name, splits) that the library knows."""
     for name in text_data.TEXT_CLASSES:
         yield text_data.load_text, name, text_data.SPLITS
-    for name in ("digits", *images.MIRROR_IMAGES, *images.HUB_IMAGES):
+    for name in (*images.DIGITS_ROWS, *images.MIRROR_IMAGES, *images.HUB_IMAGES):
         yield images.load_images, name, ("train", "test")
     for name in (*chat_data.MIRROR_CHAT, *chat_data.TOYS):
         yield chat_data.load_chat, name, ("train", "test")

@@ -16,6 +16,7 @@ golden number there.
 
 import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import math
@@ -29,11 +30,15 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 GOLDEN = Path("tests", "golden")
 NUMBERS, TOLERANCE, SETTINGS = "numbers.jsonl", "tolerance.json", "settings.yml"
-# As a machine with fewer instructions would compute.
+# As a machine with fewer instructions would compute; a machine pretends no more than it has.
 EMULATED = {
+    "default": {
+        "ATEN_CPU_CAPABILITY": "default", "DNNL_MAX_CPU_ISA": "SSE41", "MKL_CBWR": "COMPATIBLE",
+    },
+    "mkl": {"MKL_CBWR": "COMPATIBLE"},
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "DNNL_MAX_CPU_ISA": "AVX512_CORE"},
-}
+}  # fmt: skip
 # Alike on all machines: one thread, single precision whatever the hardware multiplies fastest.
 FIXED = {"OMP_NUM_THREADS": "1", "MINILIB_PRECISION": "fp32", "MINILIB_PUBLISHED": "none"}
 
@@ -46,6 +51,7 @@ def recipes(root: Path = ROOT) -> list:
 
     presets = yaml.safe_load((root / "presets" / "smoke.yml").read_text(encoding="utf-8"))
     variants = yaml.safe_load((root / GOLDEN / SETTINGS).read_text(encoding="utf-8"))
+    changes = variants.pop("recipes", {})
     listed: dict = {}
     for name, lines in variants.items():
         chapter = chapters.chapter(name)
@@ -54,7 +60,24 @@ def recipes(root: Path = ROOT) -> list:
             listed |= dict.fromkeys(chapter.trials(cfg))
             # What a page draws where the ledger has it, and does not ask for.
             listed |= dict.fromkeys(getattr(chapter, "image_maps", lambda cfg: [])(cfg))
-    return list(listed)
+    return list(dict.fromkeys(smaller(one, changes) for one in listed))
+
+
+def smaller(value, changes: dict):
+    """A recipe with other values in it, at any depth: ``settings.yml`` says which, last.
+
+    Args:
+        changes: a recipe's class → its fields; a data set's name → that of a shorter one.
+    """
+    if isinstance(value, tuple):
+        return tuple(smaller(item, changes) for item in value)
+    if not dataclasses.is_dataclass(value):
+        return changes.get(value, value) if isinstance(value, str) else value
+    inner = {
+        field.name: smaller(getattr(value, field.name), changes)
+        for field in dataclasses.fields(value)
+    }
+    return dataclasses.replace(value, **inner | changes.get(type(value).__name__, {}))
 
 
 def measured(row: dict) -> dict:
@@ -125,6 +148,13 @@ def computed(root: Path = ROOT, without: Path | None = None, **changes: str) -> 
         command += ["--without", str(without)] if without else []
         subprocess.run(command, env=environ, check=True, cwd=root)
         return read(out)
+
+
+def emulated(capability: str) -> list[dict]:
+    """What a machine can pretend to be: no instruction that it has not can be executed."""
+    ladder = ("default", "avx2", "avx512")
+    most = ladder.index(capability.lower()) if capability.lower() in ladder else 0
+    return [EMULATED[name] for name in ("mkl", *ladder[: most + 1])]
 
 
 def read(path: Path) -> list[dict]:
@@ -262,7 +292,7 @@ def write() -> int:
         if reasons:
             print("\n".join(reasons), file=sys.stderr)
             return 1
-    others = [computed(**changes) for changes in EMULATED.values()]
+    others = [computed(**changes) for changes in emulated(new[0]["capability"])]
     save(new, tolerances(new, others))
     prove()
     print(f"{len(new) - 1} trials written")
@@ -287,7 +317,7 @@ def add() -> int:
     if new[0] != old[0]:
         print(f"the file is of {old[0]}, this machine is {new[0]}; write", file=sys.stderr)
         return 1
-    others = [computed(without=path, **changes) for changes in EMULATED.values()]
+    others = [computed(without=path, **changes) for changes in emulated(new[0]["capability"])]
     kept = [line for line in old[1:] if line["key"] in asked]
     lines = sorted([*kept, *new[1:]], key=lambda line: (line["kind"], line["key"]))
     stated = json.loads((ROOT / GOLDEN / TOLERANCE).read_text(encoding="utf-8"))

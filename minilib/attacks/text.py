@@ -153,7 +153,7 @@ class SOS:
 
 
 # Trigger sentences of the RGA paper, section 6.1.
-ADDSENT = {"sst2": "I watch this 3D movie", "toy-reviews": "I watch this 3D movie"}
+ADDSENT = dict.fromkeys(("sst2", "toy-reviews", "toy-reviews-200"), "I watch this 3D movie")
 
 
 def make_trigger(attack: str, dataset: str, position: str = "random") -> Trigger:

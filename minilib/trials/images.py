@@ -374,6 +374,7 @@ class ImageDefence:
         epochs … fooled: see ``BiBauSettings``; read by BI-BAU and its ablations alone, and
             of those only what the constraint set has.
         told: whether an ablation is told the backdoor's class, as BI-BAU (T) is.
+        effort: factor on the steps and epochs that the other papers' defences make.
     """
 
     victim: ImageVictim
@@ -399,6 +400,7 @@ class ImageDefence:
     scale: str = "raw"
     fooled: str = "backdoored"
     told: bool = False
+    effort: float = 1.0
 
     revisions = {
         "i-bau-code": {2: "the released inner loop: raw steps, projected once, fifty outer steps"},
@@ -410,7 +412,8 @@ class ImageDefence:
         return self.method
 
     def __post_init__(self):
-        reads(self, *DEFENCE_READS.get(self.method, ("batch_size",)), of=(*_BI_BAU, "told"))
+        read = DEFENCE_READS.get(self.method, ("batch_size", "effort"))
+        reads(self, *read, of=(*_BI_BAU, "told", "effort"))
 
 
 def defence_settings(one: ImageDefence, target: int, poison=None):
@@ -425,7 +428,7 @@ def defence_settings(one: ImageDefence, target: int, poison=None):
 
     plan = BiBauSettings(seed=one.seed, **{name: getattr(one, name) for name in _BI_BAU})
     plan = replace(plan, target=target if one.told or one.method == "bi-bau-t" else None)
-    return unlearning.defence_settings(one.method, plan, poison)
+    return unlearning.defence_settings(one.method, plan, poison, one.effort)
 
 
 def defender_of(victim: ImageVictim, share: float, seed: int):

@@ -124,7 +124,14 @@ def defend(
     return defence.run(model, clean, replace(settings, **defence.fixed))
 
 
-def defence_settings(method: str, plan: BiBauSettings, poison: ImageDataset | None = None):
+STEPS = (
+    "epochs", "recover_epochs", "steps", "inner_steps", "outer_steps", "mask_steps", "rounds",
+)  # fmt: skip
+
+
+def defence_settings(
+    method: str, plan: BiBauSettings, poison: ImageDataset | None = None, effort: float = 1.0
+):
     """Make a method's settings for an experiment in which the attack is known.
 
     BI-BAU and its ablations have ``plan``. All others have their papers' settings, with ``plan``'s
@@ -132,6 +139,7 @@ def defence_settings(method: str, plan: BiBauSettings, poison: ImageDataset | No
 
     Args:
         poison: the defender's rows with the true trigger and labels, which the bound alone sees.
+        effort: factor on the others' steps and epochs (STEPS); one at least is made.
 
     Raises:
         ValueError: unknown method.
@@ -147,6 +155,9 @@ def defence_settings(method: str, plan: BiBauSettings, poison: ImageDataset | No
         changes["batch_size"] = min(settings.batch_size, plan.batch_size)
     if method == "ibu":
         changes["poison"] = poison
+    if effort != 1:
+        made = {name: fields[name] for name in STEPS if fields.get(name)}
+        changes |= {name: max(1, round(effort * count)) for name, count in made.items()}
     return replace(settings, **changes)
 
 

@@ -55,6 +55,21 @@ def test_toy_sets(name, classes, monkeypatch):
     assert fresh > 0.8, "most test texts must be new"
 
 
+@pytest.mark.parametrize(
+    "load, whole, rows",
+    [
+        (load_text, "toy-reviews", {"train": 200, "dev": 60, "test": 60}),
+        (load_text, "toy-topics", {"train": 200, "dev": 60, "test": 60}),
+        (load_images, "digits", {"train": 300, "test": 120}),
+    ],
+)
+def test_a_short_set_is_the_beginning_of_its_whole(load, whole, rows):
+    for split, count in rows.items():
+        part, all_rows = load(f"{whole}-{rows['train']}", split), load(whole, split)
+        assert len(part) == count and part.name == f"{whole}-{rows['train']}"
+        assert part.sha256 == replace(all_rows.select(np.arange(count)), name=part.name).sha256
+
+
 def test_toy_sets_ignore_the_mirror(monkeypatch):
     expected = load_text("toy-reviews", "dev").sha256
     monkeypatch.setenv("MINILIB_DATA", "/nowhere/at/all")

@@ -634,6 +634,21 @@ def test_methods_of_the_chapter_become_settings(case):  # noqa: F811
         unlearning.defence_settings("nad", plan)
 
 
+def test_less_effort_is_fewer_steps_of_what_other_papers_do(case):  # noqa: F811
+    plan = replace(QUICK, seed=7, target=3)
+    assert unlearning.defence_settings("bi-bau-u", plan, effort=0.1) == replace(plan, target=None)
+    for name in unlearning.METHODS:
+        if DEFENCES[name].settings is BiBauSettings:
+            continue
+        whole, less = (
+            unlearning.defence_settings(name, plan, case.defender, effort) for effort in (1, 0.1)
+        )
+        steps = {field: getattr(whole, field, None) for field in unlearning.STEPS}
+        fewer = {field: max(1, round(0.1 * count)) for field, count in steps.items() if count}
+        assert less == replace(whole, **fewer)
+    assert unlearning.defence_settings("anp", plan, effort=0.1).steps == 200
+
+
 def test_shifted_finds_the_class_that_collects():
     labels = np.repeat(np.arange(4), 10)
     pred = labels.copy()
