@@ -86,7 +86,7 @@ def numbers(record: dict) -> dict[tuple[str, str], float]:
         for name, value in record.get(kind, {}).items()
     }
     parts = record.get(SHARES, {}).get("parts", {})
-    return ratios | {(SHARES, name): part["share"] for name, part in parts.items()}  # fmt: skip
+    return ratios | {(SHARES, name): part["share"] for name, part in parts.items()}
 
 
 def summary(files: list[Path]) -> str:
@@ -94,7 +94,7 @@ def summary(files: list[Path]) -> str:
     lines = [f"{'median':>7} {'target':>8}  reached  ratio"]
     for file in files:
         name, found = file.stem.partition("-")[0], json.loads(file.read_text(encoding="utf-8"))
-        for record in found if isinstance(found, list) else ():
+        for record in found if isinstance(found, list) else [found]:
             for (kind, ratio), median in numbers(record).items():
                 wanted = target(name, record, ratio, kind)
                 if wanted or kind != SHARES:
