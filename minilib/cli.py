@@ -381,7 +381,9 @@ def do_items(options) -> None:
         return lists.of_trial(ledger.find(key)) if of_trials else lists.run_of(runs, key)
 
     if verb == "show" and len(words) == 1:
-        options.result = [found(words[0]).record]
+        record = found(words[0]).record
+        again = {"make_again": f"minilib verify {record['key']}"} if of_trials else {}
+        options.result = [record | again]
         print(json.dumps(options.result[0], indent=1, ensure_ascii=False))
     elif verb == "diff" and len(words) == 2:
         told = lists.compared(*map(found, words))

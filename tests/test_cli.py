@@ -331,6 +331,7 @@ def test_trials_are_listed_and_shown(book, capsys):
     assert {json.loads(line)["rows"][0]["square"] for line in out.splitlines()} == {9, 16}
     code, out, _ = call(capsys, f"trials show {one.key[:8]}")
     assert code == 0 and json.loads(out)["key"] == one.key
+    assert json.loads(out)["make_again"] == f"minilib verify {one.key}"
     code, _, err = call(capsys, "trials list toy_slow speed=3")
     assert code == 2 and "no column 'speed'; columns are number, seconds" in err
 
