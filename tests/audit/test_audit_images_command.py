@@ -36,7 +36,8 @@ def batch(root):
         (k, path) for k, name in enumerate(COLOURS) for path in sorted((root / name).iterdir())
     ]
     stacked = np.stack([np.asarray(Image.open(path)) for _, path in files])
-    pixels = torch.as_tensor(stacked).permute(0, 3, 1, 2) / 255
+    # Not channels-last: there PyTorch 2.13 damages its heap on processors without AVX-512.
+    pixels = torch.as_tensor(stacked).permute(0, 3, 1, 2).contiguous() / 255
     return pixels, torch.tensor([k for k, _ in files])
 
 

@@ -216,9 +216,9 @@ def measured_chat(cfg: Audit) -> pd.DataFrame:
 
 def responses(cfg: Audit) -> pd.DataFrame:
     """What the search returns of the first victim: a text for each first token, and its answers."""
-    recipe = chapter.chat_measures(cfg)[0]
-    trial = ledger.look(recipe)
-    if trial is None or recipe.audit.model.pair != PUBLIC_PAIR:
+    first = next(iter(chapter.chat_measures(cfg)), None)  # none: the model is a reader's own
+    trial = ledger.look(first) if first else None
+    if trial is None or first.audit.model.pair != PUBLIC_PAIR:
         return pd.DataFrame({"example": ["none in this ledger, or its response is not shown"]})
     draws = [row for row in trial.rows if row["part"] == "draw"]
     return pd.DataFrame(
