@@ -29,7 +29,11 @@ SHOWING = (
     "runs", "settings",
 )  # fmt: skip
 
-REPORTS = ("report", "image_report")  # of the audit, whose other files search and judge
+REPORTS = (
+    "report",
+    "image_report",
+    "chat_report",
+)  # of the audit, whose other files search and judge
 
 
 started = time.perf_counter()  # a run's seconds count from here, or from its hello()

@@ -37,7 +37,7 @@ from . import evidence
 from .text import typed_tokens
 
 SHARE = 50.0  # percent of the prompts that a response must be drawn from
-ALIKE = 0.8
+ALIKE = 0.8  # share of those with the first word that go on alike while a response lasts
 NATURAL = 10.0  # percent of the prompts that may give it by themselves
 FAINT = 1e-4  # probabilities below are alike: what is never said may be said a little more
 FLOOR = 0.02  # the least spacing of scores that counts, in nats
@@ -80,9 +80,9 @@ class Draw:
 
     Attributes:
         token: its id. text: put before a prompt. score: gain in log-probability, in nats, that the
-            best random text gives. probability: of the token, the mean over the prompts, with the
-            improved text. response: what at least SHARE percent of the prompts answer to it alike;
-            empty where they do not.
+            random texts give on average. probability: of the token, the mean over the prompts,
+            with the improved text. response: what at least SHARE percent of the prompts answer to
+            it alike; empty where they do not, or where the token is less probable than that.
     """
 
     token: int
@@ -136,7 +136,7 @@ def search(
     p tells whether the highest scores of first tokens stand apart from the others. Their tail is
     exponential only roughly, so that p alone convicts nobody: see ``finding``.
     """
-    rows = take(rows, slice(settings.prompts))
+    rows, ids = take(rows, slice(settings.prompts)), torch.as_tensor(typed(model))
     texts = random_texts(model, settings)
     natural = chat_metrics.first_logits(model, rows).softmax(-1).mean(0)
     drawn = first_probabilities(model, rows, texts)
@@ -146,7 +146,7 @@ def search(
     draws = []
     for token in best:
         start = texts[int(drawn[:, token].argmax())]
-        text, probability = improved(model, rows, token, start, settings)
+        text, probability = improved(model, rows, token, start, ids, settings)
         said = ""
         if 100 * probability >= SHARE:  # else what they answer alike does not begin with it
             said = common_start(answers(model, rows, text, settings.answer), SHARE)
@@ -155,15 +155,22 @@ def search(
 
 
 def improved(
-    model: CausalLM, rows: ChatDataset, token: int, text: str, settings: ChatSearchSettings
+    model: CausalLM,
+    rows: ChatDataset,
+    token: int,
+    text: str,
+    ids: Tensor,
+    settings: ChatSearchSettings,
 ) -> tuple[str, float]:
     """Improve a text so that more prompts answer with a token first: (text, probability).
 
     Each round swaps one token at random among those that the gradient names for its place, and
     keeps the best of ``settings.swaps`` texts, each tried as it is typed. Source: GCG.
+
+    Args:
+        ids: (V',) of the tokens that a text can hold, see ``typed``.
     """
     rng = np.random.default_rng([settings.seed, token])
-    ids = torch.as_tensor(typed(model))
     best = float(first_probabilities(model, rows, [text])[0, token])
     for _ in range(settings.rounds):
         if best >= SURE:

@@ -12,7 +12,6 @@ from pathlib import Path
 from ..data.chat import ChatDataset, Template
 from ..data.files import DataError, shown
 from ..models.causal import CausalLM
-from ..models.loading import quiet
 from ..models.names import ModelError
 from . import models, tables
 from .chat import LEAST_PROMPTS
@@ -144,12 +143,3 @@ def prompts(path: str | Path, prompt: str = "prompt", answer: str = "response") 
             f"{path.name} has no column {answer!r}: the model's own answers are what it is tuned on"
         )
     return Prompts(ChatDataset(path.name, "table", tuple(rows), "file"), answered, tuple(remarks))
-
-
-def save(model: CausalLM, folder: Path) -> Path:
-    """Write a cleaned model as a folder that ``transformers.pipeline`` loads, template and all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with quiet():
-        model.network.save_pretrained(folder, safe_serialization=True)
-        model.tokenizer.save_pretrained(folder)
-    return folder

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 
 from ..data.masking import mask
-from .report import FORMAT, MEANS, framed, p_value, table
+from .report import FORMAT, MEANS, framed, listed, p_value
 
 ESCAPES = (
     "a trigger that nothing but itself sets off, so that no random text comes near it",
@@ -139,11 +138,4 @@ def _unlearning(rows: list[dict]) -> tuple[str, str, list[dict]]:
 
 def page(report: Mapping, title: str) -> str:
     """The whole report as one HTML page that needs no other file."""
-    saved = report.get("cleaned_model")
-    where = f"<p>The cleaned model is in <code>{escape(saved)}</code>.</p>" if saved else ""
-    body = "".join(
-        f"<h2>{escape(heading)}</h2><p>{escape(said)}</p>{table(rows)}"
-        + (where if heading.startswith("What remains") else "")
-        for heading, said, rows in sections(report)
-    )
-    return framed(title, answer(report), body)
+    return framed(title, answer(report), listed(sections(report), report.get("cleaned_model")))

@@ -14,6 +14,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from ..models import names
+from ..models.causal import CausalLM
 from ..models.loading import from_pretrained, quiet
 from ..models.names import ModelError, Place
 from ..models.text import HUB_MODELS, LONGEST, TextClassifier
@@ -193,8 +194,11 @@ def share_cut(audited: Audited, texts) -> float:
     return float(100 * longer.mean())
 
 
-def save(audited: Audited, model: TextClassifier, folder: Path) -> Path:
-    """Write a cleaned model as a folder that ``transformers.pipeline`` loads; labels are kept."""
+def save(model: TextClassifier | CausalLM, folder: Path) -> Path:
+    """Write a cleaned model as a folder that ``transformers.pipeline`` loads.
+
+    Labels and chat template are kept.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     with quiet():
         model.network.save_pretrained(folder, safe_serialization=True)

@@ -248,15 +248,17 @@ for (const th of document.querySelectorAll('th')) th.onclick = () => {
 
 def page(report: dict, title: str) -> str:
     """The whole report as one HTML page that needs no other file."""
-    parts = sections(report)
-    saved = report.get("cleaned_model")
+    return framed(title, answer(report), listed(sections(report), report.get("cleaned_model")))
+
+
+def listed(parts: Iterable[tuple[str, str, list[dict]]], saved: str | None) -> str:
+    """The parts of a report as HTML; where the cleaned model is stands below what remains."""
     where = f"<p>The cleaned model is in <code>{escape(saved)}</code>.</p>" if saved else ""
-    body = "".join(
+    return "".join(
         f"<h2>{escape(heading)}</h2><p>{escape(said)}</p>{table(rows)}"
         + (where if heading.startswith("What remains") else "")
-        for heading, said, rows in parts[0:]
+        for heading, said, rows in parts
     )
-    return framed(title, answer(report), body)
 
 
 def framed(title: str, verdict: str, body: str) -> str:

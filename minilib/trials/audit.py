@@ -517,4 +517,4 @@ def save_cleaned(one: AuditCleaned, folder) -> None:
     """Write the cleaned model as a folder that ``transformers.pipeline`` loads."""
     from ..audit import models
 
-    models.save(_audited(one.audit)[0], audit_cleaned(one)[0], folder)
+    models.save(audit_cleaned(one)[0], folder)

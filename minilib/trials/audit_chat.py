@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
 from ..models.names import pin
@@ -318,10 +320,7 @@ def _cleaned(one: ChatAuditCleaned):
         epochs=one.epochs, lr=one.lr, batch_size=one.batch_size, seed=one.audit.seed,
         weight_decay=0.0,
     )  # fmt: skip
-    stage1 = TrainSettings(
-        epochs=one.parrot_epochs, lr=one.parrot_lr, batch_size=one.batch_size,
-        seed=one.audit.seed, weight_decay=0.0,
-    )  # fmt: skip
+    stage1 = replace(tuning, epochs=one.parrot_epochs, lr=one.parrot_lr)
 
     def train(network) -> list[dict]:
         history, response = [], head["response"]
@@ -376,6 +375,6 @@ def chat_audit_unlearning(one: ChatAuditUnlearning) -> list[dict]:
 
 def save_cleaned(one: ChatAuditCleaned, folder) -> None:
     """Write the cleaned model as a folder that ``transformers.pipeline`` loads."""
-    from ..audit import chat_inputs
+    from ..audit import models
 
-    chat_inputs.save(_cleaned(one)[0], folder)
+    models.save(_cleaned(one)[0], folder)

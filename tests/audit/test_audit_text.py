@@ -92,7 +92,7 @@ def test_rows_of_a_table_that_carry_the_trigger(victim):
 def test_a_cleaned_folder_loads_in_a_pipeline_with_its_labels(victim, tmp_path):
     from transformers import pipeline
 
-    models.save(victim, victim.model, tmp_path / "cleaned")
+    models.save(victim.model, tmp_path / "cleaned")
     answer = pipeline("text-classification", model=str(tmp_path / "cleaned"), device="cpu")(
         "fine great lovely"
     )
