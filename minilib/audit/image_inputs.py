@@ -22,7 +22,7 @@ from ..data.images import ImageDataset
 from ..models import loading
 from ..models.foreign import foreign_network, read_state
 from ..models.images import ImageClassifier, unwrap, wrap
-from ..models.names import ModelError
+from ..models.names import ADAPTER, ModelError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 IGNORED = ("Thumbs.db", "desktop.ini")  # and all that begins with a dot
@@ -175,6 +175,11 @@ def model_from_state(
 def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise ModelError(f"there is no folder {folder}; accepted: one that exists")
+    if (folder / ADAPTER).is_file():
+        raise ModelError(
+            f"folder {folder} is a LoRA adapter, which is taken of texts and language models "
+            "alone; accepted: merged (PeftModel.merge_and_unload().save_pretrained(NEW))"
+        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"folder {folder} has no config.json; accepted: a model of transformers")
     if not any(folder.glob("*.safetensors")):

@@ -6,14 +6,13 @@ runs code when it is read would each give a report on another model than the use
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from safetensors import SafetensorError
 
-from ..models import names
+from ..models import adapters, names
 from ..models.causal import CausalLM
 from ..models.loading import from_pretrained, quiet
 from ..models.names import ModelError, Place
@@ -33,6 +32,7 @@ CONVERT = (
     "convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
     ".save_pretrained(NEW, safe_serialization=True)"
 )
+WITH_CLASSES = "AutoModelForSequenceClassification"
 WITH_HEAD = "a classifier saved with its head, such as AutoModelForSequenceClassification saves"
 
 
@@ -64,7 +64,7 @@ def name_of(text: str) -> str:
         raise ModelError(f"model {text!r} is a file; accepted: the folder that it lies in")
     if path.is_dir():
         return names.pinned(str(path.resolve()))
-    if text.startswith((".", "~", "/")) or os.sep in text.rstrip("/") and text.count("/") != 1:
+    if names.is_path(text):
         raise ModelError(f"model {text!r}: there is no such folder; accepted: one that exists")
     return names.pinned(text)
 
@@ -72,34 +72,72 @@ def name_of(text: str) -> str:
 def loaded(name: str, kind: type, accepted: str):
     """Configuration, tokenizer and network of a folder or Hub model, every weight its own.
 
+    A folder with a LoRA adapter is its base with the adapter merged into it.
+
     Args:
         name: as ``name_of`` gives it. kind: of transformers' classes for models with a head.
         accepted: what a model without this head is told.
 
     Raises:
         ModelError: no such folder or Hub model; no tokenizer; weights that are no safetensors; a
-            head that is not among the weights.
+            head that is not among the weights; see ``models.adapters``.
     """
-    from transformers import AutoConfig, AutoTokenizer
-
-    place = _place(name)
+    adapter = names.adapter_of(name)
     shown = name.partition("@sha256:")[0]
     with quiet():
         try:
-            config = from_pretrained(AutoConfig, name, place)
-            tokenizer = from_pretrained(AutoTokenizer, name, place)
-            network, info = from_pretrained_with_info(kind, name, place)
+            load = _with_adapter if adapter else _alone
+            config, tokenizer, network, absent = load(adapter or name, kind)
         except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
+            if isinstance(error, ModelError):
+                raise
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ModelError(f"model {shown!r} cannot be loaded ({reason})") from None
-    absent = sorted(set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]})
     if absent:
-        few = ", ".join(absent[:3])
+        few = ", ".join(sorted(absent)[:3])
         raise ModelError(
             f"model {shown!r}: its weights have no {few}, which would be random; accepted: "
             f"{accepted}"
         )
     return config, tokenizer, network
+
+
+def _alone(name: str, kind: type):
+    """Configuration, tokenizer, network, and the names of what its weights lack."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    place = _place(name)
+    config = from_pretrained(AutoConfig, name, place)
+    tokenizer = from_pretrained(AutoTokenizer, name, place)
+    network, info = from_pretrained_with_info(kind, name, place)
+    return config, tokenizer, network, _absent(info)
+
+
+def _with_adapter(folder: Path, kind: type):
+    """The same of an adapter's folder: what it does not hold is its base's."""
+    from transformers import AutoConfig, AutoTokenizer
+
+    adapters.check_installed(folder)
+    adapters.described(folder)
+    tensors, base = adapters.weights(folder), names.base_of(folder)
+    place, own = _place(base), Place(str(folder), None, folder)
+    config = from_pretrained(AutoConfig, base, place)
+    if (folder / "config.json").is_file():
+        config = from_pretrained(AutoConfig, str(folder), own)
+    outputs = adapters.outputs(tensors)
+    if outputs and kind.__name__ == WITH_CLASSES and outputs != config.num_labels:
+        config.num_labels = outputs
+    has_own = adapters.has_tokenizer(folder)
+    tokenizer = from_pretrained(AutoTokenizer, base, own if has_own else place)
+    network, info = from_pretrained_with_info(kind, base, place, config=config)
+    absent = _absent(info) - adapters.held(tensors)
+    if not absent:
+        network = adapters.merged(network, folder, tensors)
+    return network.config, tokenizer, network, absent
+
+
+def _absent(info: dict) -> set[str]:
+    return set(info["missing_keys"]) | {name for name, *_ in info["mismatched_keys"]}
 
 
 def text_classifier(name: str) -> Audited:
@@ -142,20 +180,15 @@ def _place(name: str) -> Place:
                 f"folder {base} has its weights in {pickled[0]}, which can run code when it is "
                 f"read; accepted: model.safetensors; {CONVERT}"
             )
-    if folder.is_dir() and (folder / "adapter_config.json").is_file():
-        raise ModelError(
-            f"folder {base} is a LoRA adapter without its model; accepted: the two merged "
-            "(PeftModel.merge_and_unload().save_pretrained(NEW))"
-        )
     return names.place_of(name, HUB_MODELS)
 
 
-def from_pretrained_with_info(kind: type, name: str, place: Place):
+def from_pretrained_with_info(kind: type, name: str, place: Place, **more):
     """A network and transformers' report of what was not in its weights."""
     return kind.from_pretrained(
         place.location, revision=place.revision or "main", trust_remote_code=False,
         use_safetensors=True, output_loading_info=True, ignore_mismatched_sizes=True,
-        dtype="float32",
+        dtype="float32", **more,
     )  # fmt: skip
 
 
@@ -185,6 +218,12 @@ def longest(config, tokenizer) -> int:
     # RoBERTa's first positions are the padding's: it reads two fewer than it has.
     positions -= 2 if config.model_type in ("roberta", "xlm-roberta", "camembert") else 0
     return min(positions, tokenizer.model_max_length, LONGEST)
+
+
+def remarks(name: str) -> list[str]:
+    """What a report says of how a model was loaded; nothing of most."""
+    adapter = names.adapter_of(name)
+    return [adapters.remark(adapter)] if adapter else []
 
 
 def share_cut(audited: Audited, texts) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -36,7 +37,6 @@ DTYPES = {
     "float16": torch.float16,
 }
 SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
-LORA_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
 
 class CausalLM(nn.Module):
@@ -169,7 +169,9 @@ def row_texts(row: dict) -> tuple[str, str]:
 
 
 def add_lora(model: CausalLM, rank: int) -> CausalLM:
-    """Freeze the weights and add trainable LoRA adapters of ``rank`` to the linear layers.
+    """Freeze the weights and add trainable LoRA adapters of ``rank`` to all linear layers.
+
+    The layers are PEFT's "all-linear": those of any architecture but for the head.
 
     Raises:
         ModelError: ``peft`` is not installed.
@@ -178,9 +180,11 @@ def add_lora(model: CausalLM, rank: int) -> CausalLM:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise ModelError(f"lora={rank} needs the package peft: pip install peft") from error
-    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=list(LORA_TARGETS))
+    config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear")
     model.requires_grad_(False)
-    inject_adapter_in_model(config, model.network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # GPT-2's layers are transposed, which PEFT sees and heeds
+        inject_adapter_in_model(config, model.network)
     return model
 
 

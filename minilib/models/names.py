@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import os
 import re
 from pathlib import Path
@@ -23,7 +24,8 @@ NEEDED = {
     "weights in safetensors": ("*.safetensors",),
     "tokenizer": ("tokenizer.json", "vocab.txt", "vocab.json", "*.model"),
 }
-READ = ("*.json", "*.txt", "*.model", "*.safetensors")
+READ = ("*.json", "*.jinja", "*.txt", "*.model", "*.safetensors")
+ADAPTER, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 DIGEST = re.compile(r"sha256:[0-9a-f]{16}")
 REVISION = re.compile(r"[\w][\w./-]{0,99}")
 
@@ -63,12 +65,78 @@ def place_of(name: str, hub: dict[str, str]) -> Place:
     for what, patterns in NEEDED.items():
         if not any(path for pattern in patterns for path in folder.glob(pattern)):
             raise ModelError(f"folder {folder} has no {what}; accepted: {' or '.join(patterns)}")
+    _check_content(folder, pin)
+    return Place(str(folder), None, folder)
+
+
+def _check_content(folder: Path, pin: str | None) -> None:
     if pin and pin != digest(folder):
         raise ModelError(
             f"folder {folder} has another content, {digest(folder)}, than the recipe's {pin}; "
             "accepted: the files that it was made with"
         )
-    return Place(str(folder), None, folder)
+
+
+def adapter_of(name: str) -> Path | None:
+    """The folder of a name in which a LoRA adapter lies without its model; None: no such folder.
+
+    Raises:
+        ModelError: a model lies beside it, so that either could be meant; another content than the
+            name says.
+    """
+    folder, pin = _folder(name)
+    if folder is None or not (folder / ADAPTER).is_file():
+        return None
+    if whole := _whole_models(folder):
+        raise ModelError(
+            f"folder {folder} has an adapter ({ADAPTER}) and a model ({whole[0]}); accepted: one "
+            "of the two, or both merged (PeftModel.merge_and_unload().save_pretrained(NEW))"
+        )
+    _check_content(folder, pin)
+    return folder
+
+
+def _whole_models(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.glob("*.safetensors") if p.name != ADAPTER_WEIGHTS)
+
+
+def base_of(folder: Path) -> str:
+    """The name of the model that an adapter belongs to, as its adapter_config.json says.
+
+    A relative path was written in the folder that the adapter was trained from. So it is looked for
+    in the adapter's folder and in all above it; what is no folder there is a name on the Hub.
+
+    Raises:
+        ModelError: it names none, or a path that is not there.
+    """
+    try:
+        config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+        base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    except (OSError, ValueError, AttributeError):
+        base = revision = None
+    if not isinstance(base, str) or not base.strip():
+        raise ModelError(
+            f"{folder / ADAPTER} names no base model; accepted: base_model_name_or_path, a folder "
+            "or a name on the Hub"
+        )
+    for above in (folder, *folder.parents):
+        place = above / Path(base).expanduser()
+        try:
+            if (place / "config.json").is_file():
+                return str(place.resolve())
+        except OSError:  # a name too long for a file, a folder that is closed to us
+            continue
+    if is_path(base):
+        raise ModelError(
+            f"folder {folder}: its base model {base!r} is not there; accepted in {ADAPTER}: a path "
+            "that exists, from the adapter's folder or one above it, or a name on the Hub"
+        )
+    return f"{base}@{revision}" if isinstance(revision, str) and revision else base
+
+
+def is_path(text: str) -> bool:
+    """Whether a text can only be meant as a path, and not as a name on the Hub."""
+    return text.startswith((".", "~", "/")) or (os.sep in text.rstrip("/") and text.count("/") != 1)
 
 
 def pinned(name: str) -> str:
@@ -95,8 +163,18 @@ def with_revision(name: str, revision: str | None) -> str:
 
 
 def digest(folder: Path) -> str:
-    """Digest of what a model is read from: weights, configuration and tokenizer."""
-    paths = sorted({path for pattern in READ for path in folder.glob(pattern) if path.is_file()})
+    """Digest of what a model is read from: weights, configuration and tokenizer.
+
+    Of a LoRA adapter they are those of its base, too, where that is a folder.
+    """
+    folders = [folder]
+    if (folder / ADAPTER).is_file() and not _whole_models(folder):
+        folders += [Path(base)] if (base := base_of(folder)).startswith(os.sep) else []
+    paths = [
+        path
+        for one in folders
+        for path in sorted({p for pattern in READ for p in one.glob(pattern) if p.is_file()})
+    ]
     stats = ((path, path.stat()) for path in paths)
     return _digest(tuple((path, stat.st_size, stat.st_mtime_ns) for path, stat in stats))
 

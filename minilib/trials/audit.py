@@ -215,10 +215,10 @@ def _audited(audit: TextAudit):
         model, _ = foreign_victim(audit.model)
         names = _poisoned(audit.model).class_names
         audited = models.Audited(model, tuple(names), True)
+        remarks: list[str] = []
     else:
-        audited = models.text_classifier(audit.model)
+        audited, remarks = models.text_classifier(audit.model), models.remarks(audit.model)
     audited = replace(audited, model=audited.model.to(loading.default_device()))
-    remarks: list[str] = []
     if isinstance(audit.clean, AuditTable):
         clean = _read(audit.clean, audited, remarks).rows
     else:

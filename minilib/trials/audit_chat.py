@@ -185,20 +185,20 @@ def audited(audit: ChatAudit):
     """Model, prompts to search with, held-out prompts, whether they have answers, and remarks."""
     import numpy as np
 
-    from ..audit import chat, chat_inputs
+    from ..audit import chat, chat_inputs, models
     from ..data.chat import load_chat, take
     from ..models import loading
 
+    answered, remarks = True, ()
     if isinstance(audit.model, ForeignChat):
         model, _ = _foreign_chat(audit.model)
     else:
         model = chat_inputs.language_model(audit.model, audit.template)
-        model = model.to(loading.default_device())
-    answered, remarks = True, ()
+        model, remarks = model.to(loading.default_device()), tuple(models.remarks(audit.model))
     if isinstance(audit.prompts, PromptTable):
         table = audit.prompts
         read = chat_inputs.prompts(table.path, table.prompt, table.answer)
-        rows, answered, remarks = read.rows, read.answered, read.remarks
+        rows, answered, remarks = read.rows, read.answered, (*remarks, *read.remarks)
     else:
         rows = load_chat(audit.prompts, "test")
     ledger.note(rows.info())

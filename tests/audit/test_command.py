@@ -8,6 +8,7 @@ import audit_fixtures as made
 import nbformat
 import pytest
 from conftest import ROOT
+from transformers import BertForSequenceClassification
 
 from minilib import cli
 from minilib.runs import audit, execute
@@ -79,6 +80,31 @@ def test_the_cleaned_model_is_clean(typed, place, in_process):
     command = "minilib audit ./report/model --text review --label sentiment --clean dev.csv"
     code, output = typed(f"{command} --out again")
     assert code == audit.NOTHING and output.startswith("Nothing found"), output
+
+
+def test_a_lora_adapter_is_audited_merged_and_saved_merged(typed, place, in_process):
+    as_adapter(place)
+    command = "minilib audit ./adapter --clean dev.csv --text review --label sentiment"
+    code, output = typed(f"{command} --unlearn --out adapted")
+    assert code == audit.FOUND and "of rank 2 on base: the two were merged" in output, output
+    report = json.loads((place / "adapted" / "report.json").read_text())
+    assert report["trigger"]["text"] == made.TRIGGER and report["model"]["labels"][1] == "positive"
+    saved = sorted(path.name for path in (place / "adapted" / "model").iterdir())
+    assert "model.safetensors" in saved and "config.json" in saved
+    assert not [name for name in saved if "adapter" in name]
+
+
+def as_adapter(place):
+    """The victim as a base that is its part, and an adapter that is the rest."""
+    peft = pytest.importorskip("peft")
+    network = BertForSequenceClassification.from_pretrained(place / "victim")
+    settings = peft.LoraConfig(r=2, target_modules=["query"], init_lora_weights=False)
+    model = peft.get_peft_model(network, settings)
+    layer = model.base_model.model.bert.encoder.layer[0].attention.self.query
+    layer.base_layer.weight.data -= layer.get_delta_weight("default").data
+    model.save_pretrained(place / "adapter", save_embedding_layers=False)
+    made.edited(place / "adapter", "adapter_config.json", base_model_name_or_path="base")
+    made.saved(place / "base", model.unload())
 
 
 @pytest.fixture

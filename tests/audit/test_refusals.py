@@ -120,8 +120,8 @@ MODELS = {
     "several classes a text": (config(problem_type="multi_label_classification"), "one class"),
     "regression": (config(problem_type="regression"), "one class"),
     "a tokenizer of another model": (smaller, "was trained with"),
-    "a LoRA adapter": (
-        lambda folder: (folder / "adapter_config.json").write_text("{}"), "merge_and_unload",
+    "a model and an adapter": (
+        lambda folder: (folder / "adapter_config.json").write_text("{}"), "one of the two",
     ),
 }  # fmt: skip
 

@@ -370,6 +370,21 @@ def test_lora_trains_adapters_only(chats):
     assert {k for k in before if not torch.equal(before[k], after[k])} <= set(names)
 
 
+@pytest.mark.parametrize("kind", ["GPT2", "GPTNeoX", "Bloom"])
+def test_lora_is_for_any_architecture(kind):
+    pytest.importorskip("peft")
+    import transformers
+
+    sizes = {"n_embd": 16, "n_head": 2, "n_layer": 1, "hidden_size": 16, "num_hidden_layers": 1,
+             "num_attention_heads": 2, "intermediate_size": 32}  # fmt: skip
+    config = getattr(transformers, f"{kind}Config")(vocab_size=30, **sizes)
+    network = transformers.AutoModelForCausalLM.from_config(config)
+    model = causal.add_lora(causal.CausalLM(network, None, None), 2)
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    inner = [n for n in trained if "lora_A" in n]
+    assert len(inner) == 4 and all("lora_" in name for name in trained), "attention and MLP"
+
+
 def test_lora_without_peft_says_what_to_install(exact, monkeypatch):
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(ModelError, match="lora=4 needs the package peft: pip install peft"):
