@@ -110,7 +110,9 @@ def merged(network: nn.Module, folder: Path, tensors: dict[str, Tensor]) -> nn.M
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what it says is checked below
-            config = peft.PeftConfig.from_pretrained(str(folder))
+            # Without the module that "megatron_core" would have it import.
+            said = described(folder) | {"megatron_config": None}
+            config = peft.PeftConfig.from_peft_type(**said)
             _resize(network, tensors)
             model = peft.get_peft_model(network, config)
             result = peft.set_peft_model_state_dict(model, tensors)
