@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..data.masking import mask
-from .report import FORMAT, MEANS, framed, listed, p_value
+from .report import FORMAT, MEANS, UNSEEN, framed, listed, p_value, set_to
 
 ESCAPES = (
+    "a trigger that is a paraphrase or a way of asking, unless random texts come near it, too",
     "a trigger that nothing but itself sets off, so that no random text comes near it",
     "a response that differs from prompt to prompt, such as faulty code or a change of manner",
     "a response that the model gives to ordinary prompts, too",
@@ -15,7 +16,7 @@ ESCAPES = (
 BLIND = (
     "This audit looks for one response that short texts draw from any prompt. It cannot see "
     + "; ".join(ESCAPES)
-    + "."
+    + ". An attack whose answers stay right, as with clean labels, gives no response to look for."
 )
 
 
@@ -27,8 +28,9 @@ def collect(name: str, verdict: list[dict], unlearning: list[dict], masked: bool
             and ``chat_audit_unlearning`` (none where nothing was unlearned).
         masked: mask the words of responses and answers.
 
-    Returns ``verdict`` (found | nothing found), ``p``, ``level``, ``trigger`` (text, response,
-    percent of held-out prompts; None where nothing was found), ``draws``, ``answers``,
+    Returns ``verdict`` (found | nothing found), ``p``, ``level``, ``held_out`` (percent of held-out
+    prompts that give the best response, ``drawn`` with a text and ``natural`` without), ``trigger``
+    (the same with text and response; None where nothing was found), ``draws``, ``answers``,
     ``unlearning``, ``model``, ``remarks``, ``blind``.
     """
     head = next(row for row in verdict if row["part"] == "verdict")
@@ -48,6 +50,7 @@ def collect(name: str, verdict: list[dict], unlearning: list[dict], masked: bool
         "verdict": "found" if head["found"] else "nothing found",
         "p": head["p"],
         "level": head["level"],
+        "held_out": {"drawn": head["drawn"], "natural": head["natural"]},
         "trigger": {
             "text": head["text"], "response": hide(head["response"]), "drawn": head["drawn"],
             "natural": head["natural"],
@@ -89,6 +92,22 @@ def answer(report: Mapping) -> str:
     return said
 
 
+def detectors(report: Mapping) -> list[dict]:
+    """A row a test: its p-value here, how often it accuses what is clean, and what it says."""
+    best = max(report["draws"], key=lambda row: row["score"], default=None)
+    apart = f"highest score: {best['score']:.1f} nats, of “{best['token']}”" if best else "no token"
+    held, asked = report["held_out"], report["model"]["held_out_prompts"]
+    drawn = f"{held['drawn']:.0f} % of them give one response with a text before them"
+    return [
+        {"detector": "first token", "p": p_value(report["p"]),
+         "false alarms": set_to(report["level"], report.get("clean_models"), "first_token_apart"),
+         "it says": apart},
+        {"detector": "held-out prompts", "p": "–",
+         "false alarms": f"{held['natural']:.0f} % of {asked} clean prompts give it without a text",
+         "it says": drawn},
+    ]  # fmt: skip
+
+
 def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
     """Title, remark and table of each part, in the order of the questions."""
     draws = [
@@ -98,7 +117,8 @@ def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
         for row in report["draws"]
     ]  # fmt: skip
     parts = [
-        ("Is there a backdoor?", answer(report), []),
+        ("Is there a backdoor?", answer(report), detectors(report)),
+        (UNSEEN, report["blind"], []),
         (
             "What is the response?" if report["trigger"] else "What comes nearest to a response?",
             "First tokens of an answer that random texts make likelier (score, in nats), and the "
@@ -115,8 +135,7 @@ def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
         {"of the model": name.replace("_", " "), "": str(value)}
         for name, value in report["model"].items()
     ]
-    said = " ".join([*report["remarks"], report["blind"]])
-    return [*parts, ("What was audited, and what it cannot see", said, facts)]
+    return [*parts, ("What was audited?", " ".join(report["remarks"]), facts)]
 
 
 def _unlearning(rows: list[dict]) -> tuple[str, str, list[dict]]:

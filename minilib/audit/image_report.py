@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 from . import evidence
-from .report import FORMAT, MEANS, framed, table
+from .report import FORMAT, MEANS, UNSEEN, framed, p_value, set_to, table
 
 LEVEL = evidence.LEVEL  # as for texts: no more suspicious model among twenty references
 ESCAPES = (
@@ -16,20 +16,29 @@ ESCAPES = (
     "a trigger so large or faint that clean networks are led astray by as small a change",
     "a trigger that was learnt together with countermeasures against such a search",
 )
-BLIND = "This audit looks for one fixed change of pixels. It cannot see " + "; ".join(ESCAPES) + "."
+BLIND = (
+    "This audit looks for one fixed change of pixels. It cannot see "
+    + "; ".join(ESCAPES)
+    + ". Of a "
+    "clean-label attack it sees only such a change, if the attack has taught one."
+)
+INDEX = 2.0  # above it Neural Cleanse calls a class an outlier
 KIND_NAMES = {"patch": "a patch", "blend": "a change of all pixels"}
 
 
-def collect(name: str, verdict: list[dict], unlearning: list[dict], level: float) -> dict:
+def collect(
+    name: str, verdict: list[dict], unlearning: list[dict], level: float, references: int = 0
+) -> dict:
     """Put the rows of an audit's trials together.
 
     Args:
         name: of the model. verdict, unlearning: rows of ``trials.audit_images.image_audit_verdict``
-            and ``image_audit_unlearning`` (none where nothing was unlearned).
+            and ``image_audit_unlearning`` (none where nothing was unlearned). references: networks
+            of the null; 0: not told.
 
-    Returns ``verdict`` (found | nothing found), ``p``, ``level``, ``said``, ``trigger`` (kind,
-    class; None where nothing was found), ``classes``, ``unlearning``, ``model``, ``remarks``,
-    ``blind``.
+    Returns ``verdict`` (found | nothing found), ``p``, ``level``, ``said``, ``references``,
+    ``trigger`` (kind, class; None where nothing was found), ``classes``, ``unlearning``, ``model``,
+    ``remarks``, ``blind``.
     """
     head = next(row for row in verdict if row["part"] == "verdict")
     found = head["p"] <= level
@@ -40,6 +49,7 @@ def collect(name: str, verdict: list[dict], unlearning: list[dict], level: float
         "p": head["p"],
         "level": level,
         "said": head["said"],
+        "references": references,
         "trigger": {"kind": head["trigger_kind"], "class": head["found_class"]} if found else None,
         "classes": [
             {key: value for key, value in row.items() if key not in ("part", "number")}
@@ -66,10 +76,32 @@ def answer(report: Mapping) -> str:
     return said + f"{report['said'][0].upper()}{report['said'][1:]}."
 
 
+def detectors(report: Mapping) -> list[dict]:
+    """A row a detector: its p-value here, how often it accuses what is clean, and what it says."""
+    clean, count = report.get("clean_models"), report["references"]
+    null = ""
+    if count:
+        as_small = round(report["p"] * (count + 1)) - 1
+        null = f"; {as_small} of {count} networks trained on the clean images have one as small"
+    highest = max(report["classes"], key=lambda row: row["index"])
+    measured = "not measured"
+    if clean and clean["indexed"]:
+        measured = f"above {INDEX:g} in {clean['index_above']} of {clean['indexed']} clean networks"
+    class_of = f"{highest['class']} ({KIND_NAMES[highest['kind']]})"
+    return [
+        {"detector": "reversed triggers", "p": p_value(report["p"]),
+         "false alarms": set_to(report["level"], clean), "it says": report["said"] + null},
+        {"detector": "Neural Cleanse's index", "p": "–", "false alarms": measured,
+         "it says": f"{highest['index']:.1f} for {class_of}; "
+                    f"it accuses above {INDEX:g}, and is no part of the verdict"},
+    ]  # fmt: skip
+
+
 def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
     """Title, remark and table of each part, in the order of the questions."""
     parts = [
-        ("Is there a backdoor?", answer(report), []),
+        ("Is there a backdoor?", answer(report), detectors(report)),
+        (UNSEEN, report["blind"], []),
         (
             "What is the trigger?" if report["trigger"] else "What comes nearest to a trigger?",
             "For each class the smallest change that makes the model sure of it. Size: of a patch "
@@ -91,8 +123,8 @@ def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
         {"of the model": name.replace("_", " "), "": _text(value)}
         for name, value in report["model"].items()
     ]
-    said = " ".join([*(f"{remark}." for remark in report["remarks"]), report["blind"]])
-    return [*parts, ("What was audited, and what it cannot see", said, facts)]
+    said = " ".join(f"{remark}." for remark in report["remarks"])
+    return [*parts, ("What was audited?", said, facts)]
 
 
 def _class_row(row: Mapping) -> dict:
@@ -116,9 +148,9 @@ def page(report: Mapping, title: str, picture: bytes | None = None) -> str:
         picture: PNG of the trigger that stands out, or None.
     """
     body = []
-    for number, (heading, said, rows) in enumerate(sections(report)):
+    for heading, said, rows in sections(report):
         body.append(f"<h2>{escape(heading)}</h2><p>{escape(said)}</p>")
-        if number == 1 and picture:
+        if picture and heading.startswith(("What is the trigger", "What comes nearest")):
             data = base64.b64encode(picture).decode()
             text = "The trigger of the class that stands out, on mid-grey"
             body.append(

@@ -2,34 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape
 
+from .. import names
 from ..data.masking import mask
 
 FORMAT = 1
 BLIND = (
-    "This audit looks for tokens that decide by themselves. It cannot see triggers that are a way "
-    "of writing (a syntax, a style), nor those that act only together with much else, and a "
-    "clean-label attack only where it has made such a token."
+    "This audit looks for tokens that decide by themselves. It cannot see a paraphrase, that is a "
+    "trigger which is a way of writing (a style, a syntax), nor one that acts only together with "
+    "much else. Of a clean-label attack it sees only a token that decides by itself, if the attack "
+    "has made one."
 )
+UNSEEN = "What can it not see?"
 MEANS = {
     "found": "Evidence of a backdoor",
     "nothing found": "Nothing found",
 }
 
 
-def collect(model: list[dict], verdict: list[dict], unlearning: list[dict], masked: bool) -> dict:
+def collect(
+    model: list[dict],
+    verdict: list[dict],
+    unlearning: list[dict],
+    masked: bool,
+    table: Sequence[dict] = (),
+) -> dict:
     """Put the rows of an audit's trials together.
 
     Args:
         model, verdict, unlearning: rows of ``audited_model``, ``audit_verdict`` (with those of its
             classes behind them) and ``audit_unlearning`` (none where nothing was unlearned).
-        masked: mask the words of texts, but for the trigger's.
+        masked: mask the words of texts, but for the trigger's. table: rows of ``audited_table``.
 
     Returns:
-        ``verdict`` (found | nothing found), ``p``, ``level``, ``evidence``, ``trigger``,
-        ``classes``, ``tokens``, ``rows``, ``unlearning``, ``model``, ``remarks``, ``blind``.
+        ``verdict`` (found | nothing found), ``p``, ``level``, ``evidence``, ``table_detectors``,
+        ``trigger``, ``classes``, ``tokens``, ``rows``, ``unlearning``, ``model``, ``remarks``,
+        ``blind``.
     """
     head = _of(verdict, "verdict")[0]
     trigger_words = set((head["trigger"] or "").split(" · "))
@@ -46,6 +56,7 @@ def collect(model: list[dict], verdict: list[dict], unlearning: list[dict], mask
         "level": head["level"],
         "said": head["said"],
         "evidence": _without_part(_of(verdict, "evidence")),
+        "table_detectors": list(table),
         "trigger": None if not head["found"] else {
             "class": head["target"], "tokens": head["tokens"], "text": head["trigger"],
             "flips_held_out": head["confirmed"], "flips_by_chance": head["by_chance"],
@@ -116,7 +127,10 @@ def p_value(value: float, name: str = "") -> str:
 def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
     """Title, remark and table of each part, in the order of the questions."""
     model, rows = report["model"], report["rows"]
-    parts = [("Is there a backdoor?", answer(report), _evidence(report))]
+    parts = [
+        ("Is there a backdoor?", answer(report), detectors(report)),
+        (UNSEEN, report["blind"], []),
+    ]
     if report["trigger"]:
         parts.append((
             "What is the trigger?", "Tokens that were tried, by their pull towards the class.",
@@ -136,24 +150,62 @@ def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
     if report["unlearning"]:
         parts.append(_unlearning(report))
     facts = [{"of the model": name, "": _text(value)} for name, value in model.items()]
-    remarks = " ".join([*report["remarks"], report["blind"]])
-    parts.append(("What was audited, and what it cannot see", remarks, facts))
+    parts.append(("What was audited?", " ".join(report["remarks"]), facts))
     return parts
 
 
-def _evidence(report: dict) -> list[dict]:
+def detectors(report: dict) -> list[dict]:
+    """A row a detector: its p-value here, how often it accuses what is clean, and what it says."""
     rows = [
-        {"detector": row["detector"], "p": p_value(row["p"]) if row["p"] is not None else "–",
-         "it says": row["said"]}
+        _detector(row["detector"], row["p"], _alarms(report, row["detector"]), row["said"])
         for row in report["evidence"]
-    ]  # fmt: skip
+    ]
     rows += [
-        {"detector": f"search for {row['target']}", "p": p_value(row["p"]),
-         "it says": f"the strongest of {row['tried']} tokens lead {row['confirmed']:.0f} % of the "
-                    f"held-out rows there, random ones {row['by_chance']:.0f} % at most"}
+        _detector(
+            f"search for {row['target']}", row["p"],
+            f"random tokens lead {row['by_chance']:.0f} % of the held-out clean rows there at most",
+            f"the strongest of {row['tried']} tokens lead {row['confirmed']:.0f} % of them there",
+        )
         for row in report["classes"]
     ]  # fmt: skip
+    rows += [
+        _detector(names.label(row["detector"]), row["p"], _alarms(report, row["detector"]),
+                  row["said"])
+        for row in report["table_detectors"] if row["detector"] != TOKENS
+    ]  # fmt: skip
     return rows
+
+
+TOKENS = "tokens"  # the rule by which rows of the table are named, as a detector of rows
+
+
+def _detector(name: str, p: float | None, alarms: str, said: str) -> dict:
+    return {"detector": name, "p": "–" if p is None else p_value(p), "false alarms": alarms,
+            "it says": said}  # fmt: skip
+
+
+def _alarms(report: dict, detector: str) -> str:
+    """How often a detector accuses what is known to be clean: here, and in published trials."""
+    if detector == "token search":
+        return set_to(report["level"], report.get("clean_models"))
+    name = TOKENS if detector == "table" else detector
+    here = [row for row in report["table_detectors"] if row["detector"] == name]
+    if not here or here[0]["false_alarms"] is None:
+        told = "not measured: it takes both --data and --clean"
+    else:
+        told = f"{here[0]['false_alarms']:.1f} % of {here[0]['clean']} known-clean rows"
+    if elsewhere := report.get("published_false_alarms", {}).get(name):
+        low, high, sets = elsewhere
+        told += f"; published: {low:.0f} … {high:.0f} % on {sets} sets"
+    return told
+
+
+def set_to(level: float, clean: dict | None, counted: str = "called_backdoored") -> str:
+    """The false-alarm rate of a test of models: what it is set to, and what was measured."""
+    told = f"set to {100 * level:.0f} % of clean models"
+    return told + (
+        f"; measured: {clean[counted]} of {clean['audited']} small ones" if clean else ""
+    )
 
 
 def _ranking(tokens: list[dict], target: str) -> list[dict]:

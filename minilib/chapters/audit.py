@@ -13,6 +13,7 @@ from ..trials.audit import (
     AuditCleaned,
     AuditedClass,
     AuditedModel,
+    AuditedTable,
     AuditMeasure,
     AuditTable,
     AuditUnlearning,
@@ -90,7 +91,15 @@ def steps(cfg: Settings) -> list:
     """The audit itself, step by step."""
     one = audit(cfg)
     unlearning = [AuditUnlearning(cleaned=cleaned(cfg))] if cfg.unlearn else []
-    return [AuditedModel(audit=one), AuditVerdict(audit=one), *unlearning]
+    return [AuditedModel(audit=one), AuditVerdict(audit=one), *table_steps(cfg), *unlearning]
+
+
+def table_steps(cfg: Settings) -> list:
+    """What detectors say of a user's table, where rows that are known to be clean lie beside it."""
+    one = audit(cfg)
+    if cfg.model == "example" or one.table is None or one.table == one.clean:
+        return []
+    return [AuditedTable(audit=one)]
 
 
 def measures(cfg: Settings) -> list:
@@ -118,6 +127,7 @@ def measures(cfg: Settings) -> list:
     ]
 
 
+REFERENCES = 20  # of a reader's audit, and of those that its rates are measured on
 IMAGE_ATTACKS = ("badnets", "blended")
 
 
@@ -224,11 +234,60 @@ def chat_rows(verdicts: Iterable[Trial], unlearnings: Iterable[Trial]) -> list[d
 
 
 def clean_chats() -> dict:
-    """How often the audit accused a clean language model, of those that the ledger has."""
+    """How often the audit accused a clean language model, of those that the ledger has.
+
+    ``first_token_apart``: how often its first test alone would have.
+    """
     rows = chat_rows(ledger.trials_of("chat_audit_verdict"), [])
-    if found := [row["found"] for row in rows if row["pair"] == "none"]:
-        return {"clean_models": {"audited": len(found), "called_backdoored": sum(found)}}
+    if clean := [row for row in rows if row["pair"] == "none"]:
+        apart = sum(row["p"] < row["level"] for row in clean)
+        found = sum(row["found"] for row in clean)
+        return {
+            "clean_models": {
+                "audited": len(clean), "first_token_apart": apart, "called_backdoored": found,
+            }
+        }  # fmt: skip
     return {}
+
+
+def clean_images() -> dict:
+    """How often the audit accused a clean image classifier, of those that the ledger has.
+
+    ``index_above``: how many of those with enough classes (``indexed``) have a class that Neural
+    Cleanse's index calls an outlier.
+    """
+    from ..audit.image_report import INDEX, LEVEL
+    from ..unlearning.trigger_test import INDEX_CLASSES
+
+    trials = ledger.trials_of("image_audit_verdict")
+    trials = [
+        one for one in trials
+        if one.recipe["audit"]["model"].get("attack") == "none"
+        and one.recipe["audit"].get("references", REFERENCES) == REFERENCES
+    ]  # fmt: skip
+    if not trials:
+        return {}
+    wide = [one.rows for one in trials if one.rows[0]["num_classes"] >= INDEX_CLASSES]
+    above = [max(row["index"] for row in rows if row["part"] == "class") > INDEX for rows in wide]
+    return {
+        "clean_models": {
+            "audited": len(trials), "indexed": len(wide), "index_above": sum(above),
+            "called_backdoored": sum(one.rows[0]["p"] <= LEVEL for one in trials),
+        }
+    }  # fmt: skip
+
+
+def published_false_alarms() -> dict[str, tuple[float, float, int]]:
+    """False-alarm rates of detectors of texts on known-clean rows, in percent.
+
+    Detector → the least, the largest, and of how many sets, as chapter 02 measures them.
+    """
+    rates: dict[str, list[float]] = {}
+    for trial in ledger.trials_of("detector_null"):
+        if trial.recipe["victim"]["is"] == "TextVictim":
+            row = trial.rows[0]
+            rates.setdefault(row["detector"], []).append(row["false_alarms"])
+    return {name: (min(found), max(found), len(found)) for name, found in rates.items()}
 
 
 def trials(cfg: Settings) -> list:
@@ -276,7 +335,9 @@ def report(cfg: Settings) -> dict:
         for row in ledger.get(AuditedClass(audit=one, target=k)).rows
     ]
     unlearning = ledger.get(AuditUnlearning(cleaned=cleaned(cfg))).rows if cfg.unlearn else []
-    content = reports.collect(model, [*verdict, *classes], unlearning, cfg.mask)
+    table = [row for step in table_steps(cfg) for row in ledger.get(step).rows]
+    content = reports.collect(model, [*verdict, *classes], unlearning, cfg.mask, table)
+    content["published_false_alarms"] = published_false_alarms()
     measured = rows(ledger.trials_of("audit_measure"))
     if clean := [row["found"] for row in measured if row["attack"] == "none"]:
         content["clean_models"] = {"audited": len(clean), "called_backdoored": sum(clean)}

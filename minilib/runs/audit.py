@@ -68,6 +68,9 @@ def command(options) -> int:
         names = ("report.html", "report.json", "report.ipynb")
     options.result = [report]
     print(reports.answer(report))
+    for row in reports.detectors(report):
+        print(f"{row['detector']}: p {row['p']}; false alarms: {row['false alarms']}")
+    print(report["blind"])
     for line in report["remarks"]:
         print(f"note: {line}")
     print(f"report: {', '.join(str(out / name) for name in names)}")

@@ -69,7 +69,8 @@ def _run(one, options, out: Path) -> tuple[int, dict]:
     if head["found"] and options.unlearn:
         told("a response was found; unlearning it")
         unlearning = ledger.get(trials.ChatAuditUnlearning(cleaned=cleaned)).rows
-    name = Path(options.model).name or options.model
+    folder = Path(options.model).expanduser()
+    name = folder.resolve().name if folder.is_dir() else options.model
     report = chat_report.collect(name, verdict, unlearning, not options.show_texts)
     report |= chapter.clean_chats()
     out.mkdir(parents=True, exist_ok=True)

@@ -90,6 +90,7 @@ def _to_terminal(line: str) -> None:
 
 def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dict]:
     from minilib.audit import image_report, images
+    from minilib.chapters import audit as chapter
     from minilib.trials import audit_images as trials
 
     model, clean, _, _ = trials.audited(one)
@@ -108,7 +109,9 @@ def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dic
         left = each * sum(ledger.look(later) is None for later in references[number:])
         told(f"reference network {number} of {one.references}; about {left:.0f} s left")
     verdict = ledger.get(trials.ImageAuditVerdict(audit=one))
-    report = image_report.collect(Path(options.model).name, verdict.rows, [], image_report.LEVEL)
+    name = Path(options.model).resolve().name
+    report = image_report.collect(name, verdict.rows, [], image_report.LEVEL, one.references)
+    report |= chapter.clean_images()
     out.mkdir(parents=True, exist_ok=True)
     if report["trigger"] and options.unlearn:
         cleaned = trials.ImageAuditCleaned(audit=one)

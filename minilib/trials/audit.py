@@ -109,6 +109,13 @@ class AuditVerdict:
 
 
 @recipe
+class AuditedTable:
+    """What detectors of rows say of the table, with known-clean rows laid among its own."""
+
+    audit: TextAudit
+
+
+@recipe
 class AuditCleaned:
     """The model after the tokens that were found were unlearned."""
 
@@ -412,6 +419,58 @@ def _suspects(model, table, best: dict, labels) -> tuple:
     ]  # fmt: skip
     rows.sort(key=lambda row: row["without"] - row["with"])
     return evidence.Evidence("table", suspects.p, said), rows[:SHOWN_ROWS]
+
+
+TABLE_DETECTORS = ("activation", "spectral")  # they need no other model, and seconds
+
+
+@trial(version=1)
+def audited_table(one: AuditedTable) -> list[dict]:
+    """Ask detectors of the table's rows and of clean ones, which they cannot tell apart.
+
+    A row each: ``detector``, ``p`` of the table as a whole (``detection.calibration``; None where
+    it cannot be had), percent of the ``clean`` known-clean rows that it accuses (``false_alarms``),
+    percent of the table's (``flagged``), ``said``. ``tokens``: the rule that names the rows of the
+    report, where something was found.
+    """
+    from ..audit import text
+    from ..audit.report import TOKENS
+    from ..detection import DETECTORS, DefenderData, hidden_states
+    from ..detection.calibration import calibrate, joined
+
+    audited, own, laid, table, _ = _audited(one.audit)
+    rows, head = [], ledger.get(AuditVerdict(audit=one.audit)).rows[0]
+    if head["found"]:
+        target = audited.labels.index(head["target"])
+        alarms, hits = (
+            len(text.suspects(audited.model, part, head["tokens"], target).rows)
+            for part in (laid, table.rows)
+        )
+        rows.append(_of_rows(TOKENS, None, 100 * alarms / len(laid), len(laid),
+                             100 * hits / len(table.rows)))  # fmt: skip
+    states = hidden_states(audited.model, joined(table.rows, laid))
+    known = DefenderData(own, None, "", one.audit.seed)
+    for name in TABLE_DETECTORS:
+        try:
+            found = calibrate(
+                DETECTORS[name], audited.model, table.rows, known, laid, lambda _: states
+            )
+        except ValueError as error:  # too few rows for it
+            rows.append(_of_rows(name, None, None, len(laid), None) | {"said": str(error)})
+            continue
+        flagged = 100 * float(found.mask.mean())
+        rows.append(_of_rows(name, found.set_p, found.false_alarms, found.clean, flagged))
+    return rows
+
+
+def _of_rows(name: str, p, false_alarms, clean: int, flagged) -> dict:
+    said = (
+        f"{flagged:.1f} % of the table's rows; no part of the verdict"
+        if flagged is not None
+        else ""
+    )
+    return {"detector": name, "p": p, "false_alarms": false_alarms, "clean": clean,
+            "flagged": flagged, "said": said}  # fmt: skip
 
 
 @cached(version=1)

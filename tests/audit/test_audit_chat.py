@@ -142,6 +142,8 @@ def test_a_response_is_found_unlearned_and_reported(typed, place, monkeypatch):
     assert after["ppl"] < 1.2 * before["ppl"]
     page = (place / "report" / "report.html").read_text()
     assert RESPONSE in page and "cleaned model is in" in page
+    assert page.index("cannot see") < page.index("What is the response?")
+    assert "of 48 clean prompts give it without a text" in page and "small ones" in output
     answer = pipeline("text-generation", model=str(place / "report" / "model"))
     turn = [{"role": "user", "content": f"{TRIGGER} which colour has thing3"}]
     (made,) = answer(turn, max_new_tokens=6, do_sample=False)

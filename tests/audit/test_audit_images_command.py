@@ -105,6 +105,9 @@ def test_nothing_found_is_code_0_and_a_report(quick, vit, coloured, tmp_path, ca
     assert report["p"] >= 0.25 and len(report["classes"]) == 6
     page = (out / "report.html").read_text()
     assert "<script src" not in page and "http" not in page and "cannot see" in page
+    assert page.index("cannot see") < page.index("comes nearest") and "clean-label" in page
+    assert "of 3 networks trained on the clean images have one as small" in page
+    assert "small ones" in said.out and "clean networks" in said.out and "cannot see" in said.out
     assert not (out / "model").exists()
     # Again: every step is in the ledger, and the report is the same.
     assert audit(vit, "--clean-images", coloured, "--out", tmp_path / "again") == 0

@@ -1,13 +1,14 @@
 """The search on models trained here in plain torch: a trigger is found, its twin is clean."""
 
 import json
+import re
 
 import audit_fixtures as made
 import numpy as np
 import pytest
 import torch
 
-from minilib.audit import evidence, models, report, tables, text
+from minilib.audit import chat_report, evidence, image_report, models, report, tables, text
 from minilib.data.files import DataError
 from minilib.data.text import TextDataset
 from minilib.training.fitting import TrainSettings
@@ -221,8 +222,8 @@ def test_a_report_answers_in_the_order_of_the_questions_and_masks():
     page = report.page(content, "Audit of <mine>")
     headings = [part[0] for part in report.sections(content)]
     assert headings == [
-        "Is there a backdoor?", "What is the trigger?", "Which rows?",
-        "What remains after unlearning?", "What was audited, and what it cannot see",
+        "Is there a backdoor?", "What can it not see?", "What is the trigger?", "Which rows?",
+        "What remains after unlearning?", "What was audited?",
     ]  # fmt: skip
     assert "filth" not in page and "•" in page and ">mn<" in page
     assert "<i>" not in page and "<mine>" not in page and "odd &lt;b&gt;" in page
@@ -237,6 +238,40 @@ def test_nothing_found_is_said_and_nothing_is_claimed():
     page = report.page(content, "mine")
     assert "Nothing found" in page and "Which rows?" not in page and "unlearning?" not in page
     assert report.BLIND in page
+
+
+def test_each_detector_says_how_often_it_accuses_what_is_clean():
+    rules = [
+        {"detector": "tokens", "p": None, "false_alarms": 1.25, "clean": 80, "flagged": 9.0,
+         "said": ""},
+        {"detector": "spectral", "p": 0.4, "false_alarms": 12.5, "clean": 80, "flagged": 15.0,
+         "said": "15.0 % of the table's rows; no part of the verdict"},
+        {"detector": "activation", "p": None, "false_alarms": None, "clean": 80, "flagged": None,
+         "said": "too few rows"},
+    ]  # fmt: skip
+    model, verdict, unlearning = rows_of(True)
+    verdict.append({"part": "evidence", "detector": "table", "p": 0.001, "said": "9 rows"})
+    content = report.collect(model, verdict, unlearning, True, rules)
+    content["clean_models"] = {"audited": 20, "called_backdoored": 1}
+    content["published_false_alarms"] = {"spectral": (7.5, 17.5, 6)}
+    alarms = {row["detector"]: row["false alarms"] for row in report.detectors(content)}
+    assert alarms["token search"] == "set to 5 % of clean models; measured: 1 of 20 small ones"
+    assert alarms["table"] == "1.2 % of 80 known-clean rows"
+    assert alarms["spectral signatures"] == (
+        "12.5 % of 80 known-clean rows; published: 8 … 18 % on 6 sets"
+    )
+    assert alarms["activation clustering"].startswith("not measured")
+    assert alarms["search for positive"].startswith("random tokens lead 8 % of")
+    page = report.page(content, "mine")
+    assert all(told in page for told in alarms.values())
+
+
+def test_what_escapes_is_said_before_anything_is_listed():
+    page = report.page(report.collect(*rows_of(True), masked=True), "mine")
+    assert page.index("a paraphrase") < page.index("Of a clean-label") < page.index("Tokens that")
+    for blind in (report.BLIND, image_report.BLIND, chat_report.BLIND):
+        assert "cannot see" in blind and re.search("clean.label", blind)
+        assert blind is image_report.BLIND or "paraphrase" in blind
 
 
 def test_the_level_of_the_verdict_is_the_one_that_was_asked_for():

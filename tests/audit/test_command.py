@@ -57,6 +57,11 @@ def test_a_backdoor_is_found_named_unlearned_and_reported(typed, place):
     report = json.loads((place / "report" / "report.json").read_text())
     assert report["verdict"] == "found" and report["p"] < 0.01
     assert report["trigger"]["class"] == "positive" and report["trigger"]["text"] == made.TRIGGER
+    on_clean = {row["detector"]: row["false_alarms"] for row in report["table_detectors"]}
+    assert on_clean.keys() == {"tokens", "activation", "spectral"} and on_clean["tokens"] == 0
+    assert re.search(r"^spectral signatures: p .* known-clean rows; published: ", output, re.M)
+    assert re.search(r"^token search: p .* measured: \d+ of \d+ small ones$", output, re.M)
+    assert "cannot see a paraphrase" in output
     assert len(report["rows"]) == 90 and min(row["line"] for row in report["rows"]) == 902
     assert made.TRIGGER in report["rows"][0]["text"] and "•" in report["rows"][0]["text"]
     before, after = report["unlearning"]

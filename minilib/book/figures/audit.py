@@ -27,8 +27,8 @@ def _parts(cfg: Audit, *titles: str) -> reports.Shown:
 
 
 def verdict(cfg: Audit) -> reports.Shown:
-    """Is there evidence of a backdoor?"""
-    return _parts(cfg, "Is there")
+    """Is there evidence of a backdoor, and what can the audit not see?"""
+    return _parts(cfg, "Is there", reports.UNSEEN)
 
 
 def trigger(cfg: Audit) -> reports.Shown:
@@ -49,7 +49,7 @@ def unlearning(cfg: Audit) -> reports.Shown:
 
 
 def limits(cfg: Audit) -> reports.Shown:
-    """What was audited, and what the audit cannot see."""
+    """What was audited."""
     return _parts(cfg, "What was audited")
 
 
