@@ -1,19 +1,19 @@
 """``python -m bench``: run the benchmarks, write their results to ``bench/results/``, sum them up.
 
-All but ``book`` and ``sweep`` run if none is named: the first makes every chapter anew, and takes
-longer than the others together; the second loads the machine with nothing.
+All but ``sweep`` run if none is named; that one loads the machine with nothing, for minutes.
 """
 
 import argparse
-import importlib
 import os
+import sys
 import time
 from pathlib import Path
 
 from . import targets
 
-NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune", "seeds", "growth")
-LONG = ("book", "sweep")  # run when they are named
+HERE = Path(__file__).resolve().parent
+NAMES = ("rga", "btu", "sande", "bi_bau", "detection", "finetune")
+LONG = ("sweep",)  # run when they are named
 
 
 def at_least_one(text: str) -> int:
@@ -37,41 +37,41 @@ def commands() -> argparse.ArgumentParser:
     return parser
 
 
-def records(name: str, how) -> list[dict]:
+def records(name: str, options) -> list[dict] | dict[str, dict]:
     """Run one benchmark."""
-    from . import timing
+    if name in LONG:
+        from . import sweep
 
-    module = importlib.import_module(f"bench.{name}")
-    if hasattr(module, "records"):
-        return module.records(how)
-    return [timing.measure(one, how) for one in module.benches(how)]
+        return sweep.records(options)
+    from . import loops, timing
+
+    return [timing.measure(one, options) for one in getattr(loops, name)(options)]
 
 
 def main(words: list[str] | None = None) -> None:
     """Command line."""
     parser = commands()
-    options = parser.parse_args(words)
-    if unknown := set(options.names) - {*NAMES, *LONG}:
+    told = parser.parse_args(words)
+    if unknown := set(told.names) - {*NAMES, *LONG}:
         parser.error(f"no benchmark {', '.join(sorted(unknown))}; accepted: "
                      f"{', '.join((*NAMES, *LONG))}")  # fmt: skip
     # Read by OpenMP when torch is imported, here and in the processes that inherit it.
-    os.environ["OMP_NUM_THREADS"] = str(options.threads)
+    os.environ["OMP_NUM_THREADS"] = str(told.threads)
+    sys.path.append(str(HERE.parent / "tests"))  # where the plain loops stand
     import torch
 
     from . import timing
 
-    if options.device == "cuda" and not torch.cuda.is_available():
+    if told.device == "cuda" and not torch.cuda.is_available():
         parser.error("--device is 'cuda', but torch sees no GPU; accepted here: cpu")
-    torch.set_num_threads(options.threads)
+    torch.set_num_threads(told.threads)
     # A rehearsal must not overwrite figures that somebody quotes.
-    folder = options.out or Path(__file__).parent / ("_out" if options.quick else "results")
-    how = timing.Options(
-        options.device, options.threads, options.repeats, options.quick, options.switches
-    )
+    folder = told.out or HERE / ("_out" if told.quick else "results")
+    options = timing.Options(told.device, told.threads, told.repeats, told.quick, told.switches)
     files = []
-    for name in options.names or NAMES:
+    for name in told.names or NAMES:
         started = time.monotonic()
-        files.append(timing.write(folder, name, how, records(name, how)))
+        files.append(timing.write(folder, name, options, records(name, options)))
         print(f"written: {files[-1]} ({time.monotonic() - started:.0f} s)")
     print("\n" + targets.summary(files))
 

@@ -1,8 +1,8 @@
 """What a sweep costs beyond its trials' own work: planning, handing out, executing a notebook.
 
 Trials of a chapter that computes nothing are handed to the local engine, and to Ray where it is
-installed. Seconds of a shared machine mean little by themselves, so CPU seconds are given as well:
-of this process, and of all processes, workers and Ray's own. The page on scale shows them.
+installed. Seconds of a shared machine mean little by themselves, so CPU seconds are given as well.
+The page on scale shows them.
 """
 
 from __future__ import annotations
@@ -12,12 +12,9 @@ import os
 import statistics
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import psutil
 
 from minilib import chapters, ledger, provenance
 from minilib.runs import engines, execute, sweep
@@ -48,61 +45,39 @@ def trials(cfg) -> list[Nothing]:
 
 
 @contextlib.contextmanager
-def book() -> Iterator[Path]:
-    """A repository of one chapter whose trials do nothing, to work in, with a ledger of its own."""
-    cell = {"cell_type": "code", "id": "parameters", "execution_count": None, "outputs": [],
-            "metadata": {"tags": ["parameters"]},
-            "source": "alpha: float = 0.0\nseed: int = 0"}  # fmt: skip
-    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3"}}
-    notebook = {"cells": [cell], "metadata": kernel, "nbformat": 4, "nbformat_minor": 5}
-    with tempfile.TemporaryDirectory() as place, contextlib.chdir(place):
-        provenance.write_json(Path("notebooks", f"{NOTHING}.ipynb"), notebook)
-        Path("presets").mkdir()
+def planned(*counts: int) -> Iterator[Iterator[sweep.Sweep]]:
+    """Sweeps of so many runs, each of one trial, ten seeds each.
+
+    Of a repository whose one chapter's trials do nothing, with a ledger of its own.
+    """
+    from fixture_book import write_chapter  # of the tests; no worker needs it
+
+    with contextlib.ExitStack() as stack:
+        place = stack.enter_context(tempfile.TemporaryDirectory())
+        stack.enter_context(contextlib.chdir(place))
+        kept = {"MINILIB_LEDGER": f"{place}/trials", "MINILIB_PUBLISHED": "none"}
+        stack.enter_context(execute.environ(**kept))
+        for folder in ("notebooks", "presets"):
+            Path(folder).mkdir()
+        write_chapter(Path(), NOTHING, None, "alpha: float = 0.0\nseed: int = 0")
         Path("presets", "smoke.yml").write_text(f"{NOTHING}: {{}}\n")
         chapters.CHAPTERS[NOTHING] = "nothing"
         sys.modules["minilib.chapters.nothing"] = sys.modules[__name__]
-        try:
-            with execute.environ(MINILIB_LEDGER=f"{place}/trials", MINILIB_PUBLISHED="none"):
-                yield Path(place)
-        finally:
-            del chapters.CHAPTERS[NOTHING], sys.modules["minilib.chapters.nothing"]
-
-
-def planned(count: int) -> sweep.Sweep:
-    """A sweep of that many runs, each of one trial, ten seeds each."""
-    file = Path(f"nothing{count}.yml")
-    grid = f"{{alpha: {list(range(count // 10))}}}"
-    file.write_text(f"chapter: {NOTHING}\npreset: smoke\ngrid: {grid}\n")
-    return sweep.plan(file, seeds="0-9")
-
-
-def cpu_seconds() -> float:
-    """Of this process, its descendants, and of those that they have waited for."""
-    total = 0.0
-    for one in (psutil.Process(), *psutil.Process().children(recursive=True)):
-        with contextlib.suppress(psutil.Error):  # it has just ended
-            total += sum(one.cpu_times()[:4])  # user, system, and the same of children
-    return total
-
-
-class Meter(threading.Thread):
-    """The most CPU seconds of many looks: what is shut down with an engine is not waited for."""
-
-    def __init__(self):
-        super().__init__(daemon=True)
-        self.first, self.most, self.over = cpu_seconds(), 0.0, threading.Event()
-
-    def run(self) -> None:
-        while not self.over.wait(0.2):
-            self.most = max(self.most, cpu_seconds() - self.first)
+        stack.callback(sys.modules.pop, "minilib.chapters.nothing")
+        stack.callback(chapters.CHAPTERS.pop, NOTHING)
+        files = {count: Path(f"nothing{count}.yml") for count in counts}
+        for count, file in files.items():
+            grid = f"{{alpha: {list(range(count // 10))}}}"
+            file.write_text(f"chapter: {NOTHING}\npreset: smoke\ngrid: {grid}\n")
+        yield (sweep.plan(file, seeds="0-9") for file in files.values())
 
 
 def plan(count: int) -> dict:
     """Plan very many runs, and look up their trials: CPU seconds, and memory beyond that of ten."""
-    with book():
-        sweep.survey(planned(10))
+    with planned(10, count) as sweeps:
+        sweep.survey(next(sweeps))
         before, started = timing.peak("cpu"), time.process_time()
-        many = planned(count)
+        many = next(sweeps)
         took = time.process_time() - started
         missing = len(sweep.survey(many).missing)
         looked = time.process_time() - started - took
@@ -116,20 +91,21 @@ def plan(count: int) -> dict:
 
 def engine(name: str, count: int) -> dict:
     """Many trials that do nothing, through an engine."""
-    with book():
-        many, meter = planned(count), Meter()
-        meter.start()
-        before, clock = time.process_time(), time.monotonic()
+    with planned(count) as (many,):
+        before, clock = os.times(), time.monotonic()
         code = sweep.sweep(many, name, engines.Options(WORKERS), notebooks=False)
-        wall, own = time.monotonic() - clock, time.process_time() - before
-        meter.over.set()
+        wall, after = time.monotonic() - clock, os.times()
     if code:
         raise RuntimeError(f"the sweep ended with {code}")
+    own, all_of_them = (sum(after[:n]) - sum(before[:n]) for n in (2, 4))
     return {
         "trials": count,
         "workers": WORKERS,
         "wall seconds a trial and worker": round(wall * WORKERS / count, 4),
-        "CPU seconds a trial, all processes": round(meter.most / count, 4),
+        # Nobody waits for Ray's processes, and so they are not counted.
+        "CPU seconds a trial, all processes": (
+            round(all_of_them / count, 4) if name == "local" else None
+        ),
         "CPU seconds a trial, driver": round(own / count, 4),
         "peak memory of the driver, MiB": round(timing.peak("cpu"), 1),
     }

@@ -18,9 +18,9 @@ import os
 import resource
 import statistics
 import sys
-from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,6 +40,7 @@ ONCE = 1e-9  # seconds: one warm-up and one timed run are enough
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 SIDES = {"cpu": 1536, "cuda": 8192}  # of the square matrices: larger is no faster
 COPIED = {"cpu": 2**27, "cuda": 2**31}  # bytes: far more than any cache holds
+PRELOADED = ("minilib.training.chat", "minilib.attacks.text")  # of what all processes are forked
 PLAINLY = ("plain", "default", "fp32")  # in the name of a loop that computes in fp32
 # torch's own table has the GPU's kernels of attention only.
 KERNEL = "_scaled_dot_product_flash_attention_for_cpu"
@@ -49,18 +50,13 @@ flop_registry.setdefault(getattr(torch.ops.aten, f"{KERNEL}_backward"), sdpa_bac
 
 @dataclass(frozen=True)
 class Options:
-    """What the command line says.
-
-    ``quick``: a rehearsal of toy size, all in this process. ``exact``: in fp32 and without dropout,
-    as tests compare loops.
-    """
+    """What the command line says; ``quick``: a rehearsal of toy size, all in this process."""
 
     device: str = "cpu"
     threads: int = 1
     repeats: int | None = None
     quick: bool = False
     switches: bool = False
-    exact: bool = False
 
     @property
     def turns(self) -> int:
@@ -69,7 +65,7 @@ class Options:
 
     def precision(self, name: str = "") -> str:
         """What a loop computes in, by its name: fp32, or the device's fastest safe precision."""
-        plainly = self.exact or any(word in name for word in PLAINLY)
+        plainly = any(word in name for word in PLAINLY)
         return devices.resolve_precision("fp32" if plainly else "auto", torch.device(self.device))
 
 
@@ -79,33 +75,27 @@ class Bench:
 
     Attributes:
         what: the record's title. case: what is timed on what.
-        build: name → ``run(steps)``, which runs the loop of that name and returns what it computed.
-        ratios: label → the loops above and below the line. switches: the same, in another table.
+        build: (name of a loop, precision) → ``run(steps)``.
+        ratios: label → the loops above and below the line.
         parts: label → the loop that stands beside the machine's limit.
         moved: loop → bytes that it reads and writes, of one with hardly any arithmetic.
         steps: that are timed (None: all), beyond the first ``less``. memory: divide peaks, too.
-        more: from the seconds by loop, what else the record has; ``ratios`` join the others.
     """
 
     what: str
     case: dict
-    build: Callable[[str], Callable]
+    build: Callable[[str, str], Callable]
     ratios: dict[str, tuple[str, str]]
     parts: dict[str, str] = field(default_factory=dict)
     moved: dict[str, int] = field(default_factory=dict)
-    switches: dict[str, tuple[str, str]] = field(default_factory=dict)
     steps: int | None = None
     less: int = 0
     memory: bool = False
-    more: Callable[[dict], dict] = lambda seconds: {}
 
     @property
     def names(self) -> list[str]:
         """All its loops."""
-        pairs = [*self.ratios.values(), *self.switches.values()]
-        return list(
-            dict.fromkeys([*(name for pair in pairs for name in pair), *self.parts.values()])
-        )
+        return list(dict.fromkeys([*sum(self.ratios.values(), ()), *self.parts.values()]))
 
 
 # ------------------------------------------------------------------------------- one loop
@@ -116,14 +106,6 @@ def seconds_of(work: Callable, *arguments, threads: int, least: float = ONCE) ->
     told = {"work": work, "arguments": arguments}
     timer = Timer("work(*arguments)", globals=told, num_threads=threads)
     return timer.blocked_autorange(min_run_time=least).times
-
-
-def forget_peak(device: str) -> None:
-    """Let ``peak`` count from here."""
-    if device == "cuda":
-        torch.cuda.reset_peak_memory_stats()
-    with suppress(OSError):  # not Linux: the peak since the process began has to do
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak(device: str) -> float:
@@ -137,56 +119,55 @@ def peak(device: str) -> float:
 class Loop:
     """A loop that is ready for its turns."""
 
-    def __init__(self, build, name: str, steps: int | None, less: int, options: Options):
+    def __init__(self, bench: Bench, name: str, options: Options):
         torch.set_num_threads(options.threads)
-        self.run, self.steps, self.less, self.options = build(name), steps, less, options
-        forget_peak(options.device)
+        self.bench, self.options = bench, options
+        self.run = bench.build(name, options.precision(name))
+        if options.device == "cuda":
+            torch.cuda.reset_peak_memory_stats()
+        with suppress(OSError):  # not Linux: the peak since the process began has to do
+            Path("/proc/self/clear_refs").write_text("5")
         self.before = peak(options.device)
 
     def turn(self) -> tuple[float, float]:
         """Median seconds of the steps beyond the first ``less``; MiB over the start."""
-        threads, less = self.options.threads, self.less
-        seconds = seconds_of(self.run, less + self.steps if less else self.steps, threads=threads)
-        first = seconds_of(self.run, less, threads=threads) if less else [0.0]
-        took = statistics.median(seconds) - statistics.median(first)
-        return took, peak(self.options.device) - self.before
+        steps, less = self.bench.steps, self.bench.less
+
+        def took(steps: int | None) -> float:
+            return statistics.median(seconds_of(self.run, steps, threads=self.options.threads))
+
+        seconds = took(less + steps) - took(less) if less else took(steps)
+        return seconds, peak(self.options.device) - self.before
 
     def work(self) -> int:
         """FLOPs of the steps."""
         with FlopCounterMode(display=False) as counter:
-            self.run(self.steps)
+            self.run(self.bench.steps)
         return counter.get_total_flops()
 
 
-def _begin(*arguments) -> None:
-    global _loop
-    _loop = Loop(*arguments)
+_loops: dict[str, Loop] = {}  # of this process
 
 
-def _call(name: str, *words):
-    return getattr(_loop, name)(*words)
+def _begin(bench: Bench, name: str, options: Options) -> None:
+    _loops[name] = Loop(bench, name, options)
 
 
-def process(initializer=None, arguments=()) -> ProcessPoolExecutor:
-    """One process, forked from one that only imports.
+def _ask(name: str, method: str):
+    return getattr(_loops[name], method)()
+
+
+def worker(bench: Bench, name: str, options: Options) -> Executor:
+    """A process for a loop, forked from one that only imports; a rehearsal's is a thread.
 
     That one never computes, so it has neither threads nor a GPU's context that a fork would break.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["minilib.training.chat", "minilib.attacks.text"])
-    return ProcessPoolExecutor(1, context, initializer, arguments)
-
-
-@contextmanager
-def ready(bench: Bench, name: str, options: Options) -> Iterator[Callable]:
-    """Its methods by name, in a process of its own; a rehearsal stays here."""
-    told = bench.build, name, bench.steps, bench.less, options
+    told = _begin, (bench, name, options)
     if options.quick:
-        here = Loop(*told)
-        yield lambda method: getattr(here, method)()
-        return
-    with process(_begin, told) as pool:
-        yield lambda method: pool.submit(_call, method).result()
+        return ThreadPoolExecutor(1, "rehearsal", *told)
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*PRELOADED])
+    return ProcessPoolExecutor(1, context, *told)
 
 
 # ------------------------------------------------------------------------------- records
@@ -195,39 +176,34 @@ def ready(bench: Bench, name: str, options: Options) -> Iterator[Callable]:
 def measure(bench: Bench, options: Options) -> dict:
     """Time a bench's loops, one after the other, turn by turn; its record."""
     with ExitStack() as stack:
-        loops = {name: stack.enter_context(ready(bench, name, options)) for name in bench.names}
-        turns = [{name: call("turn") for name, call in loops.items()} for _ in range(options.turns)]
-        counted = [name for name in bench.parts.values() if name not in bench.moved]
-        work = {name: loops[name]("work") for name in counted}
-    seconds = {
-        name: spread([turn[name][0] for turn in turns], 6)
-        | {"peak_mib_over_start": round(turns[-1][name][1], 1)}
-        for name in bench.names
-    }
-    rates, memory, more = machine(options), {}, bench.more(seconds)
-    divided = {label: ratios(seconds[a], seconds[b]) for label, (a, b) in bench.ratios.items()}
-    for label, (a, b) in bench.ratios.items() if bench.memory else ():
-        if (less := seconds[b]["peak_mib_over_start"]) > 0:
-            memory[label] = round(seconds[a]["peak_mib_over_start"] / less, 2)
-    parts = {
-        label: part(rates, seconds[name]["median"], options.precision(name), work.get(name, 0),
-                    bench.moved.get(name, 0))
-        for label, name in bench.parts.items()
-    }  # fmt: skip
+        pools = {one: stack.enter_context(worker(bench, one, options)) for one in bench.names}
+
+        def asked(method: str, names) -> dict:
+            return {one: pools[one].submit(_ask, one, method).result() for one in names}
+
+        turns = [asked("turn", pools) for _ in range(options.turns)]
+        work = asked("work", {*bench.parts.values()} - bench.moved.keys())
+    seconds, peaks, rates = {}, {}, machine(options)
+    for one in bench.names:
+        peaks[one] = round(turns[-1][one][1], 1)
+        seconds[one] = spread([turn[one][0] for turn in turns], 6)
+        seconds[one]["peak_mib_over_start"] = peaks[one]
     return record(
         bench.what,
         options,
         bench.case | {"precision": options.precision()},
         seconds=seconds,
-        ratios=divided | more.pop("ratios", {}),
-        memory_ratios=memory,
-        switches={
-            label: {"slowdown": ratios(seconds[a], seconds[b])}
-            for label, (a, b) in bench.switches.items()
+        ratios={label: ratios(seconds[a], seconds[b]) for label, (a, b) in bench.ratios.items()},
+        memory_ratios={
+            label: round(peaks[a] / peaks[b], 2)
+            for label, (a, b) in bench.ratios.items() if bench.memory and peaks[b] > 0
         },
-        limits={"machine": rates, "parts": parts},
-        **more,
-    )
+        limits={"machine": rates, "parts": {
+            label: part(rates, seconds[one]["median"], options.precision(one), work.get(one, 0),
+                        bench.moved.get(one, 0))
+            for label, one in bench.parts.items()
+        }},
+    )  # fmt: skip
 
 
 def spread(values: list[float], digits: int = 3) -> dict:
@@ -276,7 +252,7 @@ def record(what: str, options: Options, case: dict, **measured) -> dict:
         "what": what, "case": case | {"device": options.device},
         "hardware": {"cpu": versions["cpu"], "cores": os.cpu_count(), "threads": options.threads,
                      "gpu": gpu},
-        "versions": {name: versions[name] for name in names}, "ratios": {},
+        "versions": {name: versions[name] for name in names},
     } | measured  # fmt: skip
 
 

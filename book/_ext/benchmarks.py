@@ -1,11 +1,8 @@
 """Sphinx extension: `{benchmarks} rga` shows what `python -m bench rga` measured, with conditions.
 
-On every device, or on the one that is named behind: `{benchmarks} book cpu`.
-
 Read from `bench/results/<name>-<device>.json`: a row per ratio with its target, if it has one, a
-row per part that stands beside its machine's limit, a drawing of growth. A benchmark that has no
-result yet names its command instead. What cannot be read is a warning, and so an error of a strict
-build.
+row per part that stands beside its machine's limit. A benchmark that has no result yet names its
+command instead. What cannot be read is a warning, and so an error of a strict build.
 """
 
 import html
@@ -19,11 +16,8 @@ from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
 
 ROOT = Path(__file__).resolve().parents[2]
-for place in (ROOT, ROOT / "book" / "_ext"):
-    if str(place) not in sys.path:
-        sys.path.insert(0, str(place))
-
-import growth  # noqa: E402
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
 
 from bench import targets  # noqa: E402
 
@@ -35,19 +29,15 @@ class Benchmarks(SphinxDirective):
     """The ratios of one benchmark, a table per device and part."""
 
     required_arguments = 1
-    optional_arguments = 1
 
     def run(self) -> list[nodes.Node]:
         """The directive's tables as HTML."""
-        name, *named = self.arguments
+        (name,) = self.arguments
         root = Path(self.env.srcdir)
         self.env.metadata[self.env.docname]["benchmarks"] = files(root)
         shown: list[nodes.Node] = []
-        if named and named[0] not in targets.DEVICES:
-            raise self.error(f"device is {named[0]}; accepted: {', '.join(targets.DEVICES)}")
-        for code in ("bench/targets.py", "book/_ext/growth.py"):
-            self.env.note_dependency(str(ROOT / code))
-        for device in named or targets.DEVICES:
+        self.env.note_dependency(str(ROOT / "bench/targets.py"))
+        for device in targets.DEVICES:
             path = root / RESULTS / f"{name}-{device}.json"
             if not path.is_file():
                 command = f"python -m bench {name}" + (" --device cuda" if device == "cuda" else "")
@@ -59,22 +49,10 @@ class Benchmarks(SphinxDirective):
                 found = json.loads(path.read_text(encoding="utf-8"))
                 for part in found if isinstance(found, list) else [found]:
                     shown.append(nodes.raw("", table(part, name), format="html"))
-                    if "growth" in part:
-                        shown.append(self.figure(part, f"fig-{name}-{device}"))
             except (KeyError, TypeError, ValueError) as error:
                 where = self.get_location()
                 logger.warning("%s: %r", path.name, error, location=where, type="benchmarks")
         return shown
-
-    def figure(self, record: dict, name: str) -> nodes.figure:
-        """The drawing of growth, with a number and a caption like any figure."""
-        drawn = nodes.figure(classes=["drawn"])
-        drawn += nodes.raw("", growth.svg(record["growth"]), format="html")
-        words = growth.caption(record, f"Measured on {conditions(record)}.")
-        drawn += nodes.caption(words, words)
-        drawn["names"].append(name)
-        self.state.document.note_explicit_target(drawn, drawn)
-        return drawn
 
 
 def files(root: Path) -> list[str]:
@@ -106,11 +84,6 @@ def table(record: dict, name: str = "") -> str:
     ]  # fmt: skip
     if rows:
         found.append(boxed(("ratio", "median", "lowest to highest", "n", "target"), rows))
-    plain = record.get("images_per_second", {}) | record.get("whole_seconds", {})
-    if plain:
-        unit = "images per second" if "images_per_second" in record else "seconds"
-        cells = [f"<tr><td>{html.escape(k)}</td><td>{v:,.1f}</td></tr>" for k, v in plain.items()]
-        found.append(boxed(("", unit), cells))
     if record.get("switches"):
         rows = [
             f"<tr><td>{html.escape(label.replace('_', ' '))}</td>{ratio(value['slowdown'])}</tr>"

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import benchmarks
 import pytest
+from plain import sande, trainer
 
 from bench import __main__ as command
-from bench import finetune, sande, targets
+from bench import loops, targets
 from bench.targets import MEMORY, SHARES, Target, target
-from bench.timing import Options
 
 ROOT = Path(__file__).resolve().parents[2]
 MACHINE = {"cpu": "a", "cores": 2, "threads": 2, "gpu": None}
@@ -43,11 +43,10 @@ def test_every_target_names_a_number_that_its_benchmark_has():
         if one.benchmark == "sande":
             assert one.ratio in sande_ratios
         if one.benchmark == "finetune" and one.kind != SHARES:
-            assert one.ratio.removesuffix(" / minilib") in finetune.VARIANTS
+            assert one.ratio.removesuffix(" / minilib") in trainer.VARIANTS
         if one.kind == SHARES:
-            steps = finetune.steps_of(Options("cuda"))
-            assert one.ratio == f"{steps} steps, minilib"
-            assert one.where == {"model": finetune.LARGE}
+            assert one.ratio == f"{loops.STEPS['finetune']['cuda']} steps, minilib"
+            assert one.where == {"model": trainer.LARGE}
 
 
 @pytest.mark.parametrize(
@@ -85,10 +84,10 @@ def test_the_page_shows_targets_and_limits():
         assert f"<td>{words}</td>" in text
 
 
-def test_the_book_is_named_and_not_run_by_default():
+def test_what_takes_long_is_named_and_not_run_by_default():
     options = command.commands().parse_args([])
     assert options.names == [] and not options.switches
-    assert set(command.LONG) == {"book", "sweep"} and not {*command.LONG} & {*command.NAMES}
+    assert command.LONG == ("sweep",) and not {*command.LONG} & {*command.NAMES}
 
 
 def test_make_passes_the_device_on():

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import bi_bau as plain
 from torch import nn
 from vision_fixtures import SMOKE, case, clean_model, same, victim, weights  # noqa: F401
 
@@ -285,22 +286,15 @@ def test_the_terms_of_the_e_step_by_hand(target, kind):
     with torch.no_grad():
         known = CleanBatch(x, y, theirs(x), source.features(x))
     found = inversion_terms(theirs, ours, known, how)(shown)
-    assert list(found) == ["trigger", "likelihood", "prior"]
-    logits = theirs(shown)
-    for row in range(5):
-        p = logits[row].softmax(0)
-        trigger = p[y[row]].log() if target is None else -p[target].log()
-        assert found["trigger"][row].item() == pytest.approx(trigger.item(), rel=1e-5)
-        others = [k for k in range(3) if k != y[row]]
-        to = max(others, key=lambda k: p[k].item()) if target is None else target
-        change = (source.features(shown) - source.features(x))[row]
-        along = change @ (theirs.head.weight - ours.head.weight)[to]
-        angle = F.cosine_similarity(change, source.features(x)[row], 0).abs()
-        assert found["prior"][row].item() == pytest.approx(
-            (0.3 * angle - 0.7 * along).item(), rel=1e-4
-        )
+    twin = plain.terms(theirs, ours, x, shown, y, how)
+    assert list(found) == list(twin) == ["trigger", "likelihood", "prior"]
+    for name, rows in twin.items():
+        torch.testing.assert_close(found[name].double(), rows, rtol=1e-4, atol=1e-6)
+    p = theirs(shown)[3].softmax(0)  # one row's, written out
+    trigger = p[y[3]].log() if target is None else -p[target].log()
+    assert twin["trigger"][3].item() == pytest.approx(trigger.item(), rel=1e-5)
     wanted = likelihood_loss(ours(shown), y, theirs(x), 0.4, 3.0)
-    torch.testing.assert_close(found["likelihood"].double(), wanted, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(twin["likelihood"], wanted, rtol=1e-4, atol=1e-5)
 
 
 class Counted(nn.Module):
@@ -395,40 +389,20 @@ def test_without_its_terms_it_is_plain_adversarial_training(target, case, victim
         ),
     )
 
-    attacked, by_hand, data = (
-        frozen_copy(victim),
-        model_copy(victim).train(),
-        image_data(case.defender),
-    )
-    optimizer = torch.optim.SGD(by_hand.parameters(), 0.005, 0.9, weight_decay=5e-4)
+    data, twin, rng = image_data(case.defender), model_copy(victim), np.random.default_rng(0)
+
+    def batches():
+        for _ in range(2):
+            for rows in np.array_split(rng.permutation(len(data)), -(-len(data) // 32)):
+                yield data.batch(rows)
+
+    assert (how.lr, how.momentum, how.weight_decay, how.bound) == (0.005, 0.9, 5e-4, 25)
     torch.manual_seed(0)
-    rng = np.random.default_rng(0)
-    for _ in range(2):
-        for rows in np.array_split(rng.permutation(len(data)), -(-len(data) // 32)):
-            batch = data.batch(rows)
-            x, y = batch.images / 255, batch.labels
-            bound = 25 / 255
-            adversarial = (x + torch.empty_like(x).uniform_(-bound, bound)).clamp(0, 1)
-            for _ in range(3):
-                adversarial.requires_grad_(True)
-                logits = attacked(adversarial)
-                if target is None:
-                    value = -F.cross_entropy(logits, y, reduction="sum")
-                else:
-                    value = F.cross_entropy(logits, torch.full_like(y, target), reduction="sum")
-                (slope,) = torch.autograd.grad(value, adversarial)
-                moved = adversarial.detach() - 10 / 255 * slope.sign()
-                adversarial = (x + (moved - x).clamp(-bound, bound)).clamp(0, 1)
-            keep = torch.ones(len(y)) if target is None else (y != target).float()
-            optimizer.zero_grad()
-            own, other = by_hand(torch.cat([x, adversarial])).chunk(2)
-            other = F.cross_entropy(other, y, reduction="none")
-            (F.cross_entropy(own, y) + (other * keep).sum() / keep.sum()).backward()
-            optimizer.step()
-    assert same(ours, weights(by_hand))
+    plain.adversarial_training(frozen_copy(victim), twin, batches(), how)
+    assert same(ours, weights(twin))
     assert not same(
         defend("bi-bau", victim, case.defender, replace(QUICK, epochs=2, target=target)),
-        weights(by_hand),
+        weights(twin),
     )
 
 

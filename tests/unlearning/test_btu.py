@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import btu as plain
 
 from minilib.attacks import several
 from minilib.attacks.text import InsertWord, poison
@@ -50,9 +51,9 @@ def planted():
 @given(seeds)
 def test_row_change_is_the_distance_of_each_row(seed):
     before, after = matrices(seed)
-    a, b = before.numpy(), after.numpy()
-    plain = [math.dist(a[i], b[i]) for i in range(len(a))]
-    np.testing.assert_allclose(btu.row_change(before, after).numpy(), plain, rtol=1e-12)
+    twin = plain.row_change(before, after)
+    np.testing.assert_allclose(btu.row_change(before, after).numpy(), twin, rtol=1e-12)
+    assert twin[0] == pytest.approx(math.dist(before[0], after[0]), rel=1e-12)
 
 
 def test_row_change_refuses_matrices_of_two_shapes():
@@ -76,12 +77,10 @@ def test_suspicious_against_a_plain_sort(seed, size, alpha):
     rng = np.random.default_rng(seed)
     change = np.maximum(rng.integers(-3, 6, size), 0).astype(float)  # ties, and rows at rest
     exclude = rng.permutation(size)[: size // 4].tolist()
-    wanted = int(size * alpha / 100 + 1e-9)
-    if not wanted:
+    if not int(size * alpha / 100 + 1e-9):
         return
-    order = sorted(range(size), key=lambda i: (-change[i] * (i not in exclude), i))
-    plain = [i for i in order[:wanted] if i not in exclude and change[i] > 0]
-    assert btu.suspicious(torch.tensor(change), alpha, exclude).tolist() == plain
+    twin = plain.suspicious(change, alpha, exclude)
+    assert btu.suspicious(torch.tensor(change), alpha, exclude).tolist() == twin
 
 
 def test_special_tokens_are_never_flagged_and_do_not_use_up_the_count():
@@ -110,29 +109,16 @@ def test_a_round_trains_as_a_plain_loop_over_the_whole_matrix(tiny, reviews):
     for module in tiny.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    plan = replace(FP32, batch_size=16, lr=1e-3)
+    how = replace(FP32, batch_size=16, lr=1e-3)
+    data = text_training.encode(reviews.texts, reviews.labels, tiny.tokenizer)
+    mask = (torch.arange(data.ids.shape[1]) < torch.tensor(data.lengths)[:, None]).long()
+    plan = Batches(data, 16).rows(np.random.default_rng(0))
     for star in (False, True):
-        ours = btu.embedding_round(tiny, reviews, plan, star)
-        plain = copy.deepcopy(tiny).train()
-        weight = plain.backbone.get_input_embeddings().weight
-        before = weight.detach().clone()
-        optimizer = torch.optim.AdamW([weight], lr=1e-3, weight_decay=0.0)
-        data = text_training.encode(reviews.texts, reviews.labels, tiny.tokenizer)
-        for batch in Batches(data, 16)(np.random.default_rng(0)):
-            if star:
-                states = plain.backbone.embeddings(batch.input_ids)
-                means = [
-                    row[: int(n)].mean(0)
-                    for row, n in zip(states, batch.attention_mask.sum(1), strict=True)
-                ]
-                logits = plain.network.classifier(torch.stack(means))
-            else:
-                logits = plain(batch.input_ids, batch.attention_mask)
-            F.cross_entropy(logits, batch.labels).backward()
-            torch.nn.utils.clip_grad_norm_([weight], 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-        theirs = torch.linalg.vector_norm(weight.detach() - before, dim=1)
+        ours = btu.embedding_round(tiny, reviews, how, star)
+        twin = copy.deepcopy(tiny)
+        before = btu.word_embeddings(twin).clone()
+        plain.train(twin, data.ids.long(), mask, data.labels, plan, star, how.lr)
+        theirs = torch.tensor(plain.row_change(before, btu.word_embeddings(twin)))
         assert (theirs > 0).sum() > 60
         torch.testing.assert_close(ours, theirs, rtol=2e-3, atol=1e-5)
 
@@ -319,12 +305,7 @@ def test_replace_dimensions_against_a_plain_loop(seed, threshold):
     pad = torch.tensor(rng.normal(size=before.shape[1]))
     found = btu.replace_dimensions(before, after, tokens, pad, threshold)
     cut = btu.threshold_value(before, after, threshold)
-    plain = after.numpy().copy()
-    for token in tokens:
-        for i in range(plain.shape[1]):
-            if abs(plain[token, i] - before[token, i].item()) >= cut:
-                plain[token, i] = pad[i].item()
-    np.testing.assert_array_equal(found.numpy(), plain)
+    assert torch.equal(found, plain.replace_dimensions(before, after, tokens, pad, cut))
     others = [i for i in range(len(before)) if i not in tokens]
     assert torch.equal(found[others], after[others]), "only flagged rows change"
 

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from core_fixtures import needs_mirror
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from plain import rga as plain
 from torch import nn
 
 from minilib.data.text import load_text
@@ -344,10 +345,10 @@ def test_the_loss_of_a_step_by_hand(tiny, sides):
     chosen = unlearn_settings(alpha=1.5, beta=0.2, npo_beta=0.7)
     logits = tiny(forget.input_ids, forget.attention_mask).detach()
     log_p, log_q = F.log_softmax(logits, 1), F.log_softmax(reference, 1)
-    forget_ce = -log_p[torch.arange(6), forget.labels].mean()
+    forget_ce, lam = plain.forget_terms(logits, reference, forget.labels, 1.5)
     clean_ce = F.cross_entropy(tiny(retain.input_ids, retain.attention_mask), retain.labels)
-    lam = torch.exp(-1.5 * (log_p.exp() * (log_p - log_q)).sum(1).mean())
-    distance = math.sqrt(sum(0.01**2 * p.numel() for p in base.values()))
+    distance = plain.drift(tiny.backbone, base)
+    assert distance.item() == pytest.approx(0.01 * sum(p.numel() for p in base.values()) ** 0.5)
     ratio = (log_p - log_q)[torch.arange(6), forget.labels]
     npo = (2 / 0.7) * torch.log1p(torch.exp(0.7 * ratio)).mean()
     expected = {
