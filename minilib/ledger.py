@@ -79,6 +79,10 @@ class Kind:
 KINDS: dict[str, Kind] = {}
 _KIND_OF: dict[type, Kind] = {}
 _RECIPES: dict[str, type] = {}
+_PLAIN = (str, bool, float, type(None))  # types of values that stand as they are given
+
+
+_fields = functools.cache(dataclasses.fields)
 
 
 def recipe(cls: type) -> type:
@@ -90,9 +94,11 @@ def recipe(cls: type) -> type:
     post_init = cls.__dict__.get("__post_init__")
 
     def settle(self) -> None:
-        for field in dataclasses.fields(self):
-            value = _settled(cls.__name__, field, getattr(self, field.name))
-            object.__setattr__(self, field.name, value)
+        for field in _fields(type(self)):
+            value = getattr(self, field.name)
+            if type(value) not in _PLAIN:
+                value = _settled(cls.__name__, field, value)
+                object.__setattr__(self, field.name, value)
         if post_init is not None:
             post_init(self)
 
@@ -125,7 +131,7 @@ def reads(self, *names: str, of: Iterable[str]) -> None:
 
     The others go back to their defaults, so that nothing is computed twice under two names.
     """
-    for field in dataclasses.fields(self):
+    for field in _fields(type(self)):
         if field.name in of and field.name not in names:
             object.__setattr__(self, field.name, _default(field))
 
@@ -153,7 +159,7 @@ def described(one, versions: bool = True) -> dict:
 
     fields = {
         field.name: value_of(value)
-        for field in dataclasses.fields(one)
+        for field in _fields(type(one))
         if (value := getattr(one, field.name)) != _default(field)
     }
     reasons = getattr(type(one), "revisions", {}).get(getattr(one, "name", None), {})
@@ -407,14 +413,23 @@ def published_only() -> Iterator[None]:
         _published_alone.reset(token)
 
 
+_files: ContextVar[dict | None] = ContextVar("files", default=None)  # while many are looked up
+
+
 def _file_of(kind: str, folder: Path | None = None) -> tuple[Path, int, int] | None:
     """A kind's published file, and the state by which a change of it is noticed."""
-    folder = folder or published_folder()
-    try:
-        path = folder and folder / f"{kind}.jsonl"
-        return path and (path, path.stat().st_mtime_ns, path.stat().st_size)
-    except OSError:
-        return None
+    files = _files.get() if folder is None else None
+    if files is not None and kind in files:
+        return files[kind]
+    folder, file = folder or published_folder(), None
+    if folder is not None:
+        path = folder / f"{kind}.jsonl"
+        with contextlib.suppress(OSError):
+            state = path.stat()
+            file = path, state.st_mtime_ns, state.st_size
+    if files is not None:
+        files[kind] = file
+    return file
 
 
 def _published(kind: str, folder: Path | None = None) -> dict[str, Trial]:
@@ -557,7 +572,11 @@ def available(recipes: Iterable) -> Results:
     Where it has not this very one, one that is ``alike``, else an older version of it.
     """
     unique = dict.fromkeys(recipes)
-    trials = (look(item) or alike(item) or older(item) for item in unique)
+    token = _files.set({})  # a thousand look-ups ask once what state each file is in
+    try:
+        trials = [look(item) or alike(item) or older(item) for item in unique]
+    finally:
+        _files.reset(token)
     by_key = {one.key: one for one in trials if one is not None}
     _read.update(by_key)
     return Results(by_key.values())

@@ -24,9 +24,15 @@ os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
 
+# UMAP is compiled anew by each process that uses it, for a quarter of a minute: one worker has all
+# files that do.
+TOGETHER = (
+    "tests/test_golden.py", "tests/detection/test_detection.py",
+    "tests/chapters/test_chapter_detection.py",
+)  # fmt: skip
 # The first executes a chapter from nothing, and golden numbers take longest of all files: these
 # begin. The last is handed out test by test, so that the workers end together.
-FIRST = ("tests/site/test_book.py", "tests/test_golden.py")
+FIRST = ("tests/site/test_book.py", *TOGETHER)
 LAST = "tests/site/test_reproducible.py"
 # `make check` leaves out what builds pages or opens a browser, and what computes or executes much.
 SITE = tuple(f"tests/site/test_{name}.py" for name in ("site", "book", "pages", "landing"))
@@ -54,12 +60,21 @@ def turn(nodeid: str) -> int:
 
 
 @pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config):
+    """One more than there are cores: many a test waits for a browser or a process that it began."""
+    ours = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
+    return len(ours) + 1
+
+
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """A worker takes a file at a time, for its tests share trained models; of `LAST` a test."""
     from xdist.scheduler import LoadFileScheduling
 
     class Scheduling(LoadFileScheduling):
         def _split_scope(self, nodeid):
+            if nodeid.startswith(TOGETHER):
+                return "together"
             return nodeid if nodeid.startswith(LAST) else super()._split_scope(nodeid)
 
     return Scheduling(config, log)

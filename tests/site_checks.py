@@ -6,7 +6,7 @@ import importlib.util
 import re
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from html.parser import HTMLParser
 from itertools import product
@@ -19,8 +19,8 @@ CHROMIUM = next(
 BROWSER = CHROMIUM and importlib.util.find_spec("axe_playwright_python")
 THEMES, WIDTHS = ("light", "dark"), (390, 1280)
 LARGEST = 1_500_000  # bytes of a page and the pictures in it
-# WCAG 2.2, levels A and AA.
-AXE = """() => axe.run(document, {preload: false, resultTypes: ['violations'],
+# WCAG 2.2, levels A and AA, of a page without what a selector names.
+AXE = """without => axe.run({exclude: without}, {preload: false, resultTypes: ['violations'],
   runOnly: ['wcag2a', 'wcag2aa', 'wcag21a', 'wcag21aa', 'wcag22aa']}).then(
   found => found.violations.flatMap(rule => rule.nodes.map(node =>
     `${rule.id}: ${node.target} (${[...node.any, ...node.all, ...node.none][0].message})`)))"""
@@ -183,15 +183,17 @@ def look(
     site: Path,
     themes: tuple = THEMES,
     widths: tuple = WIDTHS,
-    axe: bool = True,
+    axe: Container[Path] | None = None,
     every: list[Path] | None = None,
+    without: str = "",
 ) -> dict[tuple[str, str, int], dict]:
     """Open every page (or those given) in a browser without a network, each way; say what is seen.
 
     Needs BROWSER. Returns (page, theme, width) → title, h1, images, broken, unset (formulas left as
     TeX), errors, wide (equations, tables, code and figures that are cut at their box), overflow
     (pixels by which the page is wider than the screen), console (errors), lost (what the keyboard
-    does not reach) and axe (violations of WCAG).
+    does not reach) and axe (violations of WCAG, but for what the selector ``without`` names). Where
+    ``axe`` is given, only the pages in it are held to WCAG.
     """
     from axe_playwright_python.base import AXE_FILE_PATH
 
@@ -209,9 +211,9 @@ def look(
                 tab.goto(address + name)
                 tab.evaluate(SETTLE)
                 what = seen[name, theme, width] = tab.evaluate(PROBE) | {"console": said}
-                if axe:
+                if axe is None or path in axe:
                     tab.evaluate(script)
-                    what["axe"] = tab.evaluate(AXE)
+                    what["axe"] = tab.evaluate(AXE, [[without]] if without else [])
                 what["lost"] = tab.evaluate(KEYBOARD)
                 tab.close()
             window.close()

@@ -193,6 +193,30 @@ def _seeds(kinds: frozenset[str], _state: tuple) -> list[int]:
     return sorted(ledger.known_seeds(kinds))
 
 
+def _rows(chapter: str, params: tuple, state: tuple, one_seed: bool) -> dict[int, list[dict]]:
+    """``published_rows``, of all seeds or of that among the parameters alone."""
+    by_seed = published_rows(chapter, params, state)
+    if not one_seed:
+        return by_seed
+    return {seed: rows for seed, rows in by_seed.items() if seed == dict(params)["seed"]}
+
+
+@functools.lru_cache(maxsize=65536)
+def _at(
+    chapter: str, params: tuple, state: tuple, metric: str, row: tuple, one_seed: bool
+) -> tuple[dict[int, float], frozenset[str]]:
+    """seed → the metric in the last row that has these entries, and the keys of the trials."""
+    by_seed: dict[int, float] = {}
+    keys: set[str] = set()
+    for seed, rows in _rows(chapter, params, state, one_seed).items():
+        last_row = _last(rows, metric, dict(row))
+        # A trial that no seed enters is found at each of them, and counts once.
+        if last_row is not None and last_row["key"] not in keys:
+            keys.add(last_row["key"])
+            by_seed[seed] = float(last_row[metric])
+    return by_seed, frozenset(keys)
+
+
 class Numbers:
     """The numbers of one chapter at one preset that a claim's calls ask for.
 
@@ -210,30 +234,23 @@ class Numbers:
     def rows(self, **named) -> dict[int, list[dict]]:
         """seed → rows at the preset's parameters, with these in place of its own."""
         params = self.params | {n: _like(self.params[n], value) for n, value in named.items()}
-        by_seed = published_rows(self.chapter, tuple(params.items()), self.state)
-        if "seed" not in named:
-            return by_seed
-        return {seed: rows for seed, rows in by_seed.items() if seed == params["seed"]}
+        return _rows(self.chapter, tuple(params.items()), self.state, "seed" in named)
 
     def at(self, metric: str, **where) -> dict[int, float]:
         """seed → the metric."""
-        overrides = {name: value for name, value in where.items() if name in self.params}
-        row = {name: value for name, value in where.items() if name not in self.params}
-        by_seed: dict[int, float] = {}
-        keys: set[str] = set()
-        for seed, rows in self.rows(**overrides).items():
-            last_row = _last(rows, metric, row)
-            # A trial that no seed enters is found at each of them, and counts once.
-            if last_row is not None and last_row["key"] not in keys:
-                keys.add(last_row["key"])
-                by_seed[seed] = float(last_row[metric])
+        named = {name: value for name, value in where.items() if name in self.params}
+        row = tuple((name, value) for name, value in where.items() if name not in self.params)
+        params = self.params | {n: _like(self.params[n], value) for n, value in named.items()}
+        by_seed, keys = _at(
+            self.chapter, tuple(params.items()), self.state, metric, row, "seed" in named
+        )
         if not by_seed:
             said = ", ".join(f"{name}={value}" for name, value in where.items())
             raise Missing(f"{metric} of {said or 'the chapter as it stands'}")
         self.used |= keys
         self.seeds |= by_seed.keys()
-        self.models.add(str({**self.params, **overrides}.get("model", "")))
-        return by_seed
+        self.models.add(str({**self.params, **named}.get("model", "")))
+        return dict(by_seed)
 
     def change(self, metric: str, first: int, last: int, **where) -> dict[int, float]:
         """seed → the metric at epoch `last` less the metric at epoch `first`."""

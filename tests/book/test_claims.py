@@ -41,6 +41,7 @@ def publish(monkeypatch):
 
     def published(by_seed: dict[int, list[dict]], preset: str = "small", **params) -> None:
         there.append((preset, params, {s: keyed(rows, s) for s, rows in by_seed.items()}))
+        claims._at.cache_clear()
 
     def rows(chapter, params, state):
         params = dict(params)
@@ -53,7 +54,8 @@ def publish(monkeypatch):
         return found
 
     monkeypatch.setattr(claims, "published_rows", rows)
-    return published
+    yield published
+    claims._at.cache_clear()
 
 
 @pytest.fixture

@@ -70,7 +70,7 @@ def test_the_site_of_the_smoke_runs(smoke_site, smoke_runs):
 @pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
 def test_the_site_of_the_smoke_runs_in_a_browser(smoke_site, smoke_runs):
     """On a phone only: tests/site/test_pages.py looks at the published site in every way."""
-    seen = look(smoke_site, ("light",), (390,), axe=False)
+    seen = look(smoke_site, ("light",), (390,), axe=())
     assert complaints(seen) == []
     for chapter in smoke_runs:
         assert seen[f"/notebooks/{chapter}.html", "light", 390]["images"] > 0, (

@@ -386,7 +386,7 @@ def test_pages_in_a_browser(tiny_site):
         re.findall(r"(?:file|root): book/", (ROOT / "_toc.yml").read_text())
     )
     every = [tiny_site / "book" / "intro.html", tiny_site / "notebooks" / "01_attacks.html"]
-    seen = look(tiny_site, ("dark",), (390,), axe=False, every=every)
+    seen = look(tiny_site, ("dark",), (390,), axe=(), every=every)
     assert complaints(seen) == []
     assert seen["/notebooks/01_attacks.html", "dark", 390]["images"] == 1
     assert seen["/notebooks/01_attacks.html", "dark", 390]["h1"] == ["1. Chapter 01"]
