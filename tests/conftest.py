@@ -39,7 +39,8 @@ SITE = tuple(f"tests/site/test_{name}.py" for name in ("site", "book", "pages", 
 SLOW = (
     "tests/test_golden.py", "tests/test_examples.py", "tests/test_package.py",
     "tests/test_registry.py::test_the_guides", "tests/runs/test_sweep.py",
-    "tests/site/test_snippets.py", "tests/bench/test_bench.py",
+    "tests/site/test_snippets.py", "tests/bench/test_bench.py", "tests/audit/test_command.py",
+    "tests/test_cli.py::test_all_chapters",
 )  # fmt: skip
 
 

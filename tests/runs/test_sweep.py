@@ -24,7 +24,7 @@ import pandas as pd
 import psutil
 import pytest
 import toy_sweeps as toy
-from conftest import NIGHTLY
+from conftest import NIGHTLY, nightly
 from fixture_book import make_book, write_chapter
 
 from minilib import chapters, cli, ledger, provenance
@@ -560,7 +560,7 @@ def little_memory():
     group.rmdir()
 
 
-@pytest.mark.parametrize("method", ["eats", "eats in the notebook"])
+@pytest.mark.parametrize("method", ["eats", pytest.param("eats in the notebook", marks=nightly)])
 def test_what_the_system_kills_where_memory_runs_out_is_named_and_final(
     book, little_memory, method
 ):
@@ -644,7 +644,7 @@ def test_random_kills_lose_nothing_and_compute_nothing_twice(book):
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
         )  # fmt: skip
 
-    while kills < (50 if NIGHTLY else 12):
+    while kills < (50 if NIGHTLY else 6):
         if driver is None:
             driver, before = begin(), len(log("begin"))
             if draw.random() < 0.8:  # else it may be killed before it has begun
@@ -696,7 +696,7 @@ def test_a_killed_driver_leaves_nothing_running(book):
     assert len(kept()) == 3 and log("twice") == []
 
 
-@pytest.mark.parametrize("method", ["slow", "slow notebook"])
+@pytest.mark.parametrize("method", ["slow", pytest.param("slow notebook", marks=nightly)])
 def test_an_interrupted_sweep_stops_and_goes_on(book, method):
     driver = start(toy.CHAPTER, "--preset", "smoke", "-p", f"method={method}", "--workers", "2")
     wait(stuck)
