@@ -17,7 +17,7 @@ PIP := -m pip install --no-input --disable-pip-version-check --quiet --no-compil
 # So it may keep what it compiled, where a container says otherwise: each kernel would compile PyTorch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book lab site links audit test check golden prove same bench figure sync lock lint clean distclean help
+.PHONY: book lab site pdf links audit test check golden prove same bench figure sync lock lint clean distclean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -31,6 +31,9 @@ lab: $(VENV)/installed  ## JupyterLab on the chapters
 
 site: $(SITE)/installed  ## HTML from the published pages; needs neither torch nor a GPU
 	$(SITE)/bin/python tools/build.py
+
+pdf: $(SITE)/installed  ## the same, and a PDF of each page; needs Chromium
+	$(SITE)/bin/python tools/build.py --pdf
 
 links: $(SITE)/installed  ## ask every address that the book names whether it still answers
 	$(SITE)/bin/python tools/build.py --links

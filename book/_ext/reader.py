@@ -82,7 +82,7 @@ def in_colab(config: Config, page: str) -> str:
 
 
 def buttons(config: Config, page: str) -> str:
-    """Links to a chapter's notebook: run it, keep it, read it."""
+    """Links to a chapter's notebook, to run it, keep it, read it, and to its slides."""
     up = "../" * page.count("/")
     links = [f'<a class="launch" href="{up}_sources/{page}.ipynb" download>Download notebook</a>']
     if config.launches:
@@ -90,6 +90,8 @@ def buttons(config: Config, page: str) -> str:
     if config.repository:
         file = f"{config.repository}/blob/{config.repository_branch}/{page}.ipynb"
         links.append(f'<a class="launch" href="{file}">Source on GitHub</a>')
+    slides = f"{up}slides/{page.removeprefix(CHAPTERS)}.html"
+    links.append(f'<a class="launch" href="{slides}">Slides of the pictures</a>')
     return f'<p class="launch-row">{" ".join(links)}</p>'
 
 

@@ -68,7 +68,7 @@ def test_buttons_of_a_chapter_lead_to_its_notebook(site):
         assert not_in_repository(site, ROOT, name, address.branch()) == []
     launches = url is not None and {pin and pin[0] for pin in sync.pins().values()} == {url}
     expected = ["Open in Colab"] * launches + ["Download notebook"]
-    expected += ["Source on GitHub"] * (url is not None)
+    expected += ["Source on GitHub"] * (url is not None) + ["Slides of the pictures"]
     for path in CHAPTERS:
         page = (site / "notebooks" / f"{path.stem}.html").read_text(encoding="utf-8")
         row = page.partition('<p class="launch-row">')[2].partition("</p>")[0]
@@ -79,6 +79,16 @@ def test_buttons_of_a_chapter_lead_to_its_notebook(site):
         assert launches or "colab.research.google.com" not in page
     told = (site / "book" / "setup.html").read_text(encoding="utf-8")
     assert ("does not know the address" in told) == (url is None)
+
+
+def test_each_picture_of_a_chapter_is_a_slide(site):
+    for path in CHAPTERS:
+        page, slides = (
+            (site / folder / f"{path.stem}.html").read_text(encoding="utf-8")
+            for folder in ("notebooks", "slides")
+        )
+        drawn = re.findall(r'<figure[^>]*id="(fig-[^"]+)"', page)
+        assert drawn and drawn == re.findall(rf'notebooks/{path.stem}.html#(fig-[^"]+)"', slides)
 
 
 def test_pages_are_light(site):

@@ -16,7 +16,18 @@ import pytest
 from conftest import ROOT, nightly
 from markdown_it import MarkdownIt
 from nbformat import v4
-from site_checks import BROWSER, complaints, dead_links, from_elsewhere, look, pages
+from site_checks import (
+    BROWSER,
+    PROBE,
+    SETTLE,
+    Page,
+    browser,
+    complaints,
+    dead_links,
+    from_elsewhere,
+    look,
+    pages,
+)
 
 pytest.importorskip("jupyter_book")
 
@@ -34,7 +45,8 @@ PNG = base64.b64encode(
     )
 ).decode()
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-EXTENSIONS = ("api", "chapters", "components", "executed", "ledger", "offline", "pages", "reader")
+EXTENSIONS = ("api", "chapters", "components", "executed", "ledger", "offline", "pages", "reader",
+              "slides")  # fmt: skip
 ADDRESS = "https://github.com/some-one/a.book"
 BASE = "https://some-one.github.io/a.book/"
 CHAPTERS = {path.stem: f"ch:{path.stem[:2]}" for path in NOTEBOOKS}
@@ -302,6 +314,7 @@ def test_buttons_and_download_give_the_clean_notebook(tiny_site, tiny_book):
         f"https://colab.research.google.com/github/{file}",
         "../_sources/notebooks/01_attacks.ipynb",
         f"https://github.com/{file}",
+        "../slides/01_attacks.html",
     ]
     download = tiny_site / "_sources" / "notebooks" / "01_attacks.ipynb"
     assert download.read_bytes() == (tiny_book / "notebooks" / "01_attacks.ipynb").read_bytes()
@@ -309,6 +322,34 @@ def test_buttons_and_download_give_the_clean_notebook(tiny_site, tiny_book):
     assert f'href="https://colab.research.google.com/github/{file}"' in landing
     told = (tiny_site / "book" / "setup.html").read_text(encoding="utf-8")
     assert re.search(rf'The repository is <a [^>]*href="{ADDRESS}"', told)
+
+
+def test_slides_hold_what_their_page_shows(tiny_site):
+    path = tiny_site / "slides" / "03_ga_rga.html"
+    text, page = path.read_text(encoding="utf-8"), Page(path)
+    assert text.count("<section") == 2 and "1/1" in text and text.count('alt="a dot"') == 1
+    assert "<h2>Result</h2>" in text and "Dot." in text
+    for link in [*page.links, *page.resources]:
+        assert (path.parent / link.partition("#")[0]).is_file(), link
+
+
+@needs_browser
+def test_a_printed_chapter_is_whole(tiny_site, tmp_path):
+    page = tiny_site / "notebooks" / "03_ga_rga.html"
+    (made,) = build.printed(tiny_site, tmp_path, [page])
+    assert made.name == "03_ga_rga.pdf" and made.read_bytes().startswith(b"%PDF")
+    with browser(tiny_site) as (opened, address):
+        tab = opened.new_page(viewport={"width": 688, "height": 1000})  # A4 between its margins
+        tab.emulate_media(media="print")
+        tab.goto(f"{address}/notebooks/{page.name}")
+        tab.evaluate(SETTLE)
+        tab.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+        wide = tab.evaluate(PROBE)["wide"]
+        assert not [one for one in wide if "wide-number" not in one], "of thirty columns"
+        assert tab.locator(".bd-article h1").is_visible()
+        assert tab.get_by_text("alpha: float = 2.0").is_visible(), "a folded cell is open"
+        hidden = ".launch-row, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article"
+        assert tab.locator(hidden).locator("visible=true").count() == 0
 
 
 def test_buttons_need_an_address_and_notebooks_that_install_from_it(tiny_book):
