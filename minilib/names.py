@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# seaborn's "colorblind"
-BLUE, ORANGE, GREEN, VERMILION, PURPLE, BROWN, PINK, GREY = (
-    "#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161", "#fbafe4", "#949494",
-)  # fmt: skip
+# of seaborn's "colorblind"
+BLUE, ORANGE, GREEN, BROWN, GREY = "#0173b2", "#de8f05", "#029e73", "#ca9161", "#949494"
 
 
 @dataclass(frozen=True)
@@ -110,21 +108,37 @@ LABELS_BY_KIND = {
     "preset": {"smoke": "smoke", "paper": "paper"},  # small is a model too
 }  # fmt: skip
 
-COLOURS = {
-    "ga": BLUE, "npo": ORANGE, "dga": GREEN, "rga": VERMILION, "rga-code": PURPLE,
-    "retrain": BROWN, "poisoned": PINK,
-    "none": BLUE, "sft": ORANGE, "dpo": GREEN, "nad": VERMILION, "fine-mixing": PURPLE,
-    "sande-p": BROWN, "sande": PINK, "osft": GREY, "base": "#333333",
-    "acc": BLUE, "asr": VERMILION, "r_asr": ORANGE, "q_asr": PURPLE,
-}  # fmt: skip
-
-# What a colour means in every drawing and component of the site (book/_static/components.css), and
-# the colours of verdicts, which are others and never stand without a sign. Figures agree in the
-# reference (ReTrain) and in the papers' numbers.
+# What a colour means in every figure, drawing and component of the book (the same as
+# book/_static/components.css), and the colours of verdicts, which are others and never stand alone.
 MEANINGS = {
     "clean": BLUE, "poisoned": ORANGE, "unlearned": "#8a5fb0", "reference": BROWN, "paper": GREY,
 }  # fmt: skip
 VERDICTS = {"holds": GREEN, "fails": "#c8412b", "undecided": "#b3a000"}
+INK, TEAL = "#262626", "#17a5b8"  # of what none of the five is said of
+
+# Models that one method or another has unlearned: shades of the one violet, the first its own. A
+# mark of its own tells each line or point of a figure apart as well.
+UNLEARNED = (
+    "#8a5fb0", "#2f1b4d", "#d977b6", "#a6337f", "#b79ad6", "#5b3f9e", "#7a1f5c",
+)  # fmt: skip
+STANDS_FOR = {
+    "none": "poisoned", "victim": "poisoned", "poisoned": "poisoned",
+    "clean": "clean", "base": "clean", "retrain": "reference", "ibu": "reference",
+}  # fmt: skip
+# Methods that stand in one figure have shades of their own; the chapter's comes first.
+FAMILIES = (
+    ("rga", "ga", "npo", "dga", "rga-code"),
+    ("ga-r", "npo-r", "rga-r"),
+    ("btu", "btu-code", "btu-loop", "btu-dim", "pn", "pr-1", "pr-2"),
+    ("sande", "sande-p", "osft", "sft", "dpo", "nad", "fine-mixing"),
+    ("bi-bau-u", "bi-bau-t", "ft", "sau", "cleanclip", "at", "at-b"),
+)
+COLOURS = {
+    **{key: MEANINGS[meaning] for key, meaning in STANDS_FOR.items()},
+    **{key: shade for family in FAMILIES for key, shade in zip(family, UNLEARNED, strict=False)},
+    # on clean rows; on triggered ones, after unlearning and after two attempts to bring it back
+    "acc": BLUE, "asr": ORANGE, "r_asr": "#8f4f00", "q_asr": "#f2c078",
+}  # fmt: skip
 
 # A part of a data set has a name of its own, since its numbers are not the whole's: part → whole.
 PART_OF = {
@@ -138,6 +152,9 @@ NAMES: dict[str, Name] = {
     for kind, labels in LABELS_BY_KIND.items()
     for key, label in labels.items()
 }
+COLOURS_BY_LABEL = {
+    NAMES[key].label: shade for key, shade in COLOURS.items() if NAMES[key].kind == "method"
+}
 
 
 def label(key: str) -> str:
@@ -146,8 +163,8 @@ def label(key: str) -> str:
 
 
 def colour(key: str, default: str | None = None) -> str | None:
-    """The colour that a key has in every figure of the book, or ``default``."""
-    return COLOURS.get(key, default)
+    """The colour that a key, or a method's label, has in every figure, or ``default``."""
+    return COLOURS.get(key, COLOURS_BY_LABEL.get(key, default))
 
 
 def whole(dataset: str) -> str:

@@ -53,6 +53,17 @@ def test_methods_of_one_chapter_have_colours_of_their_own():
         assert None not in colours and len(set(colours)) == len(keys)
 
 
+def test_a_colour_with_a_meaning_is_of_nothing_else():
+    taken = {*names.MEANINGS.values(), *names.VERDICTS.values()} - set(names.UNLEARNED)
+    for key in LISTS["method"]:
+        meaning = names.STANDS_FOR.get(key)
+        assert (
+            names.colour(key) == names.MEANINGS[meaning]
+            if meaning
+            else (names.colour(key) not in taken)
+        ), key
+
+
 def test_labels_need_no_library():
     told = "import sys, minilib.names; print({'torch', 'numpy', 'pandas'} & set(sys.modules))"
     said = subprocess.run([sys.executable, "-c", told], capture_output=True, text=True, check=True)

@@ -1,7 +1,8 @@
 """Sphinx extension: verdicts on the papers' claims, and their tables beside ours, from trials.
 
-`{claims}` is the whole ledger, a card for each claim; `{claims} 03_ga_rga` a table of the part of
-one chapter or paper.
+`{claims}` is the whole ledger, a card for each claim; `{claims} 03_ga_rga`, with a name that begins
+with ``tab-``, says how many hold of one chapter or paper, and has them in a numbered table that
+folds: they are the cards' once more.
 `{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
 one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that the chapter's
 published trials know, `{outcomes} 06_bi_bau ewc=0` the same at that parameter. `{trials} 06_bi_bau`
@@ -17,7 +18,9 @@ import re
 import sys
 from pathlib import Path
 
+from chapters import numbered_table, table_caption
 from docutils import nodes
+from docutils.parsers.rst import directives
 from sphinx.application import Sphinx
 from sphinx.util import logging
 from sphinx.util.docutils import SphinxDirective
@@ -65,8 +68,24 @@ class FromLedger(SphinxDirective):
         return [nodes.raw("", text, format="html")]
 
 
+OF_CHAPTER = "What the paper claims about this experiment, and what the published trials say of it."
+
+
 class Claims(FromLedger):
     """The ledger, or the part of one chapter or paper."""
+
+    option_spec = {"name": directives.unchanged_required}
+
+    def run(self) -> list[nodes.Node]:
+        """Cards; of a part, how many hold, and a numbered table."""
+        shown = super().run()
+        if not shown or "name" not in self.options:
+            return shown
+        counts, _, table = shown[0].astext().partition("\n")
+        box = numbered_table("", table_caption("", OF_CHAPTER), classes=["folded"])
+        box += nodes.raw("", table, format="html")
+        self.add_name(box)
+        return [nodes.raw("", counts, format="html"), box]
 
     def made(self, root: Path) -> str:
         """Claims and verdicts, with the findings that failing claims owe."""

@@ -193,7 +193,7 @@
     const text = told(), seeds = seedPicker(data.rates[0].seeds, () => draw());
     const lines = {
       lfr: bar("triggered negative reviews called positive (LFR)", "poisoned"),
-      pacc: bar("accuracy with the trigger in every review (PACC)", "unlearned"),
+      pacc: bar("accuracy with the trigger in every review (PACC)", "poisoned"),
       cacc: bar("accuracy on clean reviews (CACC)", "clean"),
     };
     const share = (k) => (data.rates[k].rate ? `${+(100 * data.rates[k].rate).toFixed(2)}\u202f%` : "none");

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import inspect
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from IPython.display import HTML, display
+from IPython.display import HTML, Code, display
 
-from ..names import COLOURS, label
+from ..names import COLOURS, INK, MEANINGS, UNLEARNED, colour, label
 
 
 def style() -> None:
@@ -41,6 +43,11 @@ def glue(name: str, value: float | str) -> None:
     display(data, metadata=metadata, raw=True)
 
 
+def source(*functions: Callable) -> Code:
+    """The code of some functions of the library, as a page shows it."""
+    return Code("\n\n".join(map(inspect.getsource, functions)), language="python")
+
+
 def not_run(sweep: str) -> HTML:
     """What stands in the place of a table or figure whose trials the ledger does not have."""
     return HTML(f"<p>Not computed yet: <code>minilib sweep {escape(sweep)}</code></p>")
@@ -58,17 +65,19 @@ def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Seq
     """Draw confusion matrices side by side.
 
     Args:
-        matrices: title → (K, K) counts, row = true class, column = predicted class.
+        matrices: title → (K, K) counts, row = true class, column = predicted class. A matrix has
+            the colour of the method that its title names.
     """
-    figure, axes = plt.subplots(1, len(matrices), figsize=(7, 0.9 + 5.6 / len(matrices)))
+    figure, axes = plt.subplots(1, len(matrices), figsize=(7, 0.9 + 4.8 / len(matrices)))
     for axis, (title, counts) in zip(np.atleast_1d(axes), matrices.items(), strict=True):
         counts = np.asarray(counts)
         share = counts / counts.sum(1, keepdims=True).clip(1)  # of the true class
+        shade = colour(title.removesuffix(" model"), colour(title, MEANINGS["unlearned"]))
         sns.heatmap(
             share,
             annot=counts,
             fmt="d",
-            cmap="Blues",
+            cmap=sns.light_palette(shade, as_cmap=True),
             vmin=0,
             vmax=1,
             cbar=False,
@@ -88,10 +97,21 @@ def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Seq
 BROKEN = ("dga",)  # DGA is RGA without one small term, and lies where RGA does
 
 
-def palette(methods) -> dict[str, str]:
-    """The colour of each method; those that the book does not know share what is left."""
-    spare = iter(sns.color_palette("husl", len(methods)).as_hex())
-    return {name: COLOURS[name] if name in COLOURS else next(spare) for name in methods}
+def palette(methods: Sequence[str]) -> dict[str, str]:
+    """The colour of each method; no two share one, and what the book does not know takes others."""
+    known = [COLOURS.get(name) for name in methods]
+    paler = sns.light_palette(UNLEARNED[0], len(methods) + 4).as_hex()[-2:2:-1]
+    spare = iter([shade for shade in (*UNLEARNED, *paler) if shade not in known])
+    fresh = [shade is not None and shade not in known[:k] for k, shade in enumerate(known)]
+    return {
+        name: shade if keeps else next(spare)
+        for name, shade, keeps in zip(methods, known, fresh, strict=True)
+    }
+
+
+def markers(names: Sequence[str]) -> dict[str, str]:
+    """A mark for each line of a figure, so that a shade need not tell two of them apart."""
+    return dict(zip(names, itertools.cycle("os^vPX<>h"), strict=False))
 
 
 def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", marks=None):
@@ -116,7 +136,7 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
             style=hue,  # what would lie beneath another line is broken and on top of it
             style_order=names,
             dashes={name: (3, 2) if name in BROKEN else "" for name in names},
-            markers={name: "o" for name in names},
+            markers=markers(names),
             errorbar="sd",
             markersize=4,
             ax=axis,
@@ -126,7 +146,7 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
         if value == "lam":
             axis.set_ylim(-0.04, 1.04)  # a weight; its band would go on where it cannot
         for name, height in (marks or {}).get(value, {}).items():
-            axis.axhline(height, ls="--", lw=1.2, color=COLOURS.get(name, "0.3"))
+            axis.axhline(height, ls="--", lw=1.2, color=colour(name, INK))
             axis.annotate(
                 label(name),
                 (1, height),
@@ -152,7 +172,7 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
 def pushes(losses, by_method: Mapping[str, Sequence[float]]):
     """Draw how hard each method pushes against the poisoned loss; the undecided point is marked."""
     figure, axis = plt.subplots(figsize=(7, 3.2))
-    for name, values in by_method.items():
+    for mark, (name, values) in zip("os^vP", by_method.items(), strict=False):
         has_colour = name in COLOURS
         axis.plot(
             losses,
@@ -160,6 +180,9 @@ def pushes(losses, by_method: Mapping[str, Sequence[float]]):
             label=label(name) if has_colour else "descent on the other label",
             color=COLOURS.get(name, "0.35"),
             ls="-" if has_colour else "--",
+            marker=mark if has_colour else "",
+            markevery=(20, 60),
+            ms=5,
         )
     axis.axvline(np.log(2), color="0.6", lw=1, ls=":")
     axis.annotate("undecided", (np.log(2), 1.02), fontsize=8, color="0.35")
@@ -190,6 +213,7 @@ def shift_study(frame):
             col="position",
             row="poisoned",
             errorbar="sd",
+            palette=list(UNLEARNED[:2]),
             markers=True,
             height=2,
             aspect=1.5,

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from minilib import names
 from minilib.book.figures import compare
 
 
@@ -43,7 +44,9 @@ def dots(axis) -> dict[str, dict[int, float]]:
     for container in axis.containers:
         line = container.lines[0]
         rows = np.asarray(line.get_ydata()).astype(int).tolist()
-        by_source[container.get_label()] = dict(zip(rows, line.get_xdata(), strict=True))
+        by_source.setdefault(container.get_label(), {}).update(
+            zip(rows, line.get_xdata(), strict=True)
+        )
     return by_source
 
 
@@ -58,20 +61,23 @@ def test_dumbbells_have_a_panel_a_group_and_every_number_of_the_table():
     assert first.get_xlabel() == "LFR (%)"
 
 
-def test_the_paper_is_hollow_and_grey_wherever_it_stands():
+def test_the_paper_is_hollow_and_grey_and_ours_has_the_colour_of_what_its_row_names():
     (axis,) = compare.dumbbells(TABLE.loc["BadNets"], ["LFR"], title="BadNets").axes
-    paper, ours = (
-        next(one for one in axis.containers if one.get_label() == name).lines[0]
-        for name in ("paper", "ours")
-    )
-    assert paper.get_color() == compare.PAPER and paper.get_markerfacecolor() == "white"
-    assert ours.get_markerfacecolor() == ours.get_color() == compare.OURS[0]
+    lines = [(one.get_label(), one.lines[0]) for one in axis.containers]
+    for paper in (line for name, line in lines if name == "paper"):
+        assert paper.get_color() == compare.PAPER and paper.get_markerfacecolor() == "white"
+    ours = [line.get_color() for name, line in lines if name == "ours"]
+    assert ours == [names.MEANINGS["poisoned"], names.MEANINGS["unlearned"]]
+    settings = TABLE.loc["BadNets"].set_axis(["1", "2"])
+    (axis,) = compare.dumbbells(settings, ["LFR"], shade=names.INK).axes
+    ours = [one.lines[0].get_color() for one in axis.containers if one.get_label() == "ours"]
+    assert ours == [names.INK, names.INK]
 
 
 def test_bars_are_the_spread_and_end_inside_the_panel():
     (axis,) = compare.dumbbells(TABLE.loc["BadNets"], ["LFR"]).axes
-    ours = next(one for one in axis.containers if one.get_label() == "ours")
-    segments = ours.lines[2][0].get_segments()
+    ours = [one for one in axis.containers if one.get_label() == "ours"]
+    segments = [one.lines[2][0].get_segments()[0] for one in ours]
     assert [tuple(np.round(part[:, 0], 1)) for part in segments] == [(100.0, 100.0), (12.6, 18.6)]
     low, high = axis.get_xlim()
     assert low < 4.1 and high > 100

@@ -19,7 +19,7 @@ from ... import ledger
 from ...chapters import attacks as chapter
 from ...data.text import TEXT_CLASSES
 from ...metrics.classification import paper_values
-from ...names import colour, label
+from ...names import MEANINGS, label
 from ...settings import TARGETS, Attacks, split
 from .. import plots, stats
 from . import compare
@@ -143,7 +143,8 @@ def victims_beside_paper(cfg: Attacks):
     if not table:
         return plots.empty("no victim in this run")
     compared = pd.DataFrame.from_dict(table, orient="index").fillna("–")
-    return compare.dumbbells(compared, [label(name) for name in METRICS], columns=3)
+    metrics = [label(name) for name in METRICS]
+    return compare.dumbbells(compared, metrics, columns=3, shade=MEANINGS["poisoned"])
 
 
 def _cell(mean: float, std: float | None) -> str:
@@ -205,7 +206,7 @@ def flips(cfg: Attacks):
     for axis, (value, title) in zip(axes, titles.items(), strict=True):
         sns.barplot(
             frame, x="trigger", y=value, hue="model", hue_order=["clean", "poisoned"],
-            palette=[colour("retrain"), colour("poisoned")], errorbar="sd", ax=axis,
+            palette=[MEANINGS["clean"], MEANINGS["poisoned"]], errorbar="sd", ax=axis,
         )  # fmt: skip
         axis.set(title=title, xlabel="", ylabel="triggered rows flipped (%)", ylim=(0, 105))
         axis.tick_params(axis="x", rotation=30)
@@ -226,9 +227,9 @@ def rates(cfg: Attacks):
     ticks = victim_rows.groupby("percent")["poisons"].first()
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
     for axis, value in zip(axes, ("lfr", "cacc"), strict=True):
-        style = {"errorbar": "sd", "marker": "o", "color": "0.2", "ax": axis}
+        style = {"errorbar": "sd", "marker": "o", "color": MEANINGS["poisoned"], "ax": axis}
         sns.lineplot(victim_rows, x="percent", y=value, **style)
-        axis.axhline(clean_rows[value].mean(), ls="--", lw=1.2, color="0.4")
+        axis.axhline(clean_rows[value].mean(), ls="--", lw=1.2, color=MEANINGS["clean"])
         axis.annotate(
             "no poison", (0.98, clean_rows[value].mean()), xycoords=("axes fraction", "data"),
             xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.35",

@@ -60,9 +60,10 @@ def pulls(cfg: Audit) -> plt.Figure:
     figure, axes = plt.subplots(figsize=(7, 1 + 0.5 * len(labels)))
     for k, label in enumerate(labels):
         tokens = [row for row in report["tokens"] if row["target"] == label]
-        for found, colour in ((False, "#999999"), (True, "#D55E00")):
+        for found, meaning in ((False, "clean"), (True, "poisoned")):
             values = [row["pull"] for row in tokens if row["found"] is found]
-            axes.scatter(values, [k] * len(values), s=24, color=colour, alpha=0.7)
+            style = {"marker": "D" if found else "o", "color": names.MEANINGS[meaning]}
+            axes.scatter(values, [k] * len(values), s=24, alpha=0.7, **style)
         for row in [row for row in tokens if row["found"]][:1]:
             axes.annotate(row["token"], (row["pull"], k), textcoords="offset points", xytext=(0, 7))
     axes.set(yticks=range(len(labels)), yticklabels=labels, xlabel="pull (logits)")

@@ -11,19 +11,18 @@ from collections.abc import Callable, Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 
 from ... import ledger, names
 from ...chapters import bi_bau as chapter
-from ...names import label
+from ...names import COLOURS, MEANINGS, UNLEARNED, label
 from ...settings import BiBau, split
 from .. import plots, tables
 from . import compare
 from .images import _show_image
 
 WANTED = ["acc", "asr", "r_asr", "q_asr"]
-PALETTE = sns.color_palette("colorblind")
-RATES = {"acc": PALETTE[0], "asr": PALETTE[3], "r_asr": PALETTE[1], "q_asr": PALETTE[4]}
+RATES = {name: COLOURS[name] for name in WANTED}
+MARKS = {"acc": "s", "asr": "o", "r_asr": "D", "q_asr": "|"}
 PANELS = 5  # beside each other
 AMPLIFY = 4  # a perturbation is drawn this many times as large
 
@@ -54,15 +53,15 @@ def draw_orders(frame: pd.DataFrame, first: int) -> plt.Figure:
 def draw_inversion(stories: Mapping[str, Sequence[Mapping]]) -> plt.Figure:
     """Draw what both models say of the images after each PGD step, one panel per story."""
     lines = {
-        "backdoored_true": ("backdoored model, true class", PALETTE[0], "-"),
-        "backdoored_other": ("backdoored model, class aimed at", PALETTE[3], "-"),
-        "current_true": ("current model, true class", PALETTE[2], "--"),
+        "backdoored_true": ("backdoored model, true class", MEANINGS["poisoned"], "-"),
+        "backdoored_other": ("backdoored model, class aimed at", MEANINGS["poisoned"], ":"),
+        "current_true": ("current model, true class", MEANINGS["unlearned"], "--"),
     }
     figure, axes = plt.subplots(1, len(stories), figsize=(7, 2.8), sharey=True, squeeze=False)
     for axis, (title, rows) in zip(axes[0], stories.items(), strict=True):
         frame = pd.DataFrame(rows)
-        for value, (name, colour, style) in lines.items():
-            axis.plot(frame["step"], frame[value], style, color=colour, label=name)
+        for value, (name, shade, style) in lines.items():
+            axis.plot(frame["step"], frame[value], style, color=shade, label=name)
         axis.set(title=title, xlabel="PGD step", ylim=(-3, 103))
     axes[0, 0].set_ylabel("mean probability (%)")
     axes[0, -1].legend(fontsize=7)
@@ -114,7 +113,8 @@ def draw_security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
         seeds = seeds[seeds["method"].duplicated(keep=False)]
         places = seeds["method"].map(list(methods).index)
         axis.hlines(rows, means["asr"], means["r_asr"], color=RATES["r_asr"], lw=1.5, alpha=0.6)
-        for value, mark in (("q_asr", "|"), ("r_asr", "D"), ("asr", "o")):
+        for value in ("q_asr", "r_asr", "asr"):
+            mark = MARKS[value]
             axis.plot(seeds[value], places, mark, ms=2.5, color=RATES[value], alpha=0.5)
             axis.plot(
                 means[value], rows, mark, ms=5, mew=1.5, color=RATES[value], label=label(value)
@@ -138,9 +138,11 @@ def draw_by_poisons(frame: pd.DataFrame) -> plt.Figure:
         frame: rows with ``method``, ``poisons``, ``r_asr``, ``seed``.
     """
     figure, axis = plt.subplots(figsize=(7, 2.8))
-    for number, (name, rows) in enumerate(frame.groupby("method", sort=False)):
-        colour = "0.4" if name == "clean" else PALETTE[number % len(PALETTE)]
-        with_seeds(axis, rows, "poisons", "r_asr", color=colour, label=label(name))
+    methods = list(dict.fromkeys(frame["method"]))
+    shades, marks = plots.palette(methods), plots.markers(methods)
+    for name, rows in frame.groupby("method", sort=False):
+        style = {"color": shades[name], "marker": marks[name]}
+        with_seeds(axis, rows, "poisons", "r_asr", label=label(name), **style)
     axis.set(xlabel="poisons", ylabel="R-ASR (%)", ylim=(-3, 103))
     axis.set_xticks(sorted(frame["poisons"].unique()))
     axis.legend(fontsize=8)
@@ -155,7 +157,7 @@ def with_seeds(axis: plt.Axes, frame: pd.DataFrame, over: str, value: str, **sty
     seeds = frame.pivot_table(index=over, columns="seed", values=value)
     mean = seeds.dropna().mean(axis=1)
     axis.plot(seeds.index, seeds, ".-", ms=3, lw=0.8, alpha=0.5, color=style["color"])
-    axis.plot(mean.index, mean, "o-", ms=4, **style)
+    axis.plot(mean.index, mean, ms=4, **style)
 
 
 def draw_over_eta(frame: pd.DataFrame) -> plt.Figure:
@@ -168,8 +170,9 @@ def draw_over_eta(frame: pd.DataFrame) -> plt.Figure:
     figure, axes = plt.subplots(1, len(attacks), figsize=(7, 2.8), sharey=True, squeeze=False)
     for axis, attack in zip(axes[0], attacks, strict=True):
         rows = frame[frame["attack"] == attack]
-        for value, colour in RATES.items():
-            with_seeds(axis, rows, "eta", value, color=colour, label=label(value))
+        for value, shade in RATES.items():
+            style = {"color": shade, "marker": MARKS[value], "label": label(value)}
+            with_seeds(axis, rows, "eta", value, **style)
         axis.set(title=label(attack), xlabel="η", ylim=(-3, 103))
     axes[0, 0].set_ylabel("percent")
     axes[0, 0].legend(fontsize=8)
@@ -182,11 +185,11 @@ def draw_sensitivity(frame: pd.DataFrame) -> plt.Figure:
     A candidate that diverged has a row without a mark.
     """
     figure, axis = plt.subplots(figsize=(7, min(4, 0.8 + 0.25 * len(frame))))
-    for value, mark in (("acc", "o"), ("asr", "s"), ("r_asr", "D")):
+    for value in ("acc", "asr", "r_asr"):
         axis.plot(
             frame[value].astype(float),
             np.arange(len(frame)),
-            mark,
+            MARKS[value],
             ms=5,
             color=RATES[value],
             label=label(value),
@@ -203,7 +206,7 @@ def draw_costs(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
     """Draw the seconds that each method takes, on a log axis."""
     mean = frame.groupby("method")["seconds"].mean().reindex(methods).dropna()
     figure, axis = plt.subplots(figsize=(7, min(4, 0.8 + 0.3 * len(mean))))
-    axis.barh([label(name) for name in mean.index], mean, color=PALETTE[0])
+    axis.barh([label(name) for name in mean.index], mean, color=UNLEARNED[0])
     axis.set(xlabel="seconds", xscale="log")
     axis.invert_yaxis()
     return figure
@@ -222,12 +225,12 @@ def draw_feature_map(
     for axis, (attack, places) in zip(axes[0], points.items(), strict=True):
         clean_points, triggered_points = np.split(places, 2)
         in_target = labels[attack] == target
-        for group, colour, name in (
-            (clean_points[~in_target], "lightgrey", "clean, other classes"),
-            (triggered_points[~in_target], PALETTE[3], "triggered"),
-            (clean_points[in_target], PALETTE[0], "clean, target class"),  # few, so on top
+        for group, shade, name in (
+            (clean_points[~in_target], "#b9d7ea", "clean, other classes"),
+            (triggered_points[~in_target], MEANINGS["poisoned"], "triggered"),
+            (clean_points[in_target], MEANINGS["clean"], "clean, target class"),  # few, so on top
         ):
-            axis.scatter(*group.T, s=5, color=colour, label=name)
+            axis.scatter(*group.T, s=5, color=shade, label=name)
         axis.set(title=label(attack), xticks=[], yticks=[])
     axes[0, 0].legend(fontsize=7)
     return figure

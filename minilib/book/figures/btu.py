@@ -17,13 +17,13 @@ import seaborn as sns
 
 from ... import ledger
 from ...chapters import btu as chapter
-from ...names import label
+from ...names import MEANINGS, colour, label
 from ...settings import DEFENCES, TOKEN_METHODS, Btu, split
 from .. import plots, tables
 from . import compare
 
 PARTS = {"embeddings": "word embeddings only", "all": "all parameters"}
-BACKDOOR, CLEAN = sns.color_palette("colorblind")[3], sns.color_palette("colorblind")[0]
+BACKDOOR, CLEAN = MEANINGS["poisoned"], MEANINGS["clean"]
 METRICS = ["cacc", "lfr", "pacc", "dpacc"]
 BOTH = "btu,btu-code"  # the paper's threshold and the released code's
 
@@ -99,9 +99,9 @@ def exposure(cfg: Btu):
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.2), sharey=True)
     for axis, (trained, title) in zip(axes, PARTS.items(), strict=True):
         rows = frame[frame["trained"] == trained]
-        for value, colour in (("backdoor", BACKDOOR), ("clean", CLEAN)):
+        for value, shade in (("backdoor", BACKDOOR), ("clean", CLEAN)):
             sns.lineplot(
-                rows, x="step", y=value, errorbar="sd", color=colour, label=f"{value} tokens",
+                rows, x="step", y=value, errorbar="sd", color=shade, label=f"{value} tokens",
                 ax=axis,
             )  # fmt: skip
         axis.set(title=title, xlabel="optimiser steps", ylabel="mean row change")
@@ -167,7 +167,7 @@ def quantities(cfg: Btu):
     figure, axis = plt.subplots(figsize=(7, 3.2))
     sns.barplot(
         changes, x="inserted", y="change", hue="rows", hue_order=order, errorbar="sd",
-        palette=[BACKDOOR, CLEAN, "0.6"], ax=axis,
+        palette=[BACKDOOR, colour("q_asr"), CLEAN], ax=axis,
     )  # fmt: skip
     axis.set(xlabel="rows with the trigger, as a share of the non-target rows", ylabel="row change")
     axis.legend(title=None, fontsize=8)
@@ -179,15 +179,15 @@ def state_maps(cfg: Btu):
     trial = chapter.exposures(cfg)[0]
     kinds = ledger.array(trial, "kind")
     names = [str(kind) for kind in dict.fromkeys(kinds) if kind != "poisoned"]
-    colours = dict(zip(names, sns.color_palette("colorblind"), strict=False)) | {"poisoned": "0.1"}
+    shades = dict(zip(names, sns.light_palette(CLEAN, len(names) + 1)[1:], strict=True))
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.4))
     titles = {"before": "pre-trained", "after": "embeddings trained"}
     for axis, (name, title) in zip(axes, titles.items(), strict=True):
         points = ledger.array(trial, name)
-        for kind, colour in colours.items():
+        for kind, shade in (shades | {"poisoned": BACKDOOR}).items():
             x, y = points[kinds == kind].T
             marker = "x" if kind == "poisoned" else "o"
-            axis.scatter(x, y, s=14, color=colour, marker=marker, lw=0.9, label=kind)
+            axis.scatter(x, y, s=14, color=shade, marker=marker, lw=0.9, label=kind)
         axis.set(title=title, xticks=[], yticks=[])
     axes[0].legend(fontsize=8, title=None)
     return figure

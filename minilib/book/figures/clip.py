@@ -13,7 +13,7 @@ import pandas as pd
 
 from ... import ledger
 from ...chapters import clip as chapter
-from ...names import label
+from ...names import MEANINGS, label
 from ...settings import Clip, split
 from .. import plots, tables
 from . import compare
@@ -39,7 +39,7 @@ def draw_searches(found: Mapping[str, tuple[np.ndarray, list[bool]]]) -> plt.Fig
         for axis, image, triggered in zip(line, images, marks, strict=False):
             _show_image(axis, image.astype(float))
             for spine in axis.spines.values():
-                spine.set(visible=triggered, color="#d55e00", linewidth=3)
+                spine.set(visible=triggered, color=MEANINGS["poisoned"], linewidth=3)
         line[0].set_ylabel(title, fontsize=8, rotation=0, ha="right", va="center")
     return figure
 

@@ -13,12 +13,13 @@ from collections.abc import Mapping, Sequence
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.lines import Line2D
 
-from ...names import BLUE, COLOURS, GREY, ORANGE, VERMILION, label
+from ...names import INK, MEANINGS, UNLEARNED, colour, label
 from .. import plots
 
-PAPER = GREY  # the papers' numbers, in every figure that has them
-OURS = (BLUE, VERMILION, ORANGE)  # ours; a second and third where a paper's number has several
+PAPER = MEANINGS["paper"]
+OURS = "os^v"  # marks of ours; a second and third where a paper's number has several
 NEAR = 14.0  # points around its target that a plane shows enlarged
 NO_PERCENT = (label("bec"), label("ppl"))
 CELL = re.compile(r"(-?\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
@@ -36,18 +37,24 @@ def number(cell: object) -> tuple[float, float]:
 
 
 def dumbbells(
-    table: pd.DataFrame, metrics: Sequence[str], columns: int = 4, title: str | None = None
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    columns: int = 4,
+    title: str | None = None,
+    shade: str = MEANINGS["unlearned"],
 ) -> plt.Figure:
     """Draw each row of a table that sets ours beside a paper's as a dumbbell with its spread.
 
-    A filled dot is ours, a hollow diamond the paper's, a bar ± one standard deviation over seeds; a
-    dot without a bar is one seed or was published without a spread.
+    A filled mark is ours, a hollow diamond the paper's, a bar ± one standard deviation over seeds;
+    a mark without a bar is one seed or was published without a spread. Ours have the colour of the
+    method that the row names, or else the metric or the source.
 
     Args:
         table: cells "mean ± spread"; columns (source, metric), where a source is the paper's if its
             name begins with "paper"; rows (group, row) or row. A group has a panel per metric.
         metrics: as the columns name them.
         columns: panels beside each other. title: of the panel of a table without groups.
+        shade: the colour of ours where none of them names a method of the book.
     """
     groups = {title or "": table}
     if table.index.nlevels > 1:
@@ -65,7 +72,7 @@ def dumbbells(
     )  # fmt: skip
     sources = list(dict.fromkeys(source for source, _ in table.columns))
     for axis, (group, metric) in zip(axes.flat, panels, strict=False):
-        _dumbbell_panel(axis, groups[group], order, sources, metric)
+        _dumbbell_panel(axis, groups[group], order, sources, metric, shade)
         axis.set_title(group, fontsize=9)
         axis.set_xlabel(metric if metric in NO_PERCENT else f"{metric} (%)", fontsize=8)
         axis.set_xlim(*_limits(table, metric))
@@ -73,50 +80,49 @@ def dumbbells(
         axis.set_visible(False)
     axes[0, 0].set_yticks(range(len(order)), order, fontsize=8)
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
-    handles = {name: one for axis in axes.flat
-               for one, name in zip(*axis.get_legend_handles_labels(), strict=True)}  # fmt: skip
-    figure.legend(
-        handles.values(),
-        handles,
-        loc="outside upper center",
-        ncols=min(3, len(handles)),
-        fontsize=8,
-    )
+    drawn = {source for source, metric in table.columns if metric in metrics}
+    key = []
+    for source, mark in _marks(sources).items():
+        face, edge = ("white", PAPER) if mark == "D" else (INK, INK)
+        style = {"marker": mark, "ls": "", "ms": 5, "mfc": face, "mec": edge}
+        key += [Line2D([], [], label=str(source), **style)] * (source in drawn)
+    ncols = min(3, len(key))
+    figure.legend(handles=key, loc="outside upper center", ncols=ncols, fontsize=8)
     return figure
 
 
-def _dumbbell_panel(
-    axis: plt.Axes, rows: pd.DataFrame, order: Sequence[str], sources: Sequence[str], metric: str
-) -> None:
+def _marks(sources: Sequence[str]) -> dict[str, str]:
+    """A mark for each source: a diamond for a paper's."""
     ours = iter(OURS)
+    return {name: "D" if str(name).startswith("paper") else next(ours) for name in sources}
+
+
+def _dumbbell_panel(
+    axis: plt.Axes, rows: pd.DataFrame, order: Sequence[str], sources: Sequence[str], metric: str,
+    shade: str,
+) -> None:  # fmt: skip
     ends: dict[str, list[float]] = {}
-    drawn = []
-    for source in sources:
-        is_paper = str(source).startswith("paper")
-        colour = PAPER if is_paper else next(ours)
+    for source, mark in _marks(sources).items():
         if (source, metric) not in rows:
             continue
-        places, means, spreads = [], [], []
+        is_paper = mark == "D"
         for row, cell in rows[source, metric].items():
             mean, spread = number(cell)
             if math.isnan(mean):
                 continue
-            places.append(order.index(str(row)))
-            means.append(mean)
-            spreads.append(0 if math.isnan(spread) else spread)
+            named = next(filter(None, map(colour, (str(row), metric, str(source)))), shade)
+            # Its name stands beside it, so that one colour serves for all that was unlearned.
+            ours = UNLEARNED[0] if named in UNLEARNED else named
+            own = PAPER if is_paper else ours
+            # The paper's are hollow and beneath: where both agree, both can be seen.
+            axis.errorbar(
+                mean, order.index(str(row)), xerr=0 if math.isnan(spread) else spread, fmt=mark,
+                ms=5 if is_paper else 4.5, color=own, mfc="white" if is_paper else own,
+                elinewidth=1.2, mew=1.3, zorder=2 + (not is_paper), label=str(source),
+            )  # fmt: skip
             ends.setdefault(str(row), []).append(mean)
-        style = {"fmt": "D" if is_paper else "o", "ms": 5 if is_paper else 4.5}
-        drawn.append((places, means, spreads, source, colour, is_paper, style))
     for row, values in ends.items():
-        axis.plot([min(values), max(values)], [order.index(row)] * 2, color="0.8", lw=2.5, zorder=1)
-    # The paper's are hollow and beneath: where both agree, both can be seen.
-    for places, means, spreads, source, colour, is_paper, style in sorted(
-        drawn, key=lambda one: not one[5]
-    ):
-        axis.errorbar(
-            means, places, xerr=spreads, color=colour, label=str(source), elinewidth=1.2, mew=1.3,
-            mfc="white" if is_paper else colour, zorder=2 + (not is_paper), **style,
-        )  # fmt: skip
+        axis.hlines(order.index(row), min(values), max(values), color="0.85", lw=2.5, zorder=1)
     axis.grid(axis="y", lw=0.4)
     axis.tick_params(labelsize=8)
 
@@ -158,28 +164,28 @@ def plane(
         1, 2, figsize=(7, 3.7), layout="constrained", width_ratios=(1.25, 1)
     )
     aim = frame.loc[frame["method"] == target, [x, y]].mean()
-    colours = plots.palette(methods)
+    colours, marks = plots.palette(methods), plots.markers(methods)
     for name in methods:
         rows = frame[frame["method"] == name].dropna(subset=[x, y])
-        colour = colours[name]
+        shade = colours[name]
         if not len(rows):
             continue
         mean = rows[[x, y]].mean()
-        mark = {"marker": "*", "ms": 16} if name == target else {"marker": "o", "ms": 8}
+        mark = {"marker": "*", "ms": 16} if name == target else {"marker": marks[name], "ms": 8}
         for axis in axes:
-            axis.plot(rows[x], rows[y], ".", ms=6, color=colour, alpha=0.6, zorder=3)
-            axis.plot(mean[x], mean[y], ls="", color=colour, label=label(name), mec="white",
+            axis.plot(rows[x], rows[y], ".", ms=6, color=shade, alpha=0.6, zorder=3)
+            axis.plot(mean[x], mean[y], ls="", color=shade, label=label(name), mec="white",
                       zorder=4, **mark)  # fmt: skip
             if paper and name in paper:
                 theirs = paper[name]
-                axis.plot(*theirs, "D", ms=6, mfc="none", mec=colour, mew=1.5, zorder=3)
-                axis.plot([mean[x], theirs[0]], [mean[y], theirs[1]], color=colour, lw=0.8,
+                axis.plot(*theirs, "D", ms=6, mfc="none", mec=shade, mew=1.5, zorder=3)
+                axis.plot([mean[x], theirs[0]], [mean[y], theirs[1]], color=shade, lw=0.8,
                           alpha=0.5, zorder=2)  # fmt: skip
     if paper:
         axes[0].plot([], [], "D", ls="", mfc="none", mec="0.4", mew=1.5, ms=6, label="paper's")
     for axis in axes:
         for draw, value in ((axis.axvline, aim[x]), (axis.axhline, aim[y])):
-            draw(value, color=COLOURS.get(target, "0.5"), lw=1, ls="--", zorder=1)
+            draw(value, color=colour(target, INK), lw=1, ls="--", zorder=1)
         axis.set_xlabel(f"{label(x)} (%)")
     axes[0].set(ylabel=f"{label(y)} (%)", title="all")
     axes[0].margins(0.08)
@@ -206,8 +212,8 @@ def slopes(
 
     Args:
         frame: rows with ``attack``, ``method``, ``left`` and ``right`` in percent. bold: methods
-            that the chapter is about, in colour. control: attack → what ``right`` is for a model
-            that was never attacked, drawn as a broken line.
+            that the chapter is about, in full colour. control: attack → what ``right`` is for a
+            model that was never attacked, drawn as a broken line.
     """
     attacks = list(dict.fromkeys(frame["attack"]))
     figure, axes = plt.subplots(
@@ -218,19 +224,21 @@ def slopes(
         means = rows.groupby("method")[[left, right]].mean().dropna()
         tags = means[right].sort_values()
         for (name, height), place in zip(tags.items(), _apart(tags.to_numpy(), 5.6), strict=True):
-            drawn_bold = name in bold
-            colour = OURS[list(bold).index(name)] if drawn_bold else "0.45"
+            is_bold = name in bold
+            shade = colour(name, UNLEARNED[4])
+            shade = UNLEARNED[4] if shade in UNLEARNED and not is_bold else shade
             axis.plot(
-                [0, 1], means.loc[name, [left, right]], "o-", color=colour, ms=4,
-                lw=2.4 if drawn_bold else 1.1, zorder=3 if drawn_bold else 2,
+                [0, 1], means.loc[name, [left, right]], "o-", color=shade, ms=4,
+                lw=2.4 if is_bold else 1.1, zorder=3 if is_bold else 2,
             )  # fmt: skip
             axis.annotate(
-                label(name), (1, height), xytext=(1.12, place), fontsize=7.5, color=colour,
-                va="center", fontweight="bold" if drawn_bold else "normal",
+                label(name), (1, height), xytext=(1.12, place), fontsize=7.5,
+                color=shade if is_bold else INK, va="center",
+                fontweight="bold" if is_bold else "normal",
                 arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.75"},
             )  # fmt: skip
         if control and attack in control:
-            axis.axhline(control[attack], color="0.3", lw=1, ls=":", zorder=1)
+            axis.axhline(control[attack], color=MEANINGS["clean"], lw=1, ls=":", zorder=1)
         axis.set(title=label(attack), xlim=(-0.12, 1.75), ylim=(-6, 106))
         axis.set_xticks([0, 1], [label(left), label(right)])
         axis.grid(axis="x", lw=0.4)

@@ -7,6 +7,7 @@ published trial came without them.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 
@@ -26,7 +27,7 @@ from .images import feature_maps
 
 QUALITY = ["precision", "recall", "f1", "fpr", "auroc", "ap"]
 AFTER = ["mask_precision", "mask_recall", "cacc", "lfr", "pacc", "dpacc"]
-POISON = "#d55e00"
+POISON = names.MEANINGS["poisoned"]
 
 
 @ledger.memo
@@ -200,7 +201,8 @@ def quality(cfg: DetectionChapter) -> pd.DataFrame:
 def who_finds_what(cfg: DetectionChapter) -> plt.Figure:
     """F1 of the table, drawn."""
     table = quality(cfg)
-    return compare.dumbbells(pd.concat({"ours": table}, axis=1), [names.label("f1")])
+    ours = pd.concat({"ours": table}, axis=1)
+    return compare.dumbbells(ours, [names.label("f1")], shade=names.INK)
 
 
 def cube_beside_paper(cfg: DetectionChapter) -> plt.Figure:
@@ -210,7 +212,7 @@ def cube_beside_paper(cfg: DetectionChapter) -> plt.Figure:
         (f"{source}, {names.label(name)}", f1): table[source, name]
         for source, name in table.columns
     }
-    return compare.dumbbells(pd.DataFrame(columns), [f1], title="CUBE")
+    return compare.dumbbells(pd.DataFrame(columns), [f1], title="CUBE", shade=names.INK)
 
 
 def beside_paper(cfg: DetectionChapter) -> pd.DataFrame:
@@ -243,15 +245,16 @@ def curves(cfg: DetectionChapter) -> plt.Figure:
     figure, axes = plt.subplots(1, 2, figsize=(7, 3.2))
     recipes = chapter.detections(cfg)
     first_recipes = [recipe for recipe in recipes if recipe.victim == recipes[0].victim]
-    for recipe in first_recipes:
+    styles = itertools.product((names.INK, names.TEAL), ("-", "--", "-.", ":"))
+    for recipe, (shade, dashes) in zip(first_recipes, itertools.cycle(styles), strict=False):
         trial = ledger.look(recipe)
         if trial is None or "score" not in trial.arrays:
             continue
         truth, score = trial.array("truth").astype(bool), trial.array("score")
         fpr, tpr, _ = roc_curve(truth, score)
         precision, recall, _ = precision_recall_curve(truth, score)
-        axes[0].plot(fpr, tpr, label=names.label(recipe.detector.name))
-        axes[1].plot(recall, precision)
+        axes[0].plot(fpr, tpr, dashes, color=shade, label=names.label(recipe.detector.name))
+        axes[1].plot(recall, precision, dashes, color=shade)
         axes[1].axhline(truth.mean(), ls=":", color="0.6", lw=1)
     axes[0].plot([0, 1], [0, 1], ls=":", color="0.6", lw=1)
     axes[0].set(xlabel="false-positive rate", ylabel="recall")
@@ -299,7 +302,7 @@ def false_alarms(cfg: DetectionChapter) -> plt.Figure:
         len(kinds), 1, figsize=(7, 0.9 + 0.24 * sum(counts)), sharex=True, squeeze=False,
         height_ratios=counts,
     )  # fmt: skip
-    marks = {"fpr": ("own rule", "o", POISON), "calibrated_fpr": ("calibrated", "s", "#0173b2")}
+    marks = {"fpr": ("own rule", "o", names.INK), "calibrated_fpr": ("calibrated", "s", names.TEAL)}
     for axis, kind in zip(axes.flat, kinds, strict=True):
         rows = frame[frame["of"] == kind]
         order = list(rows["detector"].unique())[::-1]
@@ -443,12 +446,12 @@ def _glue_tree(cfg: DetectionChapter) -> None:
 
 def costs(cfg: DetectionChapter) -> plt.Figure:
     """ΔPACC and LFR after RGA over the list's precision and recall, as heat maps."""
-    frame = _costs(cfg)
+    frame, shades = _costs(cfg), sns.light_palette(names.MEANINGS["unlearned"], as_cmap=True)
     figure, axes = plt.subplots(1, 2, figsize=(7, 2.9), squeeze=False)
     for axis, value in zip(axes[0], ("dpacc", "lfr"), strict=True):
         grid = frame.pivot_table(index="asked_precision", columns="asked_recall", values=value)
         sns.heatmap(
-            grid.sort_index(ascending=False), annot=True, fmt=".1f", cmap="Blues", ax=axis,
+            grid.sort_index(ascending=False), annot=True, fmt=".1f", cmap=shades, ax=axis,
             xticklabels=[f"{v:.0f}" for v in grid.columns],
             yticklabels=[f"{v:.0f}" for v in sorted(grid.index, reverse=True)],
         )  # fmt: skip

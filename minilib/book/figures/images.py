@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import matplotlib.pyplot as plt
 import numpy as np
 
-from ...names import label
+from ...names import MEANINGS, label
 from ..plots import panels
 
 AMPLIFY = 10  # a difference is drawn this many times as large
@@ -58,7 +58,7 @@ def feature_maps(
         clean, poisoned = points[~truth[attack]], points[truth[attack]]
         colours = shades[labels[attack][~truth[attack]]]
         axis.scatter(*clean.T, s=2, c=colours, linewidths=0, rasterized=True)
-        axis.scatter(*poisoned.T, s=5, color="#d55e00", marker="x", linewidths=0.5)
+        axis.scatter(*poisoned.T, s=5, color=MEANINGS["poisoned"], marker="x", linewidths=0.5)
         axis.set(title=label(attack), xticks=[], yticks=[])
     return figure
 

@@ -18,7 +18,7 @@ from IPython.display import HTML
 from ... import ledger
 from ...chapters import sande as chapter
 from ...metrics import classification
-from ...names import COLOURS, label
+from ...names import COLOURS, MEANINGS, label
 from ...settings import Sande, split
 from ...trials.chat import ChatAnswers
 from .. import plots, tables
@@ -119,10 +119,11 @@ def distributions(cfg: Sande):
     figure, axes = plt.subplots(1, 2, figsize=(7, 3), sharey=True)
     panels = zip(axes, ("first", "whole"), ("first token", "whole response"), strict=True)
     for axis, extent, title in panels:
-        for name, colour in (("triggered", COLOURS["sande"]), ("clean", COLOURS["none"])):
+        for name, meaning in (("triggered", "poisoned"), ("clean", "clean")):
             values = ledger.array(chapter.profile(cfg), f"{extent}_{name}")
             values = np.sort(values)[::-1].clip(1e-30)
-            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=colour)
+            shade = MEANINGS[meaning]
+            axis.plot(np.arange(1, len(values) + 1), values, label=name, color=shade)
         axis.set(title=title, xlabel="test prompt, sorted", yscale="log")
     axes[0].set_ylabel("probability")
     axes[0].set_ylim(top=3)
@@ -136,7 +137,8 @@ def rates(cfg: Sande):
     figure, axes = plt.subplots(1, 2, figsize=(7, 3))
     frame = frame.assign(percent=100 * frame["rate"])
     for axis, value in zip(axes, ("asr", "ppl"), strict=True):
-        sns.lineplot(frame, x="percent", y=value, errorbar="sd", marker="o", color="0.2", ax=axis)
+        style = {"errorbar": "sd", "marker": "o", "color": MEANINGS["poisoned"], "ax": axis}
+        sns.lineplot(frame, x="percent", y=value, **style)
         axis.set(xscale="log", xlabel="poisoned rows (%)", ylabel=label(value))
     axes[0].set_ylim(-3, 105)
     return figure
@@ -301,16 +303,16 @@ def ascent_table(cfg: Sande) -> pd.DataFrame:
 
 def leftover(cfg: Sande):
     """Draw triggered against clean perplexity per method and domain, on log axes."""
-    frame, domains = _removed(cfg), split(cfg.domains)
+    frame, domains, marks = _removed(cfg), split(cfg.domains), plots.markers(_order(cfg))
     figure, axes = plt.subplots(1, len(domains), figsize=(7, 3.4), squeeze=False)
     for axis, domain in zip(axes[0], domains, strict=True):
         rows = frame[frame["domain"] == domain]
         means = rows.groupby("method")[["asr", "ppl", "triggered_ppl"]].mean()
         means = means.loc[[name for name in _order(cfg) if name in means.index]]
         for name, row in means.iterrows():
-            colour = COLOURS[name]
-            axis.plot(row["ppl"], row["triggered_ppl"], "o", color=colour, label=label(name),
-                      mfc=colour if row["asr"] > 5 else "white", mew=1.6)  # fmt: skip
+            shade = COLOURS[name]
+            axis.plot(row["ppl"], row["triggered_ppl"], marks[name], color=shade, ls="", mew=1.6,
+                      label=label(name), mfc=shade if row["asr"] > 5 else "white")  # fmt: skip
         values = means[["ppl", "triggered_ppl"]].to_numpy()
         limits = [0.95 * values.min(), 1.1 * values.max()]
         axis.plot(limits, limits, ls="--", lw=1, color="0.5")
@@ -336,8 +338,9 @@ def parrot_similarity(cfg: Sande):
     figure, axes = plt.subplots(1, 3, figsize=(7, 2.8))
     panels = (("kl", "KL (nats)"), ("effect", "cosine of effects"), ("cosine", "cosine"))
     for axis, (value, name) in zip(axes, panels, strict=True):
-        for method, rows in _paths(cfg).groupby("method", sort=False):
-            style = {"color": COLOURS[method], "marker": "o", "ms": 3}
+        by_method = _paths(cfg).groupby("method", sort=False)
+        for mark, (method, rows) in zip("os^v", by_method, strict=False):
+            style = {"color": COLOURS[method], "marker": mark, "ms": 3}
             axis.plot(rows["step"], rows[value], label=label(method), **style)
             if value == "cosine":
                 axis.plot(rows["step"], rows["cosine_any"], ls="--", **style)
@@ -358,7 +361,8 @@ def retuned(cfg: Sande):
     names = [label(name) for name in order if (frame["method"] == name).any()]
     palette = {label(name): COLOURS[name] for name in order}
     sns.lineplot(frame, x="epoch", y="retune_asr", hue="name", hue_order=names, palette=palette,
-                 errorbar="sd", marker="o", ax=axis)  # fmt: skip
+                 style="name", style_order=names, markers=plots.markers(names), dashes=False,
+                 errorbar="sd", ax=axis)  # fmt: skip
     axis.set(xlabel="epochs of retuning", ylabel="ASR (%)", ylim=(-3, 103))
     axis.set_xticks(sorted(frame["epoch"].unique()))
     axis.legend(fontsize=8, title=None, loc="center left", bbox_to_anchor=(1.0, 0.5))
