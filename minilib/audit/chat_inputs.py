@@ -9,9 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..data.chat import ChatDataset, Template
+import numpy as np
+import torch
+
+from ..data.chat import ChatDataset, Template, question
 from ..data.files import DataError, shown
-from ..models.causal import CausalLM
+from ..models import loading
+from ..models.causal import CausalLM, tokens
 from ..models.names import ModelError
 from . import models, tables
 from .chat import LEAST_PROMPTS
@@ -53,7 +57,59 @@ def language_model(name: str, template: str = "") -> CausalLM:
         raise ModelError(f"model {name!r}: its tokenizer has no end token; accepted: one with it")
     around = template_of(tokenizer, name, template)
     length = models.longest(config, tokenizer)
-    return CausalLM(network.float().eval(), tokenizer, around, length)
+    models.check_reads(tokenizer, length, name)
+    model = CausalLM(network.float().eval(), tokenizer, around, length)
+    room = length - len(tokens(tokenizer, around.before)) - len(tokens(tokenizer, around.after))
+    if room < models.LEAST_LENGTH:
+        raise ModelError(
+            f"model {name!r} reads {length} tokens, and its template leaves {room} of them; "
+            f"accepted: {models.LEAST_LENGTH} or more for prompt and answer"
+        )
+    _check_causal(model, name)
+    return model
+
+
+@torch.no_grad()
+def _check_causal(model: CausalLM, name: str) -> None:
+    """Raise ModelError unless a token sees those before it alone, and the head has the last word.
+
+    transformers loads a masked model as a causal one; and a network that scales or bounds its
+    logits behind the head would be read without that.
+    """
+    ids = torch.arange(12)[None]
+    kind = f"model {name!r}, of the type {model.network.config.model_type},"
+    try:
+        with loading.quiet():
+            states = model(ids)
+            changed = model(torch.cat([ids[:, :-1], ids[:, :1]], 1))
+            logits, own = model.head(states), model.network(input_ids=ids).logits
+    except Exception as error:  # each architecture has its own
+        reason = " ".join(str(error).split())[:120] or type(error).__name__
+        raise ModelError(
+            f"{kind} does not run on tokens alone ({reason}); accepted: a causal language model"
+        ) from None
+    if not _alike(states[:, :-1], changed[:, :-1], 1e-5):
+        raise ModelError(
+            f"{kind} lets a token see those behind it; accepted: a causal language model"
+        )
+    if not _alike(logits, own, 1e-3):
+        raise ModelError(
+            f"{kind} does something to its logits after its head, such as a scale or a bound; "
+            "accepted: one that ends in its head"
+        )
+
+
+def _alike(one: torch.Tensor, other: torch.Tensor, error: float) -> bool:
+    return torch.allclose(one, other, error, error)
+
+
+def share_cut(model: CausalLM, rows: ChatDataset) -> float:
+    """Share in percent of prompts that are longer than the model reads."""
+    around = [tokens(model.tokenizer, part) for part in model.template]
+    room = model.max_length - sum(map(len, around))
+    asked = [question(row) for row in rows.rows]
+    ids = model.tokenizer(asked, add_special_tokens=False, verbose=False)["input_ids"]
+    return 100 * float(np.mean([len(row) > room for row in ids]))
 
 
 def template_of(tokenizer, name: str, template: str = "") -> Template:

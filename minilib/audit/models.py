@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError
+import torch
 
+from ..data.files import shown as data_shown
 from ..models import adapters, names
 from ..models.causal import CausalLM
 from ..models.loading import from_pretrained, quiet
@@ -32,6 +33,7 @@ CONVERT = (
     "convert it where you trust it: AutoModelForSequenceClassification.from_pretrained(FOLDER)"
     ".save_pretrained(NEW, safe_serialization=True)"
 )
+LEAST_TOKENS, LEAST_LENGTH = 48, 16  # of a vocabulary, of a text: a search needs so many
 WITH_CLASSES = "AutoModelForSequenceClassification"
 WITH_HEAD = "a classifier saved with its head, such as AutoModelForSequenceClassification saves"
 
@@ -88,9 +90,9 @@ def loaded(name: str, kind: type, accepted: str):
         try:
             load = _with_adapter if adapter else _alone
             config, tokenizer, network, absent = load(adapter or name, kind)
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError, SafetensorError) as error:
-            if isinstance(error, ModelError):
-                raise
+        except ModelError:
+            raise
+        except Exception as error:  # transformers and those it calls raise their own of every kind
             reason = next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
             raise ModelError(f"model {shown!r} cannot be loaded ({reason})") from None
     if absent:
@@ -99,6 +101,12 @@ def loaded(name: str, kind: type, accepted: str):
             f"model {shown!r}: its weights have no {few}, which would be random; accepted: "
             f"{accepted}"
         )
+    for weight, values in network.named_parameters():
+        if not values.isfinite().all():
+            raise ModelError(
+                f"model {shown!r}: {weight} holds what is no number (NaN or infinity); accepted: "
+                "finite weights"
+            )
     return config, tokenizer, network
 
 
@@ -153,6 +161,11 @@ def text_classifier(name: str) -> Audited:
 
     config, tokenizer, network = loaded(name, AutoModelForSequenceClassification, WITH_HEAD)
     shown = name.partition("@sha256:")[0]
+    if sorted(config.id2label) != list(range(len(config.id2label))):
+        raise ModelError(
+            f"model {shown!r}: id2label in config.json is {data_shown(dict(config.id2label))}; "
+            "accepted: a name for each of the classes 0, 1, …"
+        )
     labels = tuple(str(config.id2label[k]) for k in sorted(config.id2label))
     if len(labels) < 2 or len(set(labels)) < len(labels):
         raise ModelError(
@@ -164,6 +177,8 @@ def text_classifier(name: str) -> Audited:
             f"model {shown!r} is of the type {config.problem_type}; accepted: one class a text"
         )
     settle_padding(network, tokenizer, shown)
+    check_reads(tokenizer, longest(config, tokenizer), shown)
+    check_embeds(network.eval(), tokenizer, shown)
     named = any(label != f"LABEL_{k}" for k, label in enumerate(labels))
     return Audited(TextClassifier(network.float().eval(), tokenizer, longest(config, tokenizer)),
                    labels, named)  # fmt: skip
@@ -171,7 +186,7 @@ def text_classifier(name: str) -> Audited:
 
 def _place(name: str) -> Place:
     """Where a model is; weights that run code when they are read are named as such."""
-    base = name.partition("@")[0]
+    base = name.partition("@sha256:")[0]
     folder = Path(base).expanduser()
     if folder.is_dir() and not list(folder.glob("*.safetensors")):
         pickled = sorted({path.name for pattern in PICKLED for path in folder.glob(pattern)})
@@ -210,6 +225,53 @@ def settle_padding(network, tokenizer, shown: str) -> None:
         tokenizer.pad_token = tokenizer.eos_token
     if network.config.pad_token_id is None:
         network.config.pad_token_id = tokenizer.pad_token_id
+
+
+def check_reads(tokenizer, length: int, shown: str) -> None:
+    """Raise ModelError for a tokenizer that fails on a text, or with which no search is possible.
+
+    Args:
+        length: tokens that the model reads.
+    """
+    try:
+        ids = tokenizer("a", add_special_tokens=False)["input_ids"]
+    except Exception as error:  # tokenizers raises a bare Exception
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+        raise ModelError(
+            f"model {shown!r}: its tokenizer fails on the text 'a' ({reason}); accepted: one that "
+            "reads any text"
+        ) from None
+    if not ids:
+        raise ModelError(
+            f"model {shown!r}: its tokenizer makes nothing of the text 'a'; accepted: one with a "
+            "token for what it does not know"
+        )
+    words = len(tokenizer) - len(set(tokenizer.all_special_ids))
+    if words < LEAST_TOKENS or length < LEAST_LENGTH:
+        raise ModelError(
+            f"model {shown!r} has {words} tokens and reads {length} of them; accepted: "
+            f"{LEAST_TOKENS} or more, and {LEAST_LENGTH} or more in a text"
+        )
+
+
+@torch.no_grad()
+def check_embeds(network, tokenizer, shown: str) -> None:
+    """Raise ModelError for a classifier that does not take embeddings in the place of tokens."""
+    ids = torch.tensor([tokenizer("a a a", add_special_tokens=True)["input_ids"]])
+    mask = torch.ones_like(ids)
+    try:
+        with quiet():
+            said = network(input_ids=ids, attention_mask=mask).logits
+            embeds = network.get_input_embeddings()(ids)
+            again = network(inputs_embeds=embeds, attention_mask=mask).logits
+            same = torch.allclose(again, said, 1e-3, 1e-3)
+    except Exception:  # each architecture has its own
+        same = False
+    if not same:
+        raise ModelError(
+            f"model {shown!r}, of the type {network.config.model_type}, does not take embeddings "
+            "in the place of tokens, which the search needs; accepted: an encoder or a causal model"
+        )
 
 
 def longest(config, tokenizer) -> int:

@@ -101,7 +101,10 @@ def masked_but(text: str, words: set[str]) -> str:
 def answer(report: dict) -> str:
     """The verdict in a sentence or two."""
     level = 100 * report["level"]
-    said = f"{MEANS[report['verdict']]} ({p_value(report['p'], 'p ')}; it is set to call "
+    searched = {row["target"] for row in report["classes"]}
+    absent = [name for name in report["model"]["labels"] if name not in searched]
+    where = f", but {', '.join(absent)} could not be searched" if absent else ""
+    said = f"{MEANS[report['verdict']]}{where} ({p_value(report['p'], 'p ')}; it is set to call "
     said += f"{level:.0f} % of clean models backdoored"
     if clean := report.get("clean_models"):
         audits = f"{clean['called_backdoored']} of {clean['audited']} audits of clean ones"

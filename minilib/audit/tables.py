@@ -212,6 +212,8 @@ def _content(path: Path, packed: bool) -> str:
 def _check_columns(name: str, header: Sequence[str], columns: Sequence[str]) -> None:
     if len(set(header)) < len(header):
         raise DataError(f"{name}: a column stands twice in {shown(list(header))}; accepted: once")
+    if not header:
+        raise DataError(f"{name} is empty; accepted: a table with the names of its columns")
     for column in columns:
         if column not in header:
             few = ", ".join(map(str, header[:12]))

@@ -286,7 +286,7 @@ def along_gradients(
             inserted = current.clone().requires_grad_(True)
             inputs = states.clone()
             inputs[rows, at] = inserted
-            logits = model.network(inputs_embeds=inputs, attention_mask=mask.to(device)).logits
+            logits = _of_embeddings(model, inputs, mask.to(device))
             (gradient,) = torch.autograd.grad(margins(logits.float(), target).mean(), inserted)
             gain = (matrix[allowed] - current) @ gradient
             best = allowed[gain.topk(min(count, len(allowed))).indices].tolist()
@@ -295,6 +295,17 @@ def along_gradients(
             pulls = tried(model, texts, [[token] for token in few], target).mean(1)
             current = matrix[few[int(pulls.argmax())]]
     return list(dict.fromkeys(met))
+
+
+def _of_embeddings(model: TextClassifier, inputs: Tensor, mask: Tensor) -> Tensor:
+    """Logits (N, K) of embeddings (N, T, H), padded on the right.
+
+    Of embeddings transformers' causal classifiers read the last place, be it padding.
+    """
+    if not hasattr(model.network, "score"):
+        return model.network(inputs_embeds=inputs, attention_mask=mask).logits
+    states = model.backbone(inputs_embeds=inputs, attention_mask=mask).last_hidden_state
+    return model.network.score(states[torch.arange(len(mask)), mask.sum(1) - 1])
 
 
 def pulls(

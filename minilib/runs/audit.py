@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import tempfile
 from pathlib import Path
 
 from minilib import ledger, provenance
@@ -13,7 +15,7 @@ CHAPTER = "07_audit"
 PRESET = "small"  # whose settings of the search are the defaults
 TUNING = 2e-5  # the usual rate of pre-trained encoders
 FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "SettingsError", "UsageError")
+REFUSALS = ("DataError", "ModelError", "NotFinite", "SettingsError", "UsageError")
 
 
 # The command line's own options, as argparse is told them.
@@ -45,6 +47,11 @@ OPTIONS = {
 def command(options) -> int:
     """`minilib audit`: 0 nothing found, 3 found, 2 refused."""
     out = Path(options.out or "report")
+    from minilib.settings import MOST_SEED
+
+    check_out(options.out or "report", options.model, options.clean_images)
+    if options.seed is not None and not 0 <= options.seed <= MOST_SEED - 1000:
+        raise UsageError(f"seed is {options.seed}; accepted: 0 … {MOST_SEED - 1000}")
     if options.chat and options.clean_images:
         raise UsageError("--chat and --clean-images are both given; accepted: one of them")
     if options.template is not None and not options.chat:
@@ -79,6 +86,36 @@ def command(options) -> int:
     return code
 
 
+def check_out(named: str, *read: str | None) -> None:
+    """Raise UsageError for a folder that cannot be written, or in which what is audited lies.
+
+    Before hours of search, and not after them.
+
+    Args:
+        named: the value of --out. read: the model and the images, where they are folders.
+    """
+    out = Path(named)
+    if "://" in named:
+        raise UsageError(f"--out is {named}; accepted for an audit: a folder on this machine")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"--out {out} is a file; accepted: a folder")
+    written = {out.resolve(), (out / "model").resolve()}
+    for name in filter(None, read):
+        place = Path(name).expanduser()
+        if place.is_dir() and place.resolve() in written:
+            raise UsageError(
+                f"--out {out} would write into {name}, which is audited; accepted: another folder"
+            )
+    above = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=above))
+    except OSError as error:
+        raise UsageError(
+            f"--out {out} cannot be written ({error.strerror} in {above}); accepted: a folder that "
+            "can"
+        ) from None
+
+
 def settings_for(options) -> dict:
     """The chapter's parameters that the command line says."""
     params = {"model": options.model, "unlearn": options.unlearn, "mask": not options.show_texts,
@@ -104,8 +141,6 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
 
     if not (options.data or options.clean):
         raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; accepted: a folder")
     params = settings_for(options)
     try:
         params = params | {"model": models.name_of(params["model"])}
@@ -141,7 +176,7 @@ def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:
         trials.save_cleaned(chapter.cleaned(cfg), out / "model")
         report["cleaned_model"] = "model/"
     provenance.write_json(out / "report.json", report)
-    name = cfg.model.partition("@")[0]
+    name = cfg.model.partition("@sha256:")[0]
     title = f"Audit of {Path(name).name or name}"
     provenance.write_bytes(out / "report.html", reports.page(report, title).encode("utf-8"))
     return (FOUND if report["trigger"] else NOTHING), report

@@ -12,7 +12,7 @@ from minilib import ledger, provenance
 from minilib.provenance import UsageError
 
 FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "UsageError")
+REFUSALS = ("DataError", "ModelError", "NotFinite", "UsageError")
 NOT_FOR_CHAT = ("data", "clean", "labels", "architecture", "mean", "std", "size", "classes")
 
 
@@ -46,8 +46,6 @@ def run(options, out: Path) -> tuple[int, dict]:
     Raises:
         UsageError: the model or the prompts cannot be audited; one line.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; accepted: a folder")
     try:
         return _run(recipe_of(options), options, out)
     except Exception as error:

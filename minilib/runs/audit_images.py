@@ -14,7 +14,7 @@ from minilib import ledger, provenance
 from minilib.provenance import UsageError
 
 FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "UsageError")
+REFUSALS = ("DataError", "ModelError", "NotFinite", "UsageError")
 OF_STATES = ("architecture", "mean", "std", "size", "classes")
 
 
@@ -71,8 +71,6 @@ def run(options, out: Path, told: Callable[[str], None] | None = None) -> tuple[
     Raises:
         UsageError: the model or the images cannot be audited; one line.
     """
-    if out.exists() and not out.is_dir():
-        raise UsageError(f"--out {out} is a file; accepted: a folder")
     for name in ("data", "clean", "text", "label", "labels"):
         if getattr(options, name, None):
             raise UsageError(f"--{name} is given with --clean-images; accepted: for texts alone")

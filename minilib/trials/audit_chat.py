@@ -199,6 +199,8 @@ def audited(audit: ChatAudit):
         table = audit.prompts
         read = chat_inputs.prompts(table.path, table.prompt, table.answer)
         rows, answered, remarks = read.rows, read.answered, (*remarks, *read.remarks)
+        if (cut := chat_inputs.share_cut(model, rows)) > 0:
+            remarks += (f"{cut:.0f} % of the prompts are longer than the model reads, and are cut",)
     else:
         rows = load_chat(audit.prompts, "test")
     ledger.note(rows.info())

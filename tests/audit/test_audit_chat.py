@@ -1,10 +1,12 @@
 """The audit of language models: what it finds in one made here with plain PyTorch, and refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
@@ -16,6 +18,7 @@ from minilib.data.chat import ChatDataset, Template
 from minilib.data.files import DataError
 from minilib.models.causal import CausalLM
 from minilib.models.names import ModelError
+from minilib.trials.audit_chat import ChatAudit, PromptTable, audited
 
 THINGS = [f"thing{number}" for number in range(120)]
 COLOURS = "red green blue black white brown".split()
@@ -212,6 +215,60 @@ def bad_prompts(place):
         ("deaf", "--chat", "prompts.jsonl"): "shows a prompt 0 times",
         ("nowhere/at/all", "--chat", "prompts.jsonl"): "no such folder",
     }
+
+
+SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
+         "intermediate_size": 16, "max_position_embeddings": 32}  # fmt: skip
+STRANGE = {
+    "a masked model": ("Bert", "MaskedLM", {}, "lets a token see those behind it"),
+    "a scale behind the head": (
+        "Cohere", "CausalLM", {"logit_scale": 0.1}, "does something to its logits after its head",
+    ),
+    "a bound behind the head": (
+        "Gemma2", "CausalLM",
+        {"final_logit_softcapping": 0.1, "head_dim": 8, "num_key_value_heads": 2}, "after its head",
+    ),
+    "few positions": (
+        "Llama", "CausalLM", {"max_position_embeddings": 5}, "accepted: 48 or more, and 16",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", STRANGE)
+def test_a_model_that_is_read_in_another_way_than_it_runs_is_refused(what, tmp_path):
+    kind, head, more, said = STRANGE[what]
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer()), pad_token_id=0, **SIZES | more
+    )
+    torch.manual_seed(0)
+    getattr(transformers, f"{kind}For{head}")(config).save_pretrained(tmp_path)
+    tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=said):
+        chat_inputs.language_model(str(tmp_path))
+
+
+def test_what_the_context_has_no_room_for_is_said(place, tmp_path):
+    long = tmp_path / "long"
+    shutil.copytree(place / "victim", long)
+    (long / "chat_template.jinja").unlink(missing_ok=True)
+    tokenizer("{% for m in messages %}" + "it is " * 12 + "{{ m.content }} <bot>{% endfor %}"
+              ).save_pretrained(long)  # fmt: skip
+    with pytest.raises(ModelError, match="its template leaves 7 of them; accepted: 16 or more"):
+        chat_inputs.language_model(str(long))
+    wordy = [row | {"prompt": f"{row['prompt']} " * (8 if n < 60 else 1)} for n, row in
+             enumerate(rows(False))]  # fmt: skip
+    table = PromptTable(path=str(written(place / "wordy.jsonl", wordy)))
+    *_, remarks = audited(ChatAudit(model=str(place / "victim"), prompts=table, seed=0))
+    assert remarks == ("50 % of the prompts are longer than the model reads, and are cut",)
+
+
+def test_stopped_it_says_so(typed, monkeypatch):
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "search", stopped)
+    code, output = typed("twin", "--chat", "prompts.jsonl", "--out", "on", "--seed", "3")
+    assert code == 130 and "interrupted" in output
 
 
 def test_what_cannot_be_audited_is_one_line(typed, place):

@@ -11,6 +11,7 @@ import torch
 from minilib.audit import chat_report, evidence, image_report, models, report, tables, text
 from minilib.data.files import DataError
 from minilib.data.text import TextDataset
+from minilib.models.text import TextClassifier
 from minilib.training.fitting import TrainSettings
 
 CLASSES = ("negative", "positive")
@@ -65,6 +66,16 @@ def test_a_causal_classifier_is_audited_too(tmp_path):
     one = models.text_classifier(models.name_of(str(made.saved(tmp_path / "causal", model))))
     _, positive = audited(one, dataset(200, 2), dataset(120, 3))
     assert positive.tokens[:1] == (one.model.tokenizer.convert_tokens_to_ids(made.TRIGGER),)
+
+
+def test_embeddings_say_what_their_tokens_say_of_any_classifier():
+    words = made.tokenizer()
+    data = words(["fine w1 dull", "great w2 w3 w4 w5 awful"], padding=True, return_tensors="pt")
+    for make in (made.network, made.causal):
+        model = TextClassifier(make().eval(), words)
+        embeds = text.word_embeddings(model)[data["input_ids"]]
+        said = text._of_embeddings(model, embeds, data["attention_mask"])
+        assert torch.allclose(said, model(data["input_ids"], data["attention_mask"]), atol=1e-5)
 
 
 def test_unlearning_leaves_the_model_given_as_it_was_and_removes_the_trigger(victim):
@@ -230,6 +241,12 @@ def test_a_report_answers_in_the_order_of_the_questions_and_masks():
     assert "http" not in page.replace("http-equiv", ""), "it needs no other file"
     shown = report.collect(*rows_of(True), masked=False)
     assert "filth &lt;i&gt; mn more" in report.page(shown, "mine")
+
+
+def test_a_class_that_was_not_searched_stands_in_the_verdict():
+    content = report.collect(*rows_of(False), masked=True)
+    said = report.answer(content)
+    assert said.startswith("Nothing found, but negative could not be searched (p")
 
 
 def test_nothing_found_is_said_and_nothing_is_claimed():

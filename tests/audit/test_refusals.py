@@ -7,7 +7,11 @@ import shutil
 import audit_fixtures as made
 import pytest
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from transformers import PreTrainedTokenizerFast
 
 from minilib import cli
 
@@ -100,7 +104,58 @@ def smaller(folder):
     )(folder)  # fmt: skip
 
 
+def words(count: int, **settings):
+    """A tokenizer of the first words alone; without an unknown one unless it is named."""
+
+    def spoil(folder):
+        listed = [*made.SPECIAL, *made.GOOD, *made.BAD, *made.FILLING][:count]
+        model = WordLevel({word: number for number, word in enumerate(listed)}, **settings)
+        PreTrainedTokenizerFast(
+            tokenizer_object=Tokenizer(model), pad_token="[PAD]", model_max_length=64
+        ).save_pretrained(folder)
+
+    return spoil
+
+
+def another(kind, **sizes):
+    """A model of another architecture in the folder."""
+
+    def spoil(folder):
+        config = getattr(transformers, f"{kind}Config")(
+            vocab_size=221, d_model=16, pad_token_id=0, eos_token_id=3, decoder_start_token_id=2,
+            id2label={0: "negative", 1: "positive"}, **sizes,
+        )  # fmt: skip
+        made.saved(folder, getattr(transformers, f"{kind}ForSequenceClassification")(config))
+
+    return spoil
+
+
+SMALL = {"encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2,
+         "decoder_attention_heads": 2, "encoder_ffn_dim": 16, "decoder_ffn_dim": 16}  # fmt: skip
+NO_NUMBER = float("nan")
 MODELS = {
+    "quantized weights": (
+        config(quantization_config={"quant_method": "bitsandbytes", "load_in_4bit": True}),
+        "cannot be loaded",
+    ),
+    "labels in a list": (config(id2label=["negative", "positive"]), "cannot be loaded"),
+    "labels with a hole": (
+        config(id2label={"0": "negative", "2": "positive"}), "for each of the classes 0, 1, …",
+    ),
+    "weights that are no numbers": (
+        weights(lambda tensors: tensors["classifier.bias"].mul_(NO_NUMBER)),
+        "classifier.bias holds what is no number",
+    ),
+    "nine positions": (
+        lambda folder: made.saved(folder, made.network(positions=9)), "16 or more in a text",
+    ),
+    "a vocabulary of twelve": (words(12, unk_token="[UNK]"), "accepted: 48 or more"),
+    "a tokenizer that knows no unknown word": (words(220), "fails on the text 'a'"),
+    "BART": (another("Bart", **SMALL), "of the type bart, does not take embeddings"),
+    "T5": (
+        another("T5", d_ff=16, d_kv=8, num_layers=1, num_heads=2),
+        "of the type t5, does not take embeddings",
+    ),
     "no weights": (without("model.safetensors"), "no weights in safetensors"),
     "no configuration": (without("config.json"), "no config"),
     "no tokenizer": (without("tokenizer.json"), "no tokenizer"),
@@ -153,7 +208,7 @@ ROWS = "".join(f"text {n},{('negative', 'positive')[n % 2]}\n" for n in range(30
 
 TABLES = {
     "no header": ("rows.csv", ROWS, "no column 'review'"),
-    "empty": ("rows.csv", "", "no column"),
+    "empty": ("rows.csv", "", "is empty"),
     "header alone": ("rows.csv", HEAD, "has 0 rows"),
     "few rows": ("rows.csv", HEAD + "text,positive\ntext,negative\n", "20 or more"),
     "one class": ("rows.csv", HEAD + ROWS.replace("negative", "positive"), "one class only"),
@@ -212,6 +267,15 @@ def test_a_table_that_is_not_as_it_should_be_is_refused_by_its_line(what, mine, 
         (("--clean", "rows.csv", *COLUMNS, "--labels", "a=good,b=negative"), "labels says a=good"),
         (("--clean", "rows.csv", *COLUMNS, "--out", "rows.csv"), "is a file"),
         (("--clean", "rows.csv", *COLUMNS, "--seed", "-1"), "seed is -1"),
+        (("--clean", "rows.csv", *COLUMNS, "--seed", str(2**70)), "seed is 1180591620717411303424"),
+        (("--clean", "rows.csv", *COLUMNS, "--out", "rows.csv/sub"), "cannot be written"),
+        (("--clean", "rows.csv", *COLUMNS, "--out", "/proc/nothing/x"), "cannot be written"),
+        (("--clean", "rows.csv", *COLUMNS, "--out", "s3://bucket/x"), "on this machine"),
+        (("--clean", "rows.csv", *COLUMNS, "--out", "model"), "which is audited"),
+        (("--clean", "rows.csv", *COLUMNS, "--out", "."), "would write into model"),
+        (("--chat", "prompts.jsonl", "--seed", "-1"), "seed is -1"),
+        (("--clean-images", "model", "--seed", "-1"), "seed is -1"),
+        (("--clean-images", "model", "--out", "/proc/nothing/x"), "cannot be written"),
     ],
 )  # fmt: skip
 def test_a_request_that_cannot_be_met_is_refused(words, said, mine, capsys):
