@@ -1,6 +1,7 @@
 """Benchmarks write records that say what was timed on what, and the page shows them. No times."""
 
 import json
+import pickle
 import time
 from types import SimpleNamespace
 
@@ -87,6 +88,14 @@ def test_each_record_has_the_ratios_of_its_page(measured):
     parts = record["limits"]["parts"]
     assert parts[f"3 times {trainer.OPTIMISER}"]["limit"] == "copy"
     assert parts["3 steps, trainer best"]["flops"] == parts["3 steps, minilib fp32"]["flops"] > 0
+
+
+@pytest.mark.parametrize("name", command.NAMES)
+def test_a_benchmark_can_be_handed_to_the_processes_of_its_loops(name):
+    benches = getattr(loops, name)(Options(quick=True, switches=True))
+    assert benches
+    for one in benches:
+        assert pickle.loads(pickle.dumps(one)).names == one.names
 
 
 def test_each_switch_is_left_out_once(monkeypatch):

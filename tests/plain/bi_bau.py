@@ -24,49 +24,49 @@ from minilib.unlearning.bi_bau import CleanBatch, inverted, unlearning_loss
 from minilib.unlearning.common import unit
 
 
-def terms(original, model, x: Tensor, shown: Tensor, y: Tensor, how: BiBauSettings):
+def terms(original, model, x: Tensor, perturbed: Tensor, y: Tensor, how: BiBauSettings):
     """Rows' terms of the E-step, (B,) each, not yet weighted. Source: Eq. (17), (20), (27)."""
-    features = original.features(shown)
+    features = original.features(perturbed)
     theirs = original.head(features)
     if how.sets:
-        known = original.features(x)  # constant, and computed again at every step
-        teacher, known = original.head(known).detach(), known.detach()
+        clean_features = original.features(x)  # constant, and computed again at every step
+        teacher, clean_features = original.head(clean_features).detach(), clean_features.detach()
     rivals = theirs.detach().clone()
     rivals[torch.arange(len(y)), y] = -torch.inf
     goal = rivals.argmax(1) if how.target is None else torch.full_like(y, how.target)
     if how.target is None:
-        found = {"trigger": -F.cross_entropy(theirs, y, reduction="none")}
+        row_terms = {"trigger": -F.cross_entropy(theirs, y, reduction="none")}
     else:
-        found = {"trigger": F.cross_entropy(theirs, goal, reduction="none")}
+        row_terms = {"trigger": F.cross_entropy(theirs, goal, reduction="none")}
     if how.weight("likelihood") > 0:
-        ours, t = model(shown), how.temperature
+        ours, t = model(perturbed), how.temperature
         soft = F.kl_div(F.log_softmax(ours / t, 1), F.softmax(teacher / t, 1), reduction="none")
         hard = F.cross_entropy(ours, y, reduction="none")
-        found["likelihood"] = how.hard * hard + (1 - how.hard) * t**2 * soft.sum(1)
+        row_terms["likelihood"] = how.hard * hard + (1 - how.hard) * t**2 * soft.sum(1)
     if how.weight("prior") > 0:
         if how.features == "current":
-            features, known = model.features(shown), model.features(x).detach()
-        change = features - known
-        line = (original.head.weight - model.head.weight)[goal].detach()
-        angle = F.cosine_similarity(change, known, 1).abs()
-        found["prior"] = how.eta * angle - (1 - how.eta) * (change * line).sum(1)
-    return found
+            features, clean_features = model.features(perturbed), model.features(x).detach()
+        change = features - clean_features
+        direction = (original.head.weight - model.head.weight)[goal].detach()
+        angle = F.cosine_similarity(change, clean_features, 1).abs()
+        row_terms["prior"] = how.eta * angle - (1 - how.eta) * (change * direction).sum(1)
+    return row_terms
 
 
 def inversion(original, model, x: Tensor, y: Tensor, how: BiBauSettings, start=0.0) -> Tensor:
     """PGD from ``x + start`` whose every step does everything again → the perturbed images."""
-    shown, bound = (x + start).clamp(0, 1), how.bound / 255
+    perturbed, bound = (x + start).clamp(0, 1), how.bound / 255
     for _ in range(how.steps):
-        shown.requires_grad_(True)
-        found = terms(original, model, x, shown, y, how)
-        value = found.pop("trigger")
-        for name, term in found.items():
+        perturbed.requires_grad_(True)
+        row_terms = terms(original, model, x, perturbed, y, how)
+        value = row_terms.pop("trigger")
+        for name, term in row_terms.items():
             value = value + how.weight(name) * term
         value.sum().backward()
         with torch.no_grad():
-            moved = shown - how.step / 255 * shown.grad.sign()
-            shown = (x + (moved - x).clamp(-bound, bound)).clamp(0, 1)
-    return shown
+            moved = perturbed - how.step / 255 * perturbed.grad.sign()
+            perturbed = (x + (moved - x).clamp(-bound, bound)).clamp(0, 1)
+    return perturbed
 
 
 def adversarial_training(
@@ -86,10 +86,10 @@ def adversarial_training(
     for batch in batches:
         x, y = batch.images / 255, batch.labels
         start = torch.empty_like(x).uniform_(-bound, bound) if how.start == "random" else 0.0
-        shown = inversion(original, model.eval(), x, y, how, start)
+        perturbed = inversion(original, model.eval(), x, y, how, start)
         model.train()
         optimizer.zero_grad()
-        own, other = model(torch.cat([x, shown])).split(len(y))
+        own, other = model(torch.cat([x, perturbed])).split(len(y))
         keep = torch.ones_like(y) if how.target is None else (y != how.target).long()
         clean = F.cross_entropy(own, y)
         adversarial = (F.cross_entropy(other, y, reduction="none") * keep).sum() / keep.sum()
