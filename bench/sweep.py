@@ -8,18 +8,24 @@ The page on scale shows them.
 from __future__ import annotations
 
 import contextlib
+import multiprocessing
 import os
+import resource
 import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minilib import chapters, ledger, provenance
 from minilib.runs import engines, execute, sweep
 
-from . import timing
+if TYPE_CHECKING:
+    from .timing import Options
 
 NOTHING, SHOWN = "01_nothing", "03_ga_rga"  # chapters
 WORKERS = 2
@@ -42,6 +48,11 @@ def nothing(one: Nothing) -> list[dict]:
 def trials(cfg) -> list[Nothing]:
     """One trial a run; this module is the chapter, so that workers can import it."""
     return [Nothing(alpha=cfg.alpha, seed=cfg.seed)]
+
+
+def rows(results) -> list[dict]:
+    """Their rows."""
+    return [{**row, "key": one.key} for one in results for row in one.table()]
 
 
 @contextlib.contextmanager
@@ -72,11 +83,17 @@ def planned(*counts: int) -> Iterator[Iterator[sweep.Sweep]]:
         yield (sweep.plan(file, seeds="0-9") for file in files.values())
 
 
+def peak() -> float:
+    """Peak of this process's resident set so far in MiB; PyTorch, and so ``timing``, stays out."""
+    unit = 2**20 if sys.platform == "darwin" else 2**10  # bytes there, KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit
+
+
 def plan(count: int) -> dict:
     """Plan very many runs, and look up their trials: CPU seconds, and memory beyond that of ten."""
     with planned(10, count) as sweeps:
         sweep.survey(next(sweeps))
-        before, started = timing.peak("cpu"), time.process_time()
+        before, started = peak(), time.process_time()
         many = next(sweeps)
         took = time.process_time() - started
         missing = len(sweep.survey(many).missing)
@@ -85,7 +102,7 @@ def plan(count: int) -> dict:
         "runs planned": missing,
         "CPU seconds of planning": round(took, 2),
         "CPU seconds of looking up what is missing": round(looked, 2),
-        "more memory than for ten runs, MiB": round(timing.peak("cpu") - before, 1),
+        "more memory than for ten runs, MiB": round(peak() - before, 1),
     }
 
 
@@ -107,7 +124,7 @@ def engine(name: str, count: int) -> dict:
             round(all_of_them / count, 4) if name == "local" else None
         ),
         "CPU seconds a trial, driver": round(own / count, 4),
-        "peak memory of the driver, MiB": round(timing.peak("cpu"), 1),
+        "peak memory of the driver, MiB": round(peak(), 1),
     }
 
 
@@ -135,14 +152,22 @@ def notebook(repeats: int) -> dict:
     }
 
 
-def records(options: timing.Options) -> dict[str, dict]:
-    """All parts; a rehearsal plans only, and little."""
-    parts = {"plan": lambda: plan(50 if options.quick else 100_000)}
+def records(options: Options) -> dict[str, dict]:
+    """All parts, each in a process of its own; a rehearsal plans and computes a little, here."""
+    most, computed = (50, 10) if options.quick else (100_000, 2000)
+    parts = {"plan": (plan, most), "local": (engine, "local", computed)}
     if not options.quick:
-        parts |= {"local": lambda: engine("local", 2000), "notebook": lambda: notebook(5)}
-        parts |= {"ray": lambda: engine("ray", 2000)} if provenance.version("ray") else {}
-    return {
-        name: measured() | {"load average": [round(one, 1) for one in os.getloadavg()],
-                            "env": provenance.environment()}
-        for name, measured in parts.items()
-    }  # fmt: skip
+        parts["notebook"] = (notebook, 5)
+        parts |= {"ray": (engine, "ray", computed)} if provenance.version("ray") else {}
+    made = {}
+    for name, (measured, *arguments) in parts.items():
+        made[name] = (measured if options.quick else partial(alone, measured))(*arguments)
+        made[name]["load average"] = [round(one, 1) for one in os.getloadavg()]
+        made[name]["env"] = provenance.environment()
+    return made
+
+
+def alone(measured: Callable[..., dict], *arguments) -> dict:
+    """Measure in a process that has imported nothing else."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        return pool.submit(measured, *arguments).result()

@@ -724,10 +724,11 @@ def test_committed_sweeps_can_be_planned(monkeypatch):
 
 
 def test_the_bench_of_sweeps_is_shown_with_its_conditions():
-    from bench import sweep as bench
+    from bench import sweep, timing
 
-    found = bench.records(bench.timing.Options(quick=True))
-    assert set(found) == {"plan"} and found["plan"]["runs planned"] == 50
+    found = sweep.records(timing.Options(quick=True))
+    assert set(found) == {"plan", "local"} and found["plan"]["runs planned"] == 50
+    assert found["local"]["trials"] == 10
     text = pages._part("planning", {"": found["plan"]})
     assert "<td>runs planned</td><td>50</td>" in text and "load average" in text
     here = {"runs": 2000, "load average": [1, 2, 3], "env": found["plan"]["env"]}
