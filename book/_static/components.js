@@ -319,6 +319,22 @@
     folded.forEach((node) => { node.open = false; });
   });
 
+  // ---------------------------------------------------------------- what a link leads to
+
+  /* A link to what is folded opens it. */
+  function reveal() {
+    const node = document.getElementById(decodeURIComponent(location.hash.slice(1)));
+    const folds = [];
+    for (let box = node && node.closest("details"); box; box = box.parentElement.closest("details")) folds.push(box);
+    folds.forEach((box) => { box.open = true; });
+    if (folds.length) node.scrollIntoView();
+  }
+  window.addEventListener("hashchange", reveal);
+  window.addEventListener("load", async () => { // where formulas are set, nothing moves any more
+    if (window.MathJax && window.MathJax.startup) await window.MathJax.startup.promise;
+    reveal();
+  });
+
   const KINDS = { push: pushes, epochs, rates, answers, predict, filter };
 
   function start() {

@@ -171,6 +171,18 @@ def test_a_printed_page_is_light_and_open(page):
         assert tab.evaluate(state) == ["dark", closed]
 
 
+@needs_browser
+def test_a_link_to_what_is_folded_opens_it(page):
+    inner = "<details><summary>a</summary><details><p id=inside>b</p></details></details>"
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        tab.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", inner)
+        assert not tab.locator("#inside").is_visible()
+        tab.evaluate("location.hash = 'inside'")
+        tab.wait_for_function("document.getElementById('inside').checkVisibility()")
+
+
 # ---------------------------------------------------------------- what is written into a page
 
 
