@@ -317,7 +317,9 @@ def measured(shown: str) -> str:
         if NUMBER.search(right):  # measured too; what was asked for has no decimals
             sides.append(f"{rounded(left)} against {rounded(right)}")
         else:
-            sides.append(rounded(left) + " (one seed)" * right.endswith("(one seed)"))
+            few = (f" ({words})" for words in claims.FEW.values())
+            few = next((words for words in few if right.endswith(words)), "")
+            sides.append(rounded(left) + few)
     return " and ".join(sides)
 
 

@@ -2,9 +2,9 @@
 
 `book/claims.yml` gives each claim an expression over numbers that trials measured. Its verdict is
 *holds* or *fails* when the interval of the difference lies on one side, *undecided* when it does
-not (or when there is only one seed), *not run* when a number is missing. Expressions are read by
-`ast` and walked here: numbers, texts and the calls below, nothing else. The site is built where
-neither NumPy nor pandas nor torch is installed.
+not (or when there are fewer than three seeds), *not run* when a number is missing. Expressions are
+read by `ast` and walked here: numbers, texts and the calls below, nothing else. The site is built
+where neither NumPy nor pandas nor torch is installed.
 
 Calls select by keyword, over a chapter's parameters and the entries of its rows alike. A parameter
 that is not named has the value that the preset gives it; of a list of methods, attacks or the like
@@ -36,6 +36,7 @@ from minilib.provenance import UsageError, one_line, read_yaml, shown
 
 FILE = Path("book", "claims.yml")
 PRESETS = ("paper", "small")  # the largest scale that has the numbers decides
+FEW = {1: "one seed", 2: "two seeds"}  # with which nothing is decided
 LEVEL = 0.05  # of a p-value that is corrected for all claims
 VERDICTS = ("holds", "fails", "undecided", "empty", "not run")
 LONGEST, DEEPEST = 2000, 20  # characters of an expression, levels of it
@@ -492,8 +493,8 @@ def decide(node: ast.expr, calls: dict[str, Callable], said: list[str], missing:
     said.append(f"{text(left)} {'>' if is_greater else '<'} {text(right)}")
     values = list(gap.values()) if isinstance(gap, dict) else [gap]
     low, high = stats.interval(values)
-    if len(values) < 2:
-        said[-1] += " (one seed)"
+    if len(values) in FEW:
+        said[-1] += f" ({FEW[len(values)]})"
         return "undecided"
     return "holds" if low > 0 else "fails" if high < 0 else "undecided"
 
