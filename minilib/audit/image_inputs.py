@@ -113,7 +113,7 @@ def model_from_folder(folder: Path) -> AuditedImageModel:
     _check_folder(folder)
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises its own of every kind
         raise _unreadable(folder, error) from None
     class_names = _labels(folder, config)
     try:
@@ -278,10 +278,14 @@ def _preprocessing(folder: Path, channels: int, image_size) -> Preprocessing:
     mean = config.get("image_mean") if normal else 0.0
     std = config.get("image_std") if normal else 1.0
     height, width, resize = _size(path.name, config, image_size)
-    resample = config.get("resample", 2)
+    resample = 2 if config.get("resample") is None else config["resample"]
+    if resample not in range(6):
+        raise ModelError(
+            f"{path.name}: resample is {resample!r}; accepted: 0 … 5, PIL's number of the filter"
+        )
     return Preprocessing(
         height, width, channels, _per_channel("image_mean", mean, channels),
-        _per_channel("image_std", std, channels), resize, resample if resample in range(6) else 2,
+        _per_channel("image_std", std, channels), resize, int(resample),
     )  # fmt: skip
 
 
@@ -441,11 +445,15 @@ def _image(path: Path, name: str, how: Preprocessing) -> tuple[np.ndarray, bool]
 
     try:
         with Image.open(path) as image:
+            # A telephone's photograph (MPO) has small pictures of itself behind it.
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)
             image.load()
     except (UnidentifiedImageError, OSError, ValueError, SyntaxError, EOFError,
             Image.DecompressionBombError) as error:  # fmt: skip
         reason = type(error).__name__
         raise DataError(f"{name} cannot be read ({reason}); accepted: a whole image") from None
+    if frames > 1:
+        raise DataError(f"{name} has {frames} frames; accepted: one image a file")
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{name} has pixels of mode {image.mode}; accepted: 8 bits a channel")
     image = image.convert("L" if how.channels == 1 else "RGB")

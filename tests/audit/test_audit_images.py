@@ -315,6 +315,14 @@ def spoilt_weights(folder, change):
 
 
 BAD_FOLDERS = {
+    "labels in a list": (
+        lambda f: config_with(f, id2label=["red", "green", "blue"]), ["no image classifier"],
+    ),
+    "a filter by its name": (
+        lambda f: config_with(f, "preprocessor_config.json", resample="bicubic"),
+        ["resample is 'bicubic'"],
+    ),
+    "a LoRA adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), ["merged"]),
     "no config": (lambda f: without(f, "config.json"), ["config.json"]),
     "no weights": (lambda f: without(f, "model.safetensors"), ["safetensors"]),
     "pickled weights": (
@@ -416,6 +424,13 @@ def test_weights_that_are_no_numbers_are_refused(tmp_path):
 
 
 BAD_IMAGES = {
+    "several frames": (
+        lambda c: Image.new("RGB", (SIZE, SIZE)).save(
+            c / "cat" / "a.gif", save_all=True,
+            append_images=[Image.new("RGB", (SIZE, SIZE), (9, 9, 9))],
+        ),
+        ["cat/a.gif has 2 frames"],
+    ),
     "an unknown class": (lambda c: picture(c / "dog" / "0.png"), ["dog"]),
     "a class missing": (lambda c: [p.unlink() for p in (c / "cat").iterdir()] and
                         (c / "cat").rmdir(), ["cat"]),
