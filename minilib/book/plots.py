@@ -12,6 +12,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import HTML, Code, display
+from matplotlib.patches import Rectangle
 
 from ..names import COLOURS, INK, MEANINGS, UNLEARNED, colour, label
 
@@ -144,7 +145,9 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
         for line, name in zip(axis.get_lines(), names, strict=False):
             line.set_zorder(3 if name in BROKEN else 2)
         if value == "lam":
-            axis.set_ylim(-0.04, 1.04)  # a weight; its band would go on where it cannot
+            axis.set_ylim(-0.04, 1.04)
+            for band in axis.collections:  # of a weight, which its spread would carry beyond 1
+                band.set_clip_path(Rectangle((-1e6, 0), 2e6, 1, transform=axis.transData))
         for name, height in (marks or {}).get(value, {}).items():
             axis.axhline(height, ls="--", lw=1.2, color=colour(name, INK))
             axis.annotate(
@@ -156,12 +159,12 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
                 fontsize=8,
             )
         axis.set(xlabel=x, ylabel=label(value))
-        if axis is axes[0][0] and axis.get_legend():
-            texts = axis.get_legend().get_texts()
-            for text in texts:
-                text.set_text(label(text.get_text()))
-            axis.get_legend().set_title(None)
-        elif axis.get_legend():
+    if axes[0][0].get_legend():  # above the panels: within them it would lie over data
+        handles, names = axes[0][0].get_legend_handles_labels()
+        shown = dict(loc="outside upper center", ncols=len(names), frameon=False)
+        figure.legend(handles, map(label, names), **shown)
+    for axis in axes[0]:
+        if axis.get_legend():
             axis.get_legend().remove()
     return figure
 
