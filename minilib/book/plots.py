@@ -89,6 +89,7 @@ def confusions(matrices: Mapping[str, Sequence[Sequence[int]]], class_names: Seq
         )
         axis.set(title=title, xlabel="predicted")
         axis.tick_params(axis="x", rotation=30)
+        axis.tick_params(axis="y", rotation=0)
     np.atleast_1d(axes)[0].set_ylabel("true")
     for axis in np.atleast_1d(axes)[1:]:
         axis.set_yticklabels([])
@@ -113,6 +114,13 @@ def palette(methods: Sequence[str]) -> dict[str, str]:
 def markers(names: Sequence[str]) -> dict[str, str]:
     """A mark for each line of a figure, so that a shade need not tell two of them apart."""
     return dict(zip(names, itertools.cycle("os^vPX<>h"), strict=False))
+
+
+def bounded(axis, low: float, high: float) -> None:
+    """End the bands of a panel where its values do: a spread of shares would go beyond them."""
+    for band in axis.collections:
+        here = Rectangle((-1e6, low), 2e6, high - low, transform=axis.transData)
+        band.set_clip_path(here)
 
 
 def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", marks=None):
@@ -146,8 +154,7 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
             line.set_zorder(3 if name in BROKEN else 2)
         if value == "lam":
             axis.set_ylim(-0.04, 1.04)
-            for band in axis.collections:  # of a weight, which its spread would carry beyond 1
-                band.set_clip_path(Rectangle((-1e6, 0), 2e6, 1, transform=axis.transData))
+            bounded(axis, 0, 1)
         for name, height in (marks or {}).get(value, {}).items():
             axis.axhline(height, ls="--", lw=1.2, color=colour(name, INK))
             axis.annotate(

@@ -267,6 +267,8 @@ def images_table(results: ledger.Results) -> pd.DataFrame:
     """Each image attack: its poisons, its victim, and the clean model (this run)."""
     frame = pd.DataFrame(chapter.image_rows(results), columns=list(IMAGES))
     frame["picture_attack"] = frame["picture_attack"].map(label)
+    truths = frame.select_dtypes(bool).columns
+    frame[truths] = frame[truths].replace({True: "yes", False: "no"}).astype(object)
     return frame.rename(columns=IMAGES).set_index("attack").round(1)
 
 

@@ -300,18 +300,18 @@ def datasets(cfg: Btu):
 
 
 def recoveries(cfg: Btu):
-    """Recovery switched off, and at the rate of ordinary fine-tuning."""
-    means = {}
+    """Recovery switched off, and at the rate of fine-tuning, for the seeds that all three have."""
+    frames = {}
     for point in ({}, {"recovery": 0}, {"recovery_lr": 2e-5}):
-        point_cfg = replace(cfg, **point)
-        name = (
-            f"{point_cfg.recovery} rows at {point_cfg.recovery_lr:.0e}"
-            if point_cfg.recovery
-            else "none"
-        )
-        frame = _varied(point_cfg, (chapter.unlearnings,), [{}])
-        if len(frame):
-            means[name] = frame.groupby("method", sort=False)[["cacc", "lfr"]].mean()
+        one = replace(cfg, **point)
+        name = f"{one.recovery} rows at {one.recovery_lr:.0e}" if one.recovery else "none"
+        frame = _varied(one, (chapter.unlearnings,), [{}])
+        frames |= {name: frame} if len(frame) else {}
+    seeds = set.intersection(*(set(frame["seed"]) for frame in frames.values())) if frames else ()
+    means = {
+        name: frame[frame["seed"].isin(seeds)].groupby("method", sort=False)[["cacc", "lfr"]].mean()
+        for name, frame in frames.items()
+    }
     columns = {
         (label(value), name): mean[value].round(1)
         for value in ("cacc", "lfr")

@@ -364,6 +364,7 @@ def retuned(cfg: Sande):
                  style="name", style_order=names, markers=plots.markers(names), dashes=False,
                  errorbar="sd", ax=axis)  # fmt: skip
     axis.set(xlabel="epochs of retuning", ylabel="ASR (%)", ylim=(-3, 103))
+    plots.bounded(axis, 0, 100)
     axis.set_xticks(sorted(frame["epoch"].unique()))
     axis.legend(fontsize=8, title=None, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
