@@ -118,8 +118,8 @@ def markers(names: Sequence[str]) -> dict[str, str]:
 
 def bounded(axis, low: float, high: float) -> None:
     """End the bands of a panel where its values do: a spread of shares would go beyond them."""
+    here = Rectangle((0, low), 1, high - low, transform=axis.get_yaxis_transform())
     for band in axis.collections:
-        here = Rectangle((-1e6, low), 2e6, high - low, transform=axis.transData)
         band.set_clip_path(here)
 
 

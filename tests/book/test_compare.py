@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 
 from minilib import names
+from minilib.book import plots
 from minilib.book.figures import compare
 
 
@@ -117,3 +118,19 @@ def test_labels_of_slopes_do_not_overlap_and_keep_their_order(heights):
     places = compare._apart(np.array(heights, float), 5.0)
     assert all(b - a >= 5.0 - 1e-9 for a, b in zip(places, places[1:], strict=False))
     assert min(places) >= -3.0 - 1e-9 and max(places) <= 101.0 + 1e-9
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_a_band_ends_where_its_weights_do_and_the_picture_keeps_its_size(seeds, tmp_path):
+    rows = [
+        {"method": method, "epoch": epoch, "seed": seed, "lam": 1 / (epoch + seed)}
+        for method in ("ga", "rga") for epoch in (1, 2, 3) for seed in range(seeds)
+    ]  # fmt: skip
+    figure = plots.lines(pd.DataFrame(rows), ["lam"])
+    figure.savefig(tmp_path / "shown.png", bbox_inches="tight", dpi=100)  # as a notebook shows it
+    height, width, _ = plt.imread(tmp_path / "shown.png").shape
+    assert width < 750 and height < 400
+    (axis,) = figure.axes
+    boxes = [band.get_clip_box().get_points() for band in axis.collections]
+    tops = [axis.transData.inverted().transform(box)[:, 1].max() for box in boxes]
+    assert len(tops) >= (seeds > 1) and all(top == pytest.approx(1) for top in tops)
