@@ -802,6 +802,7 @@ def bucket(monkeypatch):
     server.stop()
 
 
+@nightly  # by day a folder stands for the bucket
 def test_runs_kept_in_a_bucket_are_found_again(book, capsys, bucket):
     import s3fs
 

@@ -31,8 +31,8 @@ replace: PIXELS
 """
 
 
-# By day one chapter of texts, one of images and one that audits; each takes twenty seconds.
-BY_DAY = ("03_ga_rga", "06_bi_bau", "07_audit")
+# By day one chapter of texts and one of images; each takes twenty seconds.
+BY_DAY = ("03_ga_rga", "06_bi_bau")
 # Loaded before anything else: jsonschema compiles a grammar of addresses as it is imported, for
 # seconds, if JupyterLab has brought one, and nothing here reads it.
 QUICK = 'import sys\nsys.modules.setdefault("rfc3987_syntax", None)\n'
