@@ -234,16 +234,19 @@ class Numbers:
 
     def rows(self, **named) -> dict[int, list[dict]]:
         """seed → rows at the preset's parameters, with these in place of its own."""
+        return _rows(self.chapter, self._with(named), self.state, "seed" in named)
+
+    def _with(self, named: Mapping) -> tuple:
+        """All parameters and their values, these in place of the preset's."""
         params = self.params | {n: _like(self.params[n], value) for n, value in named.items()}
-        return _rows(self.chapter, tuple(params.items()), self.state, "seed" in named)
+        return tuple(params.items())
 
     def at(self, metric: str, **where) -> dict[int, float]:
         """seed → the metric."""
         named = {name: value for name, value in where.items() if name in self.params}
         row = tuple((name, value) for name, value in where.items() if name not in self.params)
-        params = self.params | {n: _like(self.params[n], value) for n, value in named.items()}
         by_seed, keys = _at(
-            self.chapter, tuple(params.items()), self.state, metric, row, "seed" in named
+            self.chapter, self._with(named), self.state, metric, row, "seed" in named
         )
         if not by_seed:
             said = ", ".join(f"{name}={value}" for name, value in where.items())

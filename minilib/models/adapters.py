@@ -19,7 +19,6 @@ from . import names
 from .names import ADAPTER, ADAPTER_WEIGHTS, ModelError
 
 INSTALL = "pip install peft (the extra lora)"
-TOKENIZERS = ("tokenizer.json", "vocab.txt", "vocab.json", "*.model")
 BEFORE = "base_model.model."  # what PEFT puts before the base's own names
 
 
@@ -82,7 +81,7 @@ def remark(folder: Path) -> str:
 
 def has_tokenizer(folder: Path) -> bool:
     """Whether an adapter's folder has a tokenizer of its own; else the base's is meant."""
-    return any(path for pattern in TOKENIZERS for path in folder.glob(pattern))
+    return any(path for pattern in names.NEEDED["tokenizer"] for path in folder.glob(pattern))
 
 
 def outputs(tensors: dict[str, Tensor]) -> int | None:

@@ -8,14 +8,13 @@ import tempfile
 from pathlib import Path
 
 from minilib import ledger, provenance
+from minilib.audit.outcomes import FOUND, NOTHING, REFUSALS, refusing
 from minilib.provenance import UsageError
 from minilib.runs import execute
 
 CHAPTER = "07_audit"
 PRESET = "small"  # whose settings of the search are the defaults
 TUNING = 2e-5  # the usual rate of pre-trained encoders
-FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "NotFinite", "SettingsError", "UsageError")
 
 
 # The command line's own options, as argparse is told them.
@@ -142,15 +141,11 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     if not (options.data or options.clean):
         raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
     params = settings_for(options)
-    try:
+    with refusing():
         params = params | {"model": models.name_of(params["model"])}
         job = execute.plan(CHAPTER, PRESET, params, root=root, out=out / "runs")
         # Here, before a kernel starts: what cannot be audited is one line.
         ledger.get(AuditedModel(audit=chapter.audit(job.cfg)))
-    except Exception as error:
-        if type(error).__name__ in REFUSALS:
-            raise UsageError(provenance.one_line(error)) from None
-        raise
     record = job.done() or execute.run(job)
     if record["status"] == "interrupted":
         raise KeyboardInterrupt

@@ -9,10 +9,9 @@ import sys
 from pathlib import Path
 
 from minilib import ledger, provenance
+from minilib.audit.outcomes import FOUND, NOTHING, refusing
 from minilib.provenance import UsageError
 
-FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "NotFinite", "UsageError")
 NOT_FOR_CHAT = ("data", "clean", "labels", "architecture", "mean", "std", "size", "classes")
 
 
@@ -46,12 +45,8 @@ def run(options, out: Path) -> tuple[int, dict]:
     Raises:
         UsageError: the model or the prompts cannot be audited; one line.
     """
-    try:
+    with refusing():
         return _run(recipe_of(options), options, out)
-    except Exception as error:
-        if type(error).__name__ in REFUSALS:
-            raise UsageError(provenance.one_line(error)) from None
-        raise
 
 
 def _run(one, options, out: Path) -> tuple[int, dict]:

@@ -11,10 +11,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minilib import ledger, provenance
+from minilib.audit.outcomes import FOUND, NOTHING, refusing
 from minilib.provenance import UsageError
 
-FOUND, NOTHING = 3, 0
-REFUSALS = ("DataError", "ModelError", "NotFinite", "UsageError")
 OF_STATES = ("architecture", "mean", "std", "size", "classes")
 
 
@@ -74,12 +73,8 @@ def run(options, out: Path, told: Callable[[str], None] | None = None) -> tuple[
     for name in ("data", "clean", "text", "label", "labels"):
         if getattr(options, name, None):
             raise UsageError(f"--{name} is given with --clean-images; accepted: for texts alone")
-    try:
+    with refusing():
         return _run(recipe_of(options), options, out, told or _to_terminal)
-    except Exception as error:
-        if type(error).__name__ in REFUSALS:
-            raise UsageError(provenance.one_line(error)) from None
-        raise
 
 
 def _to_terminal(line: str) -> None:
