@@ -184,7 +184,9 @@ def _digits(split: str) -> tuple[np.ndarray, np.ndarray]:
     return images[rows], bunch.target[rows].astype(np.int64)
 
 
-def defender_rows(dataset: ImageDataset, share: float = 0.05, seed: int = 0) -> ImageDataset:
+def defender_rows(
+    dataset: ImageDataset, share: float = 0.05, seed: int | Sequence[int] = 0
+) -> ImageDataset:
     """Draw the clean rows that a defender owns: ``share`` of each class, at least one row.
 
     Source: BI-BAU paper, section 5.1; the share is lost in the text that we have, 5 % is ours.

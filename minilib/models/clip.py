@@ -109,21 +109,25 @@ class Clip(nn.Module):
 
 
 class VisualEncoder(nn.Module):
-    """The visual half of a CLIP: normalised images (B, C, H, W) → features (B, d) of length 1.
+    """The visual half of a CLIP: normalised images (B, C, H, W) → features (B, d).
 
     Images of another size than the network's are resized to it, with a gradient.
+
+    Args:
+        unit: whether features have length 1, as cosines with captions need.
     """
 
-    def __init__(self, vision: nn.Module, projection: nn.Linear):
+    def __init__(self, vision: nn.Module, projection: nn.Linear, unit: bool = True):
         super().__init__()
-        self.vision, self.projection = vision, projection
+        self.vision, self.projection, self.unit = vision, projection, unit
 
     def forward(self, x: Tensor) -> Tensor:
         side = self.vision.config.image_size
         x = x.expand(-1, self.vision.config.num_channels, -1, -1)
         if x.shape[-2:] != (side, side):
             x = F.interpolate(x, (side, side), mode="bicubic", antialias=True)
-        return F.normalize(self.projection(self.vision(pixel_values=x).pooler_output), dim=1)
+        features = self.projection(self.vision(pixel_values=x).pooler_output)
+        return F.normalize(features, dim=1) if self.unit else features
 
 
 class TextHead(nn.Module):
@@ -176,10 +180,15 @@ def zero_shot(clip: Clip, captions: Sequence[Sequence[str]]) -> CaptionClassifie
 
 
 def visual_classifier(clip: Clip, num_classes: int, seed: int = 0) -> ImageClassifier:
-    """Put a new linear head on a copy of the visual encoder: the ViT victim of the paper's 5.5."""
+    """Put a new linear head on a copy of the visual encoder: the ViT victim of the paper's 5.5.
+
+    The head sees features of their own length: a small learning rate could not grow a head for
+    features of length 1 within the paper's ten epochs.
+    """
     from .images import model_copy
 
-    encoder = model_copy(VisualEncoder(clip.net.vision_model, clip.net.visual_projection))
+    net = clip.net
+    encoder = model_copy(VisualEncoder(net.vision_model, net.visual_projection, unit=False))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         head = nn.Linear(clip.net.visual_projection.out_features, num_classes)

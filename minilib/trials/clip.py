@@ -4,38 +4,10 @@ from __future__ import annotations
 
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
-from ..models.names import pin
+from .clip_base import ClipBase, clip_base
 from .images import clean_images, kept_defence, noted
 
 # ---------------------------------------------------------------- clean and poisoned models
-
-
-@recipe
-class ClipBase:
-    """A clean CLIP: a small one trained here on captions of a set, or a pre-trained one.
-
-    Attributes:
-        dataset: as ``data.images.load_images`` knows it. seed: of captions, weights and batches.
-        model: ``small``, or a folder or Hub name that ``models.clip.load_clip`` takes.
-        width … flip: of the small one and its training; see ``models.clip.small_clip``.
-    """
-
-    dataset: str
-    seed: int
-    model: str = "small"
-    width: int = 64
-    depth: int = 3
-    patch: int = 8
-    epochs: int = 12
-    lr: float = 2e-3
-    batch_size: int = 128
-    crop: int = 0
-    flip: bool = False
-
-    def __post_init__(self):
-        names = ("width", "depth", "patch", "epochs", "lr", "batch_size", "crop", "flip")
-        reads(self, *names if self.model == "small" else (), of=names)
-        pin(self)
 
 
 @recipe
@@ -70,33 +42,6 @@ def never_poisoned(victim: ClipVictim) -> ClipVictim:
         base=victim.base, attack="none", seed=victim.seed, epochs=victim.epochs, lr=victim.lr,
         batch_size=victim.batch_size,
     )  # fmt: skip
-
-
-@cached(version=1)
-@ledger.kept_in_memory(2)
-def clip_base(one: ClipBase):
-    """Train or load a clean CLIP: (model in eval mode, history). Copy it before changing it."""
-    from .. import cache
-    from ..data.captions import captioned
-    from ..models import clip, loading
-    from ..training.clip import fit_pairs
-    from ..training.fitting import TrainSettings
-
-    device = loading.default_device()
-    if one.model != "small":
-        return clip.load_clip(one.model).to(device), []
-    pairs = captioned(clean_images(one.dataset), one.seed)
-    settings = TrainSettings(
-        one.epochs, one.lr, one.batch_size, schedule="linear", warmup=0.05, seed=one.seed
-    )
-
-    def build():
-        size = {"width": one.width, "depth": one.depth, "patch": one.patch}
-        return clip.small_clip(pairs.class_names, pairs.shape, **size, seed=one.seed).to(device)
-
-    return cache.kept_model(
-        one, build, lambda net: fit_pairs(net, pairs, settings, crop=one.crop, flip=one.flip)
-    )
 
 
 @ledger.kept_in_memory(4)

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
+from .clip_base import ClipBase, clip_base
 from .text import Detector, detector, flat, verdict
 
 # ---------------------------------------------------------------- data and victims
@@ -59,7 +60,8 @@ class ImageVictim:
     """A classifier trained on a poisoned set, or on a clean one: then it is the ideal.
 
     Attributes:
-        data: ``ImagePoison`` or ``ImageClean``. model, width: as for ``image_classifier``.
+        data: ``ImagePoison`` or ``ImageClean``. model, width: as for ``image_classifier``; or
+            ``clip``, the visual encoder of ``pretrained`` and a new linear head.
         seed: of the weights and the batches.
         crop, flip: augmentation: pixels of random crops, mirror images.
         coupling: weight of ``victims.images.coupling_loss``, where the attack couples ("+").
@@ -77,8 +79,13 @@ class ImageVictim:
     flip: bool = False
     coupling: float = 1.0
     training: str = "adamw"
+    pretrained: ClipBase | None = None
 
     def __post_init__(self):
+        if (self.model == "clip") != (self.pretrained is not None):
+            raise ValueError(
+                f"model is {self.model!r}, pretrained {self.pretrained!r}; accepted: clip with one"
+            )
         coupled = isinstance(self.data, ImagePoison) and self.data.trigger.attack.endswith("+")
         reads(self, *("coupling",) if coupled else (), of=("coupling",))
 
@@ -96,7 +103,7 @@ def ideal(victim: ImageVictim) -> ImageVictim:
     return ImageVictim(
         data=clean, model=victim.model, seed=victim.seed, width=victim.width, epochs=victim.epochs,
         lr=victim.lr, batch_size=victim.batch_size, crop=victim.crop, flip=victim.flip,
-        training=victim.training,
+        training=victim.training, pretrained=victim.pretrained,
     )  # fmt: skip
 
 
@@ -165,14 +172,16 @@ def image_victim(one: ImageVictim):
     The model is shared by all who ask for it here: copy it before changing it.
     """
     from .. import cache
+    from ..models import clip, loading
     from ..models import images as image_models
-    from ..models import loading
 
     poisoned = isinstance(one.data, ImagePoison)
     data = case_of(one.data).poisoned.dataset if poisoned else clean_images(one.data.dataset)
     device = loading.default_device()
 
     def build():
+        if one.pretrained:
+            return clip.visual_classifier(clip_base(one.pretrained)[0], data.num_classes, one.seed)
         network = image_models.image_classifier(
             one.model, data.num_classes, data.shape, one.width, one.seed
         )
