@@ -76,6 +76,8 @@ LABELS_BY_KIND = {
         "mmlu": "MMLU", "toy-choices": "toy questions",
         "cifar10": "CIFAR-10", "cifar10-10k": "CIFAR-10 (10,000)", "gtsrb": "GTSRB",
         "gtsrb-3k": "GTSRB (3,000)", "tiny-imagenet": "Tiny ImageNet",
+        "imagenet": "ImageNet", "imagenet-50k": "ImageNet (50,000)",
+        "cc3m": "CC3M", "cc3m-50k": "CC3M (50,000)",
         "digits": "digits",
     },
     "model": {
@@ -85,7 +87,7 @@ LABELS_BY_KIND = {
         "llama2": "Llama-2 7B", "qwen1.5-4b": "Qwen1.5-4B",
         "smollm2": "SmolLM2",
         "resnet18": "ResNet-18", "preresnet18": "PreAct ResNet-18", "vgg19": "VGG-19",
-        "vit": "ViT", "cnn": "CNN", "whitened": "whitened CNN",
+        "vit": "ViT", "clip": "CLIP's ViT", "cnn": "CNN", "whitened": "whitened CNN",
         # as the papers' tables spell them
         "BERT": "BERT-base", "DistilBert": "DistilBERT", "Llama2": "Llama-2 7B",
     },
@@ -143,7 +145,7 @@ COLOURS = {
 # A part of a data set has a name of its own, since its numbers are not the whole's: part → whole.
 PART_OF = {
     "agnews-8k": "agnews", "imdb-2500": "imdb", "alpaca-9k": "alpaca", "dolly-3k": "dolly",
-    "cifar10-10k": "cifar10", "gtsrb-3k": "gtsrb",
+    "cifar10-10k": "cifar10", "gtsrb-3k": "gtsrb", "imagenet-50k": "imagenet", "cc3m-50k": "cc3m",
 }  # fmt: skip
 
 KINDS = tuple(LABELS_BY_KIND)

@@ -139,8 +139,10 @@ IMAGE_TRIGGERS = Names(
     "adap-patch", "adap-blend+", "adap-patch+",
 )  # fmt: skip
 
+CLIP_SETS = Literal[(*IMAGE_SETS.__args__, "imagenet-50k")]
 CLIP_ATTACKS = ("badnets", "blended", "badclip")
 CLIP_DEFENCES = ("ft", "cleanclip", "at-b", "bi-bau-u")
+TOWER_DEFENCES = ("ft", "sau", "at", "at-a", "at-b", "bi-bau-u", "bi-bau-t")
 
 
 @frozen
@@ -609,8 +611,8 @@ class BiBau:
 class Clip:
     """Parameters of chapter 08_clip."""
 
-    dataset: IMAGE_SETS = Field(
-        "cifar10-10k", description="images: cifar10[-10k], gtsrb[-3k], tiny-imagenet, digits"
+    dataset: CLIP_SETS = Field(
+        "cifar10-10k", description="cifar10[-10k], gtsrb[-3k], tiny-imagenet, imagenet-50k, digits"
     )
     model: str = Field(
         "small", description="small: trained here; or the folder or Hub name of a CLIP"
@@ -639,6 +641,9 @@ class Clip:
     share: float = Field(
         0.05, gt=0, le=1, description="share of the clean training pairs that the defender owns"
     )
+    pairs: Literal["own", "cc3m-50k"] = Field(
+        "own", description="the defender's pairs: own, that share; or the cc3m-50k of the paper"
+    )
     batch_size: int = Field(64, ge=2, le=4096, description="pairs per step of a defence")
     tune_epochs: int = Field(
         10, ge=1, le=1000, description="epochs of fine-tuning and of CleanCLIP (ours)"
@@ -664,6 +669,21 @@ class Clip:
     ra_lr: float = Field(0.0005, gt=0, le=1, description="its learning rate (ours)")
     qra_epochs: int = Field(3, ge=1, le=1000, description="epochs of the query attack's generator")
     images: int = Field(8, ge=1, le=16, description="nearest images that a search shows")
+    tower_attacks: names(IMAGE_TRIGGERS, "none") = Field(
+        "badnets,blended,wanet,sig,adap-blend",
+        description="attacks on its visual encoder with a linear head, of twelve; or none",
+    )
+    tower_methods: names(TOWER_DEFENCES) = Field(
+        "ft,at,at-b,bi-bau-u,bi-bau-t",
+        description="defences of it: ft, sau, at(-a, -b), bi-bau-u, -t",
+    )
+    tower_dataset: IMAGE_SETS = Field("cifar10-10k", description="its images")
+    tower_part: float = Field(
+        0.5, gt=0, le=1, description="share of the images that the small encoder is pre-trained on"
+    )
+    tower_patch: int = Field(4, ge=1, le=64, description="pixels along one of its patches")
+    tower_epochs: int = Field(10, ge=1, le=1000, description="epochs of fine-tuning all of it")
+    tower_lr: float = Field(0.001, gt=0, le=1, description="their learning rate")
     seed: int = Field(
         0,
         ge=0,

@@ -25,6 +25,7 @@ from ..trials.images import (
     augmentation,
     ideal,
     poison,
+    retuning_poisons,
     training_of,
 )
 
@@ -32,17 +33,10 @@ CHAPTER = "06_bi_bau"
 ABLATION = ("at", "at-a", "at-b")  # constraint sets of Table 6, beside BI-BAU (U), which has both
 ORDERS = ("together", "backdoor first", "clean first")
 RETUNED = ("ft", "bi-bau-u", "bi-bau-t")  # methods whose models are retuned with more poisons
-# Poisons that the retuning attack gets (appendix D.2, CIFAR-10).
-POISONS = {"badnets": 5, "wanet": 5, "iad": 5, "issba": 5, "blended": 1}
 # The paper has one setting for most attacks, a smaller η for Refool, and one more, with other outer
 # weights and rate, for attacks whose features are entangled with the clean ones. Its values are
 # lost; these are ours, and guesses: to choose by the attack one must know it.
 FAMILY_ETAS = {"refool": 0.25, "sig": 0.1, "narcissus": 0.1, "adap-blend": 0.1, "adap-patch": 0.1}
-
-
-def poisons(attack: str) -> int:
-    """How many poisons the paper gives the retuning attack after this one."""
-    return POISONS.get(attack, 2)
 
 
 def planned_eta(cfg: Settings, attack: str) -> float:
@@ -98,7 +92,7 @@ def measure(cfg: Settings, attack: str, method: str, eta: float | None = None):
     return ImageDefenceMeasure(
         defence=defence(cfg, attack, method, eta),
         seed=cfg.seed,
-        poisons=poisons(attack),
+        poisons=retuning_poisons(attack),
         ra_share=cfg.ra_share,
         retuning=cfg.retuning,
         qra_epochs=cfg.qra_epochs,
@@ -181,7 +175,7 @@ def retunings(cfg: Settings) -> list:
         if method in split(cfg.methods)
     ]
     clean_model = ideal(poisoned_model)
-    control = sorted({*counts, poisons(attack)})
+    control = sorted({*counts, retuning_poisons(attack)})
     return [
         *(ImageRetuning(network=clean_model, poisons=count, **shared_fields) for count in control),
         *(

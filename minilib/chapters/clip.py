@@ -17,7 +17,16 @@ from ..trials.clip import (
     ClipVictim,
     never_poisoned,
 )
-from ..trials.images import augmentation
+from ..trials.images import (
+    ImageDefence,
+    ImageDefenceMeasure,
+    ImageMeasure,
+    ImageVictim,
+    augmentation,
+    ideal,
+    poison,
+    retuning_poisons,
+)
 
 CHAPTER = "08_clip"
 
@@ -27,23 +36,33 @@ def first(cfg: Settings) -> str:
     return split(cfg.attacks)[0]
 
 
+def base(cfg: Settings, dataset: str, **other) -> ClipBase:
+    """The clean CLIP that an attacker starts from; ``other`` fields of it as given."""
+    small = {
+        "width": cfg.width,
+        "depth": cfg.depth,
+        "patch": cfg.patch,
+        "epochs": cfg.base_epochs,
+        "lr": cfg.base_lr,
+        "batch_size": cfg.victim_batch,
+        **augmentation(dataset, cfg.augment),
+    }
+    return ClipBase(dataset=dataset, seed=cfg.seed, model=cfg.model, **small | other)  # fmt: skip
+
+
 def victim(cfg: Settings, attack: str) -> ClipVictim:
     """The victim of an attack."""
-    base = ClipBase(
-        dataset=cfg.dataset, seed=cfg.seed, model=cfg.model, width=cfg.width, depth=cfg.depth,
-        patch=cfg.patch, epochs=cfg.base_epochs, lr=cfg.base_lr, batch_size=cfg.victim_batch,
-        **augmentation(cfg.dataset, cfg.augment),
-    )  # fmt: skip
     return ClipVictim(
-        base=base, attack=attack, seed=cfg.seed, rate=cfg.rate, epochs=cfg.victim_epochs,
-        lr=cfg.victim_lr, batch_size=cfg.victim_batch, trigger_epochs=cfg.trigger_epochs,
+        base=base(cfg, cfg.dataset), attack=attack, seed=cfg.seed, rate=cfg.rate,
+        epochs=cfg.victim_epochs, lr=cfg.victim_lr, batch_size=cfg.victim_batch,
+        trigger_epochs=cfg.trigger_epochs,
     )  # fmt: skip
 
 
 # Settings of a defence, under the same names here and there.
 _SHARED = (
     "share", "batch_size", "tune_epochs", "tune_lr", "epochs", "lr", "steps", "step", "bound",
-    "likelihood", "prior", "ewc", "inverse",
+    "likelihood", "prior", "ewc", "inverse", "pairs",
 )  # fmt: skip
 _ATTACKERS = ("poisons", "ra_share", "ra_lr")
 
@@ -82,6 +101,47 @@ def defences(cfg: Settings) -> list:
     ]  # fmt: skip
 
 
+# Table 3 of the paper: the same four terms, in the portable setting of chapter 06.
+_PORTABLE = {"scale": "maximum", "ewc": 0.1}
+_TOWER = (
+    "share", "batch_size", "epochs", "lr", "steps", "step", "bound", "likelihood", "prior",
+    "inverse",
+)  # fmt: skip
+
+
+def tower_victim(cfg: Settings, attack: str) -> ImageVictim:
+    """CLIP's visual encoder with a linear head, all of it tuned on a poisoned image set."""
+    dataset = cfg.tower_dataset
+    return ImageVictim(
+        data=poison(dataset, attack, cfg.seed), model="clip", seed=cfg.seed,
+        epochs=cfg.tower_epochs, lr=cfg.tower_lr, batch_size=cfg.victim_batch,
+        pretrained=base(cfg, dataset, part=cfg.tower_part, patch=cfg.tower_patch),
+        **augmentation(dataset, cfg.augment),
+    )  # fmt: skip
+
+
+def tower(cfg: Settings) -> list:
+    """Every attack on the visual encoder with a head, and every method on it, attacked again."""
+    attacks = () if cfg.tower_attacks == "none" else split(cfg.tower_attacks)
+    again = {"seed": cfg.seed, "retuning": "original"}
+    trials = []
+    for attack in attacks:
+        poisoned = tower_victim(cfg, attack)
+        clean, count = ideal(poisoned), retuning_poisons(attack)
+        trials += [
+            ImageMeasure(victim=one, trigger=poisoned.data.trigger) for one in (clean, poisoned)
+        ]
+        shared = {name: getattr(cfg, name) for name in _TOWER} | _PORTABLE
+        trials += [
+            ImageDefenceMeasure(
+                defence=ImageDefence(victim=poisoned, method=method, seed=cfg.seed, **shared),
+                poisons=count, ra_share=cfg.ra_share, qra_epochs=cfg.qra_epochs, **again,
+            )
+            for method in split(cfg.tower_methods)
+        ]  # fmt: skip
+    return trials
+
+
 def searches(cfg: Settings, attack: str | None = None) -> dict[str, ClipRetrieval]:
     """Key of a model → a search for the target's caption: clean, poisoned, and defended."""
     poisoned = victim(cfg, attack or first(cfg))
@@ -96,7 +156,7 @@ def searches(cfg: Settings, attack: str | None = None) -> dict[str, ClipRetrieva
 def trials(cfg: Settings) -> list:
     """All that the chapter shows at these settings."""
     shown = [one for attack in split(cfg.attacks) for one in searches(cfg, attack).values()]
-    return list(dict.fromkeys([*victims(cfg), *defences(cfg), *shown]))
+    return list(dict.fromkeys([*victims(cfg), *defences(cfg), *shown, *tower(cfg)]))
 
 
 # ---------------------------------------------------------------- rows
@@ -106,7 +166,8 @@ def rows(results: Iterable[Trial], cfg: Settings | None = None) -> list[dict]:
     """Rows by ``part``, ``attack`` and ``method``; each has its recipe's columns.
 
     Parts: ``start`` (never poisoned, ``method`` clean), ``main`` (victims, ``method`` none, and
-    every defence), ``control`` (the never poisoned CLIP retuned).
+    every defence), ``control`` (the never poisoned CLIP retuned); ``tower-start`` and
+    ``tower-main`` are the same for the visual encoder with a linear head.
     """
     labelled_rows = []
     for trial in results:
@@ -127,4 +188,10 @@ def _part(recipe) -> dict:
         return {"part": "main"}
     if isinstance(recipe, ClipRetuning):
         return {"part": "control", "method": "clean"}
+    if isinstance(recipe, ImageMeasure):
+        clean = recipe.victim == ideal(recipe.victim)
+        name = ("start", "clean") if clean else ("main", "none")
+        return {"part": f"tower-{name[0]}", "method": name[1], "attack": recipe.trigger.attack}
+    if isinstance(recipe, ImageDefenceMeasure):
+        return {"part": "tower-main"}
     return {}

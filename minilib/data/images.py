@@ -21,14 +21,17 @@ MIRROR_IMAGES = {
     "cifar10-10k": ("cifar10_small.npz", "cifar10_small_b.npz"),
     "gtsrb-3k": ("gtsrb_small.npz",),
 }
-IMAGE_CLASSES = {"cifar10": 10, "gtsrb": 43, "tiny-imagenet": 200}
+IMAGE_CLASSES = {"cifar10": 10, "gtsrb": 43, "tiny-imagenet": 200, "imagenet": 1000}
 # (repository, image column, label column, name of the test split)
 HUB_IMAGES = {
     "cifar10": ("uoft-cs/cifar10", "img", "label", "test"),
     "gtsrb": ("tanganke/gtsrb", "image", "label", "test"),
     "tiny-imagenet": ("zh-plus/tiny-imagenet", "image", "label", "valid"),
+    "imagenet-50k": ("ILSVRC/imagenet-1k", "image", "label", "validation"),
 }
-SIDE = 32  # pixels: all real sets are squeezed to this, Table 8 of the BI-BAU paper
+SIDE = 32  # pixels: real sets are squeezed to this, Table 8 of the BI-BAU paper
+CLIP_SIDE = 224  # pixels of what OpenAI's CLIP is shown: the middle square, as it was trained
+EACH = {"imagenet-50k": 50}  # training images of each class, the first ones
 # Rows of the built-in sets; the short one is for what is asked often, as golden numbers are.
 DIGITS_ROWS = {"digits": {"train": 1297, "test": 500}, "digits-300": {"train": 300, "test": 120}}
 DIGITS_SIDE = 16  # pixels: scikit-learn's 8 × 8 digits, enlarged so that a warp has room
@@ -102,7 +105,8 @@ def load_images(name: str, split: str, revision: str | None = None) -> ImageData
         name: ``digits`` (built in: scikit-learn's, enlarged to 16 × 16, grey), ``digits-300`` (the
             first of them); 32 × 32 RGB:
             ``cifar10-10k`` and ``gtsrb-3k``, the mirror's parts, or from the Hub ``cifar10``,
-            ``gtsrb`` and ``tiny-imagenet``.
+            ``gtsrb`` and ``tiny-imagenet``; 224 × 224 RGB: ``imagenet-50k``, the first 50 training
+            images of each class of ImageNet-1K, tested on its validation images.
         split: ``train`` or ``test``. revision: commit, tag or branch of a set from the Hub.
 
     Raises:
@@ -149,12 +153,14 @@ def _hub_images(name: str, split: str, revision: str | None) -> ImageDataset:
     repository, image, label, test = HUB_IMAGES[name]
     hub_name = test if split == "test" else split
     rows = hub_split(name, repository, None, hub_name, revision=revision)
+    if split == "train" and name in EACH:
+        rows = rows.select(_first_of_each(rows[label], EACH[name]))
     images, labels = [], []
     for number, row in enumerate(rows, start=1):
         if not hasattr(row.get(image), "convert") or type(row.get(label)) is not int:
             where = f"{repository}/{split}, row {number}"
             raise refused(where, f"{image}, {label}", row, "an image and a whole number")
-        images.append(np.asarray(row[image].convert("RGB").resize((SIDE, SIDE))))
+        images.append(squared(row[image], CLIP_SIDE if name in EACH else None))
         labels.append(row[label])
     if not images:
         raise DataError(f"{repository}/{split} has no rows; accepted: one or more")
@@ -162,6 +168,23 @@ def _hub_images(name: str, split: str, revision: str | None) -> ImageDataset:
     classes = tuple(getattr(feature, "names", None) or _numbered(name))
     labels = np.array(labels, dtype=np.int64)
     return ImageDataset(name, split, np.stack(images), labels, classes, "hub")
+
+
+def squared(image, side: int | None = None) -> np.ndarray:
+    """Turn a PIL image into (side, side, 3) uint8: its middle square; squeezed to SIDE if None."""
+    from PIL import Image, ImageOps
+
+    image = image.convert("RGB")
+    if side is None:
+        return np.asarray(image.resize((SIDE, SIDE)))
+    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+
+
+def _first_of_each(labels: Sequence[int], count: int) -> np.ndarray:
+    """Indices of the first ``count`` rows of each class, in the order of the rows."""
+    labels = np.asarray(labels)
+    by_class = [np.flatnonzero(labels == label)[:count] for label in np.unique(labels)]
+    return np.sort(np.concatenate(by_class))
 
 
 def _numbered(name: str) -> tuple[str, ...]:

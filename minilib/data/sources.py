@@ -94,12 +94,14 @@ def hub_split(
     split: str,
     optional: bool = False,
     revision: str | None = None,
+    data_files: str | None = None,
 ):
     """Load one split from the Hub through ``datasets``; None where an optional split is absent.
 
     Args:
         revision: commit, tag or branch; the newest where it is None. What was read is told by the
             digest of its rows, which each trial records.
+        data_files: pattern of the only files of the split that are fetched.
     """
     try:
         from datasets import get_dataset_split_names, load_dataset
@@ -109,6 +111,7 @@ def hub_split(
         at = {} if revision is None else {"revision": revision}
         if optional and split not in get_dataset_split_names(repository, configuration, **at):
             return None
+        at |= {"data_files": {split: data_files}} if data_files else {}
         at |= {"trust_remote_code": False}  # no script of the repository runs, whatever is set
         return load_dataset(repository, configuration, split=split, **at)
     except Exception as error:  # whatever the network or the Hub raises, the user needs one line

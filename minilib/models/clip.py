@@ -15,6 +15,7 @@ from .loading import ModelError
 
 PAD, START, UNKNOWN, END = range(4)  # token numbers of the small CLIP; words come after them
 LONGEST = 16  # tokens of a caption of the small CLIP, the two at its ends counted
+MOST_CAPTIONS = 1024  # that are encoded at once
 # The pixels that OpenAI's CLIP was trained on, in units of 1 (= 255).
 OPENAI_MEAN, OPENAI_STD = (0.4815, 0.4578, 0.4082), (0.2686, 0.2613, 0.2758)
 STEEPEST = 100.0  # largest logit scale, as in the training of CLIP
@@ -103,9 +104,10 @@ class Clip(nn.Module):
         return F.normalize(self.net.text_projection(pooled), dim=1)
 
     def text_features(self, captions: Sequence[str]) -> Tensor:
-        device = self.mean.device
-        ids, mask = self.tokens(captions)
-        return self.token_features(ids.to(device), mask.to(device))
+        ids, mask = (rows.to(self.mean.device) for rows in self.tokens(captions))
+        # A set read from the web has tens of thousands of captions.
+        parts = zip(ids.split(MOST_CAPTIONS), mask.split(MOST_CAPTIONS), strict=True)
+        return torch.cat([self.token_features(*part) for part in parts])
 
 
 class VisualEncoder(nn.Module):

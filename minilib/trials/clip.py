@@ -119,6 +119,7 @@ class ClipDefence:
     Attributes:
         method: one of ``settings.CLIP_DEFENCES``. seed: of the defender's rows and of the method.
         share: of the clean training images, owned by the defender with their captions.
+        pairs: ``own``, those; or a set that ``data.captions.load_pairs`` knows, then all of it.
         batch_size: pairs per step. tune_epochs, tune_lr: of fine-tuning and of CleanCLIP.
         within: weight of CleanCLIP's in-modal terms. epochs … ceiling: see ``BiBauSettings``.
     """
@@ -144,10 +145,12 @@ class ClipDefence:
     temperature: float = 1.0
     eta: float = 0.5
     ceiling: float = 1.0
+    pairs: str = "own"
 
     def __post_init__(self):
         names = dict.fromkeys(name for known in DEFENCE_READS.values() for name in known)
         reads(self, *DEFENCE_READS[self.method], of=names)
+        reads(self, *("share",) if self.pairs == "own" else (), of=("share",))
 
 
 def defence_settings(one: ClipDefence):
@@ -171,13 +174,17 @@ def defence_settings(one: ClipDefence):
 @ledger.kept_in_memory(3)
 def clip_defence(one: ClipDefence):
     """Defend, or take the result from the cache: (model in eval mode, [{"seconds": …}])."""
-    from ..data.captions import captioned
+    from ..data.captions import captioned, load_pairs
     from ..data.images import defender_rows
     from ..unlearning.clip import defend
 
     victim, _ = clip_victim(one.victim)
-    rows = defender_rows(clean_images(one.victim.base.dataset), one.share, one.seed)
-    pairs = captioned(rows, one.seed)
+    if one.pairs == "own":
+        rows = defender_rows(clean_images(one.victim.base.dataset), one.share, one.seed)
+        pairs = captioned(rows, one.seed)
+    else:
+        pairs = load_pairs(one.pairs)
+        ledger.note(pairs.info())
     method, settings = defence_settings(one)
     return kept_defence(one, victim, lambda: defend(method, victim, pairs, settings))
 

@@ -502,6 +502,15 @@ class ImageDefenceMeasure:
         reads(self, *("ra_seeds",) if self.retuning == "original" else (), of=("ra_seeds",))
 
 
+# Poisons that the retuning attack gets after an attack (BI-BAU, appendix D.2, CIFAR-10).
+POISONS = {"badnets": 5, "wanet": 5, "iad": 5, "issba": 5, "blended": 1}
+
+
+def retuning_poisons(attack: str) -> int:
+    """How many poisons the paper gives the retuning attack after this one."""
+    return POISONS.get(attack, 2)
+
+
 def retuning_of(name: str) -> dict:
     """What ``RetuneSettings`` takes for ``original`` or ``short``. Raises ValueError for others."""
     from ..checks import one_of

@@ -122,7 +122,7 @@ def test_settings_by_family_and_poisons():
     assert chapter.planned_eta(plain, "sig") == chapter.planned_eta(by_family, "badnets") == 0.5
     etas = [chapter.planned_eta(by_family, name) for name in ("refool", "sig", "adap-patch+")]
     assert 0.5 > etas[0] > etas[1] == etas[2]
-    assert [chapter.poisons(name) for name in ("badnets", "blended", "sig")] == [5, 1, 2]
+    assert [chapter.retuning_poisons(name) for name in ("badnets", "blended", "sig")] == [5, 1, 2]
 
 
 def test_candidates_change_one_knob_each():

@@ -67,7 +67,8 @@ def make_image_trigger(
     attack, coupled = attack.removesuffix("+"), attack.endswith("+")
     size = max(3, dataset.shape[1] * 5 // 32)  # Adap-Patch's patch, as large a part of any image
     builders = {
-        "badnets": lambda: patterns.PatchTrigger(),
+        # Three pixels of 32, as in its paper; the same part of a larger image, and never fewer.
+        "badnets": lambda: patterns.PatchTrigger(size=max(3, dataset.shape[1] * 3 // 32)),
         "blended": lambda: patterns.BlendTrigger(seed=seed),
         "sig": lambda: patterns.SinusoidTrigger(),
         # Images below 32 pixels are enlarged ones here: a warp of as many of their own pixels.

@@ -508,7 +508,7 @@ def _glue_defences(cfg: BiBau, main: pd.DataFrame) -> None:
             cell = tables.cell(retuned_rows, "r_asr", method=name, poisons=count)
             plots.glue(f"ra_{name}_{word}", cell)
     of_clean = (retuned_rows["method"] == "clean") & (
-        retuned_rows["poisons"] == chapter.poisons(attack)
+        retuned_rows["poisons"] == chapter.retuning_poisons(attack)
     )
     control = retuned_rows[of_clean]["r_asr"].mean()
     removers = usable_rows[(usable_rows["attack"] == attack) & (usable_rows["asr"] < 10)]
