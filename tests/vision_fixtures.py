@@ -1,5 +1,6 @@
 """Fixtures of the vision lab's tests: digits, a BadNets victim, a clean model."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -61,3 +62,23 @@ def weights(model) -> dict:
 
 def same(model, before: dict) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def clip_folder(folder, side: int = 64) -> None:
+    """Write a tiny random CLIP in the form of OpenAI's files, with their kind of tokeniser."""
+    from transformers import CLIPConfig, CLIPModel
+
+    letters = "abcdefghijklmnopqrstuvwxyz"
+    words = [*letters, *(f"{letter}</w>" for letter in letters), "at</w>"]
+    words += ["<|startoftext|>", "<|endoftext|>"]
+    folder.mkdir(exist_ok=True)
+    (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
+    (folder / "merges.txt").write_text("#version: 0.2\na t</w>\n")
+    (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
+    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
+            "num_hidden_layers": 1, "projection_dim": 8}  # fmt: skip
+    text = size | {"vocab_size": len(words), "eos_token_id": len(words) - 1,
+                   "bos_token_id": len(words) - 2}  # fmt: skip
+    vision = size | {"image_size": side, "patch_size": 32}
+    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(folder)

@@ -11,8 +11,8 @@ import pytest
 from core_fixtures import needs_mirror
 
 from minilib import names
+from minilib.data import captions, images, sources
 from minilib.data import chat as chat_data
-from minilib.data import images, sources
 from minilib.data import text as text_data
 from minilib.data.chat import load_chat
 from minilib.data.images import load_images
@@ -218,7 +218,8 @@ def test_every_set_that_can_be_had_has_a_checksum():
     built_in = {name for name in text_data.TEXT_CLASSES if name.startswith("toy-")}
     mirrored = {*text_data.MIRROR_TEXT, *chat_data.MIRROR_CHAT, *images.MIRROR_IMAGES}
     assert built_in | mirrored <= known.keys()
-    assert names.PART_OF.keys() <= mirrored and not known.keys() & set(names.PART_OF.values())
+    from_hub = images.EACH.keys() | captions.HUB_PAIRS.keys()
+    assert names.PART_OF.keys() <= mirrored | from_hub and not known.keys() & set(names.PART_OF.values())
 
 
 def test_the_mirror_is_read_row_by_row(monkeypatch, tmp_path, any_data):
@@ -405,3 +406,95 @@ def test_a_missing_package_is_one_clear_line(monkeypatch):
     with pytest.raises(DataError) as error:
         load_paraphrases("sst2", "bible")
     assert "they are in the mirror only" in one_line(error)
+
+
+# ---------------------------------------------------------------------------- ImageNet and CC3M
+
+
+class HubRows(list):
+    """Rows of the package ``datasets``: a column by its name, a selection, the classes' names."""
+
+    features = {"label": types.SimpleNamespace(names=["tench, Tinca tinca", "cock"])}
+
+    def __getitem__(self, key):
+        return [row[key] for row in self] if isinstance(key, str) else super().__getitem__(key)
+
+    def select(self, index):
+        chosen = HubRows(self[int(i)] for i in index)
+        chosen.features = self.features
+        return chosen
+
+
+def picture(shade: int, size: tuple[int, int] = (300, 240)):
+    from PIL import Image
+
+    return Image.new("L", size, shade)  # grey, and wider than high, as some of the web's are
+
+
+def test_of_imagenet_the_first_of_each_class_are_read(monkeypatch, any_data):
+    shades = [1, 2, 3, 4, 5, 6, 7]
+    rows = HubRows({"image": picture(s), "label": int(s % 2)} for s in shades)
+    asked = []
+    monkeypatch.setattr(images, "EACH", {"imagenet-50k": 2})
+    monkeypatch.setattr(images, "hub_split", lambda *a, **b: asked.append(a) or rows)
+    part = load_images("imagenet-50k", "train")
+    assert part.images.shape == (4, 224, 224, 3)
+    assert part.images[:, 0, 0, 0].tolist() == [1, 2, 3, 4] and part.labels.tolist() == [1, 0, 1, 0]
+    assert len(load_images("imagenet-50k", "test")) == 7  # the validation images, all of them
+    assert [call[1::2] for call in asked] == [
+        ("ILSVRC/imagenet-1k", "train"), ("ILSVRC/imagenet-1k", "validation"),
+    ]  # fmt: skip
+    assert captions.class_words(part) == ("tench", "cock")
+
+
+def test_the_middle_square_of_a_picture_is_kept():
+    from PIL import Image
+
+    wide = Image.fromarray(np.repeat([[0, 255, 0]], 100, 0).astype(np.uint8).repeat(100, 1))
+    middle = images.squared(wide, 224)
+    assert middle.shape == (224, 224, 3) and middle.min() == 255
+
+
+@pytest.fixture
+def web_pairs(monkeypatch, any_data):
+    """Five rows of the web, of which one has no caption and two have the same."""
+    texts = ["a dog", " ", "a cat", "a dog ", "a house"]
+    rows = [{"jpg": picture(n), "txt": text} for n, text in enumerate(texts)]
+    source = ("pixparse/cc3m-wds", "cc3m-train-000[01]?.tar", "jpg", "txt")
+    monkeypatch.setattr(captions, "hub_split", lambda *a, **b: rows)
+    return rows, lambda count: monkeypatch.setattr(
+        captions, "HUB_PAIRS", {"cc3m-50k": (*source, count)}
+    )
+
+
+def test_pairs_of_the_web_are_an_image_set_of_captions(web_pairs):
+    _, take = web_pairs
+    take(3)
+    pairs = captions.load_pairs("cc3m-50k")
+    assert pairs.class_names == ("a dog", "a cat") and pairs.labels.tolist() == [0, 1, 0]
+    assert pairs.images[:, 0, 0, 0].tolist() == [0, 2, 3] and pairs.shape == (3, 224, 224)
+
+
+def test_pairs_that_cannot_be_had_are_one_clear_line(web_pairs):
+    rows, take = web_pairs
+    take(5)
+    for call, said in (
+        (lambda: captions.load_pairs("laion"), "unknown set of pairs 'laion'; known: cc3m-50k"),
+        (lambda: captions.load_pairs("cc3m-50k"), "gave 4 pairs; cc3m-50k needs 5"),
+    ):
+        with pytest.raises(DataError, match=said) as error:
+            call()
+        one_line(error)
+    rows[0]["txt"] = None
+    with pytest.raises(DataError, match="pixparse/cc3m-wds/train, row 1") as error:
+        captions.load_pairs("cc3m-50k")
+    one_line(error)
+
+
+def test_only_the_files_that_are_asked_for_are_fetched(monkeypatch):
+    fake, asked = types.ModuleType("datasets"), {}
+    fake.load_dataset = lambda *a, **more: asked.update(more) or []
+    fake.get_dataset_split_names = lambda *a, **more: []
+    monkeypatch.setitem(sys.modules, "datasets", fake)
+    assert sources.hub_split("cc3m-50k", "a/b", None, "train", data_files="x-?.tar") == []
+    assert asked["data_files"] == {"train": "x-?.tar"} and asked["split"] == "train"

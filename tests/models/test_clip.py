@@ -1,13 +1,13 @@
 """CLIP: its two encoders, its losses, its attacks and its defences, on a tiny one."""
 
-import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from vision_fixtures import same, weights
+import torch.nn.functional as F
+from vision_fixtures import clip_folder, same, weights
 
 from minilib.attacks.clip import (
     BadClipSettings,
@@ -200,11 +200,21 @@ def test_fisher_information_goes_through_the_visual_encoder(clip, pairs):
     )
 
 
+def test_many_captions_are_encoded_in_parts(clip, pairs, monkeypatch):
+    texts = pairs.class_names[:7]
+    with torch.no_grad():
+        whole = clip.text_features(texts)
+        monkeypatch.setattr("minilib.models.clip.MOST_CAPTIONS", 3)
+        torch.testing.assert_close(clip.text_features(texts), whole)
+
+
 def test_a_linear_head_on_the_visual_encoder_leaves_the_clip_alone(clip, pairs):
     classifier = visual_classifier(clip, 10)
     images = torch.as_tensor(pairs.images[:2]).permute(0, 3, 1, 2)
     with torch.no_grad():
-        torch.testing.assert_close(classifier.features(images), clip.image_features(images))
+        features = classifier.features(images)
+        torch.testing.assert_close(F.normalize(features), clip.image_features(images))
+    assert (features.norm(dim=1) > 1.5).all()  # their own length, for the head to build on
     shared = {p.data_ptr() for p in clip.parameters()}
     assert not shared & {p.data_ptr() for p in classifier.parameters()}
 
@@ -216,21 +226,7 @@ def test_images_must_tile():
 
 def test_a_folder_of_pretrained_weights_is_read(tmp_path):
     """A random CLIP in the shape of OpenAI's files, with their kind of tokeniser."""
-    from transformers import CLIPConfig, CLIPModel
-
-    letters = "abcdefghijklmnopqrstuvwxyz"
-    words = [*letters, *(f"{letter}</w>" for letter in letters), "at</w>"]
-    words += ["<|startoftext|>", "<|endoftext|>"]
-    (tmp_path / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
-    (tmp_path / "merges.txt").write_text("#version: 0.2\na t</w>\n")
-    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
-            "num_hidden_layers": 1, "projection_dim": 8}  # fmt: skip
-    text = size | {"vocab_size": len(words), "eos_token_id": len(words) - 1,
-                   "bos_token_id": len(words) - 2}  # fmt: skip
-    vision = size | {"image_size": 64, "patch_size": 32}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
-    CLIPModel(config).save_pretrained(tmp_path)
+    clip_folder(tmp_path)
     clip = load_clip(str(tmp_path))
     with torch.no_grad():
         features = clip.text_features(["a cat", "a dog"])
