@@ -110,13 +110,15 @@ _TOWER = (
 
 
 def tower_victim(cfg: Settings, attack: str) -> ImageVictim:
-    """CLIP's visual encoder with a linear head, all of it tuned on a poisoned image set."""
+    """CLIP's visual encoder with a linear head, all of it tuned on a poisoned image set.
+
+    Not on random crops: in ten epochs a crop of the trigger is not learned (an ASR of 10 to 13 %).
+    """
     dataset = cfg.tower_dataset
     return ImageVictim(
         data=poison(dataset, attack, cfg.seed), model="clip", seed=cfg.seed,
         epochs=cfg.tower_epochs, lr=cfg.tower_lr, batch_size=cfg.victim_batch,
         pretrained=base(cfg, dataset, part=cfg.tower_part, patch=cfg.tower_patch),
-        **augmentation(dataset, cfg.augment),
     )  # fmt: skip
 
 

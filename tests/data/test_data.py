@@ -219,7 +219,9 @@ def test_every_set_that_can_be_had_has_a_checksum():
     mirrored = {*text_data.MIRROR_TEXT, *chat_data.MIRROR_CHAT, *images.MIRROR_IMAGES}
     assert built_in | mirrored <= known.keys()
     from_hub = images.EACH.keys() | captions.HUB_PAIRS.keys()
-    assert names.PART_OF.keys() <= mirrored | from_hub and not known.keys() & set(names.PART_OF.values())
+    assert names.PART_OF.keys() <= mirrored | from_hub and not known.keys() & set(
+        names.PART_OF.values()
+    )
 
 
 def test_the_mirror_is_read_row_by_row(monkeypatch, tmp_path, any_data):
