@@ -671,15 +671,15 @@ class Clip:
     images: int = Field(8, ge=1, le=16, description="nearest images that a search shows")
     tower_attacks: names(IMAGE_TRIGGERS, "none") = Field(
         "badnets,blended,wanet,sig",
-        description="attacks on its visual encoder with a linear head, of twelve; or none",
+        description="attacks on its visual part with a head; or none",
     )
     tower_methods: names(TOWER_DEFENCES) = Field(
         "ft,at,at-b,bi-bau-u,bi-bau-t",
-        description="defences of it: ft, sau, at(-a, -b), bi-bau-u, -t",
+        description="also sau, at, at-a",
     )
     tower_dataset: IMAGE_SETS = Field("cifar10-10k", description="its images")
     tower_part: float = Field(
-        0.5, gt=0, le=1, description="share of the images that the small encoder is pre-trained on"
+        0.5, gt=0, le=1, description="share of them for pre-training, where the model is small"
     )
     tower_patch: int = Field(4, ge=1, le=64, description="pixels along one of its patches")
     tower_epochs: int = Field(10, ge=1, le=1000, description="epochs of fine-tuning all of it")
