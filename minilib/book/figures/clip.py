@@ -113,6 +113,25 @@ def recalls(cfg: Clip) -> pd.DataFrame:
     return tables.summary(frame, "method", RECALLS, ["none", *split(cfg.methods)])
 
 
+def _tower(cfg: Clip) -> pd.DataFrame:
+    frame = _frame(cfg, chapter.tower)
+    return frame[frame["part"] == "tower-main"]
+
+
+def tower_slopes(cfg: Clip) -> plt.Figure:
+    """The same as ``slopes`` for the visual encoder with a linear head."""
+    rows = _tower(cfg)
+    control = rows.groupby("attack")["r_asr_clean"].mean().to_dict()
+    methods = list(split(cfg.tower_methods))
+    return compare.slopes(rows, methods, bold=("bi-bau-u", "bi-bau-t"), control=control)
+
+
+def tower(cfg: Clip) -> pd.DataFrame:
+    """What each defence leaves of the visual encoder with a linear head, over the attacks."""
+    methods = ["none", *split(cfg.tower_methods)]
+    return tables.summary(_tower(cfg), "method", RATES, methods)
+
+
 def _share(trial: ledger.Trial) -> int:
     return sum(row["triggered"] for row in trial.rows)
 
@@ -134,9 +153,21 @@ def glue_numbers(cfg: Clip) -> None:
             for metric in RATES:
                 cell = tables.cell(main_rows, metric, attack=attack, method=method)
                 plots.glue(f"{attack}_{method}_{metric}", cell)
+    _glue_tower(cfg)
     plan = chapter.searches(cfg)
     for name in ("clean", "none"):
         plots.glue(f"nearest_{name}", _share(ledger.get(plan[name])))
     plots.glue("images", cfg.images)
     caption = ledger.get(plan["clean"]).rows[0]["caption"]
     plots.glue("caption", caption)
+
+
+def _glue_tower(cfg: Clip) -> None:
+    """What the prose quotes of the visual encoder with a linear head."""
+    frame = _frame(cfg, chapter.tower)
+    starts = frame[frame["part"] == "tower-start"]
+    plots.glue("tower_clean_acc", tables.cell(starts.drop_duplicates("seed"), "acc"))
+    rows = frame[frame["part"] == "tower-main"]
+    for method in ("none", "ft", "at", "at-b", "bi-bau-u", "bi-bau-t"):
+        for metric in (*RATES, "r_asr_clean"):
+            plots.glue(f"tower_{method}_{metric}", tables.cell(rows, metric, method=method))
