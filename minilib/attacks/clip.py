@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..checks import above_zero, not_negative
+from ..checks import above_zero, not_negative, one_of
 from ..data.captions import captioned, class_captions
 from ..data.images import ImageDataset
 from ..models.clip import Clip, zero_shot
@@ -82,6 +82,8 @@ class BadClipSettings(TrainSettings):
         size: pixels along the patch; None: a fourteenth of the image, as 16 of 224, at least 3.
         visual: weight of the visual terms. away: that of leaving the clean image, among them.
         margin: of the hinge on the visual terms.
+        hinge: ``batch``, of the mean distances, as the paper writes it, or ``image``, of each
+            image's and then the mean, as its released code has it.
 
     Batches, rate, weights and margin are its authors'; epochs follow the size of the data.
     """
@@ -94,9 +96,11 @@ class BadClipSettings(TrainSettings):
     visual: float = 500.0
     away: float = 1.0
     margin: float = 1.0
+    hinge: str = "batch"
 
     def __post_init__(self):
         super().__post_init__()
+        one_of("hinge", self.hinge, ("batch", "image"))
         not_negative(self, "visual", "away", "margin")
         if self.size is not None:
             above_zero(self, "size")
@@ -121,7 +125,8 @@ def dual_embedding_loss(
     """Say how far triggered images are from looking, to both encoders, like the target.
 
     ``CE(scale · cosine with each class's captions, target) + visual · max(0, d⁺ - away · d⁻ +
-    margin)``, with the mean distances d⁺ to images of the target and d⁻ to the clean images.
+    margin)``, with the mean distances d⁺ to images of the target and d⁻ to the clean images, or the
+    mean of it over images: see ``hinge``.
 
     Args:
         triggered, clean, positives: features (B, d) of length 1. text: (K, d), a class each.
@@ -130,9 +135,10 @@ def dual_embedding_loss(
     """
     goal = torch.full((len(triggered),), target, device=triggered.device)
     textual = F.cross_entropy(scale * triggered @ text.T, goal)
-    towards = (triggered - positives).norm(dim=1).mean()
-    leaving = (triggered - clean).norm(dim=1).mean()
-    visual = (towards - settings.away * leaving + settings.margin).clamp(min=0)
+    towards, leaving = ((triggered - one).norm(dim=1) for one in (positives, clean))
+    if settings.hinge == "batch":
+        towards, leaving = towards.mean(), leaving.mean()
+    visual = (towards - settings.away * leaving + settings.margin).clamp(min=0).mean()
     return textual + settings.visual * visual
 
 
@@ -141,8 +147,8 @@ def badclip_trigger(
 ) -> CentredPatch:
     """Optimise BadCLIP's patch against a clean CLIP.
 
-    The attack's other half, choosing images near the target's boundary as poisons, is left out:
-    poisons are drawn at random, as for the other attacks.
+    Its paper also chooses which images become poisons, near the target's boundary and far from it.
+    Its released code draws them at random, and so does ``poison_pairs``.
 
     Args:
         dataset: the attacker's clean images.

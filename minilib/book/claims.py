@@ -12,8 +12,8 @@ every name counts. Each call gives one number per seed:
 
 * `at(metric, …)`: the metric; at the last epoch unless `epoch=` says otherwise;
 * `change(metric, first, last, …)`: from one epoch to a later one;
-* `highest(metric, over, values, …)`, `lowest(…)`, `spread(…)`: over several values of a parameter
-  or row entry, given as a text with commas; `spread` is the highest less the lowest;
+* `highest(metric, over, values, …)`, `lowest(…)`, `mean(…)`, `spread(…)`: over several values of a
+  parameter or row entry, given as a text with commas; `spread` is the highest less the lowest;
 * `abs(x)`.
 
 `+ - * /`, comparisons, `and`, `or` and `not` combine them; seeds are paired. Only published trials
@@ -26,6 +26,7 @@ import functools
 import inspect
 import math
 import operator
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -277,6 +278,7 @@ class Numbers:
         choices = {
             "highest": max,
             "lowest": min,
+            "mean": statistics.fmean,
             "spread": lambda values: max(values) - min(values),
         }
         functions = {name: functools.partial(self.over, choose) for name, choose in choices.items()}

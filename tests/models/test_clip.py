@@ -268,6 +268,28 @@ def test_badclips_trigger_stays_in_its_patch(clip, rows):
     assert not torch.equal(trigger.patch, start.patch)
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_the_hinge_of_each_image_is_the_triplet_loss_of_pytorch(count):
+    draw = torch.Generator().manual_seed(count)
+    rows = [F.normalize(torch.randn(count, 6, generator=draw), dim=1) for _ in range(3)]
+    text = F.normalize(torch.randn(4, 6, generator=draw), dim=1)
+    scale, margin = torch.tensor(3.0), 0.2
+    values = {
+        hinge: dual_embedding_loss(
+            *rows, text, 2, scale, BadClipSettings(visual=7.0, margin=margin, hinge=hinge)
+        )
+        for hinge in ("batch", "image")
+    }
+    goal = torch.full((count,), 2)
+    triggered, clean, positives = rows
+    textual = F.cross_entropy(scale * triggered @ text.T, goal)
+    triplet = torch.nn.TripletMarginLoss(margin=margin)(triggered, positives, clean)
+    torch.testing.assert_close(values["image"], textual + 7 * triplet, rtol=1e-4, atol=1e-5)
+    assert values["batch"] <= values["image"] + 1e-6  # a hinge is convex
+    with pytest.raises(ValueError, match="accepted: batch, image"):
+        BadClipSettings(hinge="row")
+
+
 def test_a_patch_that_does_not_fit_is_refused():
     patch = CentredPatch(torch.zeros(1, 9, 9, dtype=torch.uint8))
     with pytest.raises(ValueError, match="accepted: fits"):
