@@ -670,7 +670,7 @@ class Clip:
     qra_epochs: int = Field(3, ge=1, le=1000, description="epochs of the query attack's generator")
     images: int = Field(8, ge=1, le=16, description="nearest images that a search shows")
     tower_attacks: names(IMAGE_TRIGGERS, "none") = Field(
-        "badnets,blended,wanet,sig",
+        "badnets,blended,sig",
         description="attacks on its visual part with a head; or none",
     )
     tower_methods: names(TOWER_DEFENCES) = Field(
