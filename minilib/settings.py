@@ -681,7 +681,6 @@ class Clip:
     tower_part: float = Field(
         0.5, gt=0, le=1, description="share of them for pre-training, where the model is small"
     )
-    tower_patch: int = Field(4, ge=1, le=64, description="pixels along one of its patches")
     tower_epochs: int = Field(10, ge=1, le=1000, description="epochs of fine-tuning all of it")
     tower_lr: float = Field(0.001, gt=0, le=1, description="their learning rate")
     seed: int = Field(

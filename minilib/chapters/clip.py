@@ -118,7 +118,7 @@ def tower_victim(cfg: Settings, attack: str) -> ImageVictim:
     return ImageVictim(
         data=poison(dataset, attack, cfg.seed), model="clip", seed=cfg.seed,
         epochs=cfg.tower_epochs, lr=cfg.tower_lr, batch_size=cfg.victim_batch,
-        pretrained=base(cfg, dataset, part=cfg.tower_part, patch=cfg.tower_patch),
+        pretrained=base(cfg, dataset, part=cfg.tower_part),
     )  # fmt: skip
 
 

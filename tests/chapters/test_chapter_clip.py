@@ -79,10 +79,10 @@ def test_rows_say_what_they_are_of():
 def test_the_paper_tower_is_told_from_the_small_one():
     """Whose weights are read has none of the small one's settings; the small one saw a part."""
     small = chapter.tower_victim(TOY, "badnets").pretrained
-    assert small.part == 0.5 and small.patch == 4 and small.dataset == "digits"
+    assert small.part == 0.5 and small.dataset == "digits"
     other = [
-        chapter.tower_victim(replace(TOY, model="folder", tower_patch=patch), "badnets")
-        for patch in (4, 8)
+        chapter.tower_victim(replace(TOY, model="folder", tower_part=part), "badnets")
+        for part in (0.2, 0.5)
     ]
     assert other[0] == other[1] and other[0].pretrained.part == 1
     assert chapter.trials(replace(TOY, tower_attacks="none")) == [
