@@ -86,8 +86,9 @@ LABELS_BY_KIND = {
         "small": "small", "small-causal": "small, causal", "medium": "medium",
         "llama2": "Llama-2 7B", "qwen1.5-4b": "Qwen1.5-4B",
         "smollm2": "SmolLM2",
-        "resnet18": "ResNet-18", "preresnet18": "PreAct ResNet-18", "vgg19": "VGG-19",
-        "vit": "ViT", "clip": "CLIP's ViT", "cnn": "CNN", "whitened": "whitened CNN",
+        "resnet18": "ResNet-18", "preresnet18": "PreAct ResNet-18", "wrn16": "WRN-16",
+        "vgg19": "VGG-19", "vit": "ViT", "clip": "CLIP's ViT", "cnn": "CNN",
+        "whitened": "whitened CNN",
         # as the papers' tables spell them
         "BERT": "BERT-base", "DistilBert": "DistilBERT", "Llama2": "Llama-2 7B",
     },

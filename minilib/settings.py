@@ -132,7 +132,7 @@ def split(value: str) -> tuple[str, ...]:
 
 
 IMAGE_SETS = Literal["cifar10-10k", "cifar10", "gtsrb-3k", "gtsrb", "tiny-imagenet", "digits"]
-IMAGE_VICTIMS = Literal["resnet18", "preresnet18", "vgg19", "vit", "cnn", "whitened"]
+IMAGE_VICTIMS = Literal["resnet18", "preresnet18", "wrn16", "vgg19", "vit", "cnn", "whitened"]
 IMAGE_TRIGGERS = Names(
     "image attack",
     "badnets", "blended", "wanet", "refool", "iad", "issba", "sig", "narcissus", "adap-blend",

@@ -216,19 +216,21 @@ class ResidualBlock(nn.Module):
         return F.relu(self.bn2(self.conv2(out)) + self.shortcut(x))
 
 
-class ResNet18(nn.Module):
-    """ResNet-18 for small images: a 3 × 3 stem of stride 1, no pooling after it; d = 8 · width.
+class ResidualNetwork(nn.Module):
+    """A residual network for small images: two blocks a stage, a stem of stride 1, no pooling.
 
-    20 convolutions: the stem, 16 in blocks, 3 in shortcuts. Source: He et al. (2016a; b for
-    ``before``).
+    d = 2^(stages - 1) · width. Four stages are ResNet-18 (20 convolutions: the stem, 16 in blocks,
+    3 in shortcuts); three, with norms ``before``, WRN-16-k where width = 16 · k, but for its stem,
+    which has 16 channels there. Source: He et al. (2016a; b for ``before``), Zagoruyko and
+    Komodakis (2016).
     """
 
-    def __init__(self, channels: int = 3, width: int = 64, before: bool = False):
+    def __init__(self, channels: int = 3, width: int = 64, before: bool = False, stages: int = 4):
         super().__init__()
         self.stem = nn.Conv2d(channels, width, 3, 1, 1, bias=False)
-        self.norm = nn.BatchNorm2d(8 * width if before else width)
+        self.norm = nn.BatchNorm2d(2 ** (stages - 1) * width if before else width)
         self.before, blocks, inner = before, [], width
-        for stage in range(4):
+        for stage in range(stages):
             outer = width * 2**stage
             for stride in (1 if stage == 0 else 2, 1):
                 blocks.append(ResidualBlock(inner, outer, stride, before))
@@ -364,7 +366,7 @@ class ImageToImage(nn.Module):
         return self.last(self.up(torch.cat([top, low], 1)))
 
 
-IMAGE_MODELS = ("cnn", "resnet18", "preresnet18", "vgg19", "vit", "whitened")
+IMAGE_MODELS = ("cnn", "resnet18", "preresnet18", "wrn16", "vgg19", "vit", "whitened")
 
 
 def image_classifier(
@@ -377,8 +379,8 @@ def image_classifier(
     """Make an untrained image classifier, its weights drawn under ``seed``.
 
     Args:
-        name: ``cnn`` (three convolutions), ``resnet18``, ``preresnet18``, ``vgg19``, ``vit``,
-            ``whitened``.
+        name: ``cnn`` (three convolutions), ``resnet18``, ``preresnet18``, ``wrn16``, ``vgg19``,
+            ``vit``, ``whitened``.
         shape: channels, height, width of an image.
         width: factor on the number of channels (of the ViT's 192 dimensions).
 
@@ -391,8 +393,9 @@ def image_classifier(
     channels, size = shape[0], max(8, int(64 * width))
     builder = {
         "cnn": lambda: small_cnn(channels, width),
-        "resnet18": lambda: ResNet18(channels, size),
-        "preresnet18": lambda: ResNet18(channels, size, before=True),
+        "resnet18": lambda: ResidualNetwork(channels, size),
+        "preresnet18": lambda: ResidualNetwork(channels, size, before=True),
+        "wrn16": lambda: ResidualNetwork(channels, max(4, int(16 * width)), before=True, stages=3),
         "vgg19": lambda: vgg19(channels, width),
         "vit": lambda: VisionTransformer(shape, max(32, int(192 * width))),
         "whitened": lambda: Whitened(channels, size),

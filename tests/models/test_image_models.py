@@ -95,6 +95,17 @@ def test_resnet_has_the_papers_twenty_convolutions():
     assert 11.1e6 < sum(p.numel() for p in full.parameters()) < 11.2e6  # 11.17 million
 
 
+def test_wrn_16_1_has_its_papers_size():
+    model = image_classifier("wrn16", 10)
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv2d)]
+    assert [m.kernel_size[0] for m in convolutions].count(3) == 13 and len(convolutions) == 15
+    assert model.head.in_features == 64
+    assert 0.17e6 < sum(p.numel() for p in model.parameters()) < 0.18e6  # "0.2 million", Table 5
+    # Norm and ReLU come first, the last ones after all blocks.
+    images = torch.rand(3, 3, 32, 32)
+    assert (model.features(images) >= 0).all() and model.encoder.norm.num_features == 64
+
+
 def test_the_first_layer_whitens_patches():
     model = image_classifier("whitened", 5, width=0.25)
     images = pixels(colours(20)) / 255 + 0.3 * pixels(colours(20))[:, :1] / 255
