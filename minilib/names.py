@@ -44,6 +44,8 @@ LABELS_BY_KIND = {
         "sande-p": "SANDE-P", "sande": "SANDE", "osft": "OSFT",
         # images
         "ft": "FT", "nc": "NC", "bti-dbf": "BTI-DBF", "anp": "ANP", "ep": "EP", "rnp": "RNP",
+        "anp-code": "ANP (code)", "ep-code": "EP (code)", "bnp-code": "BNP (code)",
+        "rnp-code": "RNP (code)",
         "clp": "CLP", "i-bau": "I-BAU", "i-bau-code": "I-BAU (code)", "sau": "SAU", "pam": "PAM",
         "ibu": "IBU (bound)", "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)",
         "cleanclip": "CleanCLIP",

@@ -213,9 +213,9 @@ def _trained(network, one: ImageVictim, data) -> list[dict]:
 
 @recipe
 class ImageMeasure:
-    """A victim, or the same network never poisoned, on clean and on triggered test images."""
+    """A victim, the same network never poisoned, or what a defence leaves, on test images."""
 
-    victim: ImageVictim
+    victim: ImageVictim | ImageDefence
     trigger: ImageTrigger
 
 
@@ -224,7 +224,8 @@ def image_measure(one: ImageMeasure) -> list[dict]:
     """Measure a classifier; one row: ``acc``, ``asr``, ``pacc`` in percent."""
     from ..metrics.reactivation import image_rates
 
-    model, _ = image_victim(one.victim)
+    defended = isinstance(one.victim, ImageDefence)
+    model, _ = image_defence(one.victim) if defended else image_victim(one.victim)
     rates = image_rates(model, *clean_and_triggered(one.trigger), one.trigger.target)
     return [{name: rates[name] for name in ("acc", "asr", "pacc")}]
 
@@ -368,6 +369,8 @@ DEFENCE_READS = {
     "bi-bau-u": _BI_BAU,
     "bi-bau-t": _BI_BAU,
     "ep": (),
+    "ep-code": (),
+    "bnp-code": (),
     "clp": (),
 }
 
@@ -430,7 +433,7 @@ def defence_settings(one: ImageDefence, target: int, poison=None):
 
     Args:
         target: the backdoor's class, which BI-BAU (T) is told.
-        poison: the defender's rows with the true trigger and true labels, for the bound alone.
+        poison: of the attack, as ``unlearning.defence_settings`` says; for two methods alone.
     """
     from .. import unlearning
     from ..unlearning import BiBauSettings
@@ -457,7 +460,8 @@ def image_defence(one: ImageDefence):
 
     victim, _ = image_victim(one.victim)
     case, rows = case_of(one.victim.data), defender_of(one.victim, one.share, one.seed)
-    poison = case.put(rows) if one.method == "ibu" else None
+    poisons = {"ibu": lambda: case.put(rows), "ep-code": lambda: case.poisoned.dataset}
+    poison = poisons[one.method]() if one.method in poisons else None
     settings = defence_settings(one, case.target, poison)
     return kept_defence(one, victim, lambda: defend(one.method, victim, rows, settings))
 

@@ -26,6 +26,7 @@ from .bi_bau import BiBauSettings, blind_inversion
 from .common import check_clean
 from .fine_tuning import PamSettings, TuneSettings, path_aware, plain_tuning, towards
 from .pruning import (
+    RELEASED_RNP,
     AnpSettings,
     ClpSettings,
     EpSettings,
@@ -72,7 +73,19 @@ DEFENCES = {
     "rnp": Defence(reconstructive_pruning, RnpSettings, "clean images, batch norm"),
     "clp": Defence(lipschitz_pruning, ClpSettings, "batch norm; no images"),
     "i-bau": Defence(implicit_unlearning, IBauSettings, "clean images"),
-    # Released code that does something else than its paper.
+    # Released code that does something else than its paper, or than the method above.
+    "anp-code": Defence(
+        adversarial_pruning, AnpSettings, "clean images, batch norm", {"released": True}
+    ),
+    "ep-code": Defence(
+        entropy_pruning, EpSettings, "batch norm, the poisoned training set", {"released": True}
+    ),
+    "bnp-code": Defence(
+        entropy_pruning, EpSettings, "clean images, batch norm", {"released": True, "mixed": None}
+    ),
+    "rnp-code": Defence(
+        reconstructive_pruning, RnpSettings, "clean images, batch norm", RELEASED_RNP
+    ),
     "i-bau-code": Defence(implicit_unlearning, IBauSettings, "clean images", RELEASED_I_BAU),
     "sau": Defence(shared_unlearning, SauSettings, "clean images"),
     "pam": Defence(path_aware, PamSettings, "clean images, a linear head"),
@@ -118,12 +131,15 @@ def defend(
             f"settings of {method} are {type(settings).__name__}; "
             f"accepted: {defence.settings.__name__}"
         )
+    if method == "ep-code" and settings.mixed is None:
+        raise ValueError("mixed is None; accepted: the poisoned training set, EpSettings(mixed=…)")
     if method == "bi-bau-t" and settings.target is None:
         raise ValueError("target is None; accepted: the backdoor's class, BiBauSettings(target=…)")
     check_clean(model, clean)
     return defence.run(model, clean, replace(settings, **defence.fixed))
 
 
+POISON_OF = {"ibu": "poison", "ep-code": "mixed"}  # the setting that takes an attack's poison
 STEPS = (
     "epochs", "recover_epochs", "steps", "inner_steps", "outer_steps", "mask_steps", "rounds",
 )  # fmt: skip
@@ -138,7 +154,8 @@ def defence_settings(
     seed, precision and, where it is smaller, batch size.
 
     Args:
-        poison: the defender's rows with the true trigger and labels, which the bound alone sees.
+        poison: for the bound, the defender's rows with the true trigger and labels; for ``ep-code``
+            the poisoned training set. No other method sees it.
         effort: factor on the others' steps and epochs (STEPS); one at least is made.
 
     Raises:
@@ -153,8 +170,8 @@ def defence_settings(
     changes = {key: value for key, value in shared.items() if key in fields}
     if "batch_size" in fields:
         changes["batch_size"] = min(settings.batch_size, plan.batch_size)
-    if method == "ibu":
-        changes["poison"] = poison
+    if method in POISON_OF:
+        changes[POISON_OF[method]] = poison
     if effort != 1:
         made = {name: fields[name] for name in STEPS if fields.get(name)}
         changes |= {name: max(1, round(effort * count)) for name, count in made.items()}

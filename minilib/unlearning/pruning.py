@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,16 +23,20 @@ from .pgd import pgd, signed
 Scales = dict[str, Tensor]  # batch norm's name → (channels,)
 
 
-def prune(model: nn.Module, channels: dict[str, Tensor]) -> nn.Module:
+def prune(model: nn.Module, channels: dict[str, Tensor], shift: bool = True) -> nn.Module:
     """Silence channels in place: scale and shift of their batch norm become 0.
 
-    ``channels``: batch norm's name → (channels,) bool, True where pruned.
+    Args:
+        channels: batch norm's name → (channels,) bool, True where pruned.
+        shift: else the shift stays, and a pruned channel is a constant, not 0. The released codes
+            of ANP, RNP, EP and BNP prune like that, CLP's does not.
     """
     modules = dict(model.named_modules())
     with torch.no_grad():
         for name, mask in channels.items():
             modules[name].weight[mask] = 0
-            modules[name].bias[mask] = 0
+            if shift:
+                modules[name].bias[mask] = 0
     return model
 
 
@@ -55,6 +60,8 @@ class AnpSettings:
         eps: largest relative perturbation of a scale or shift.
         alpha: weight of the unperturbed loss, 1 - alpha of the perturbed.
         threshold: channels whose mask ends below it are pruned.
+        released: as the released code does it: the signed step from the random start is not held
+            to eps, so a perturbation is up to twice as large, and pruning leaves the shifts.
     """
 
     steps: int = 2000
@@ -66,6 +73,7 @@ class AnpSettings:
     threshold: float = 0.2
     precision: str = "auto"
     seed: int = 0
+    released: bool = False
 
     def __post_init__(self):
         above_zero(self, "steps", "lr", "batch_size", "eps")
@@ -98,6 +106,9 @@ def adversarial_masks(model: ImageClassifier, data: ImageData, settings: AnpSett
             logits = rescaled(model, named(scale), named(shift))(batch.images)
         return F.cross_entropy(logits.float(), batch.labels)
 
+    def held(noise: Tensor) -> Tensor:
+        return noise if settings.released else noise.clamp(-settings.eps, settings.eps)
+
     model = model_copy(model).train().requires_grad_(False)
     with seeded(settings.seed, device) as rng:
         batches = forever(data, settings.batch_size, rng)
@@ -106,7 +117,7 @@ def adversarial_masks(model: ImageClassifier, data: ImageData, settings: AnpSett
             noise = torch.empty(2, len(mask), device=device).uniform_(-settings.eps, settings.eps)
             noise = pgd(
                 lambda xi, batch=batch: -error(batch, mask.detach() + xi[0], 1 + xi[1]),
-                noise, 1, signed(settings.eps), lambda xi: xi.clamp(-settings.eps, settings.eps),
+                noise, 1, signed(settings.eps), held,
             )  # fmt: skip
             plain = error(batch, mask, torch.ones_like(mask))
             robust = error(batch, mask + noise[0], 1 + noise[1])
@@ -123,7 +134,8 @@ def adversarial_pruning(
     """ANP: prune the channels that an adversary would amplify. Source: Wu and Wang (2021)."""
     model, data = prepared(model, clean)
     masks = adversarial_masks(model, data, settings)
-    return prune(model, {name: mask < settings.threshold for name, mask in masks.items()})
+    closed = {name: mask < settings.threshold for name, mask in masks.items()}
+    return prune(model, closed, shift=not settings.released)
 
 
 # ---------------------------------------------------------------------------------- EP and BNP
@@ -136,11 +148,18 @@ class EpSettings:
     Attributes:
         mixed: the training set that holds the poison. Without it the same paper's second method,
             BNP, is used, which needs clean images alone.
-        deviations: channels this many standard deviations out within their layer are pruned.
+        deviations: channels this many standard deviations out within their layer are pruned. In a
+            layer of ten channels or fewer none can be three out.
+        released: as the released code does it: a map stands for a neuron by its largest value
+            before the norm, entropy is that of a histogram, over 500 random images of the mixture,
+            and pruning leaves the shifts.
+        seed: of which 500 those are.
     """
 
     mixed: ImageDataset | None = None
     deviations: float = 3.0
+    released: bool = False
+    seed: int = 0
 
     def __post_init__(self):
         above_zero(self, "deviations")
@@ -160,14 +179,30 @@ def spacing_entropy(values: Tensor) -> Tensor:
     return ((high - low).clamp(min=1e-6) * count / (2 * gap)).log().mean(0)
 
 
+def histogram_entropy(values: Tensor, width: float = 0.01) -> Tensor:
+    """Entropy in nats of each column of (N, k), over bars of one width from the least value on.
+
+    Bars are open on both sides, and what lies beyond the last whole one is lost, as in the
+    released code of Zheng et al. (2022b).
+    """
+    low = values.min()
+    entropy = torch.zeros_like(values[0])
+    for bar in range(int((values.max() - low) / width)):
+        inside = (values > low + bar * width) & (values < low + (bar + 1) * width)
+        share = inside.to(values.dtype).mean(0)
+        entropy -= torch.special.xlogy(share, share)
+    return entropy
+
+
 def norm_outputs(
-    model: nn.Module, data: ImageData, method: str
+    model: nn.Module, data: ImageData, method: str, largest: bool = False
 ) -> tuple[dict[str, Tensor], dict[str, tuple[Tensor, Tensor]]]:
     """What each batch norm sees and gives on these images.
 
     Returns:
-        outputs: name → (N, channels), the mean of each output map; and inputs: name → mean and
-        variance (channels,) over rows and places of what goes in.
+        outputs: name → (N, channels), the mean of each output map, or with ``largest`` the largest
+        value of each input map; and inputs: name → mean and variance (channels,) over rows and
+        places of what goes in.
     """
     norms = batch_norms(model, method)
     outputs = {name: [] for name in norms}
@@ -175,8 +210,9 @@ def norm_outputs(
 
     def hook(name: str):
         def keep(module, inputs, output):
-            outputs[name].append(output.detach().float().mean((2, 3)))
             x = inputs[0].detach().float()
+            kept = x.amax((2, 3)) if largest else output.detach().float().mean((2, 3))
+            outputs[name].append(kept)
             sums[name] = sums[name] + torch.stack([x.mean((2, 3)), x.square().mean((2, 3))]).sum(1)
 
         return keep
@@ -205,15 +241,18 @@ def entropy_pruning(
     Source: Zheng et al. (2022b); a map stands for a neuron by its mean.
     """
     model, data = prepared(model, clean)
-    if settings.mixed is not None:
-        data = image_data(settings.mixed, data.labels.device)
-    outputs, inputs = norm_outputs(model, data, "ep")
+    mixed, released = settings.mixed, settings.released
+    if mixed is not None:
+        few = np.random.default_rng(settings.seed).permutation(len(mixed))[:EVAL_IMAGES]
+        data = image_data(mixed.select(few) if released else mixed, data.labels.device)
+    outputs, inputs = norm_outputs(model, data, "ep", largest=released)
     norms, pruned_channels = batch_norms(model, "ep"), {}
     for name, norm in norms.items():
-        if settings.mixed is not None:
+        if mixed is not None:
             x = outputs[name]
+            standardised = (x - x.mean(0)) / x.std(0).clamp(min=1e-6)
+            score = -(histogram_entropy if released else spacing_entropy)(standardised)
             # A constant channel has no entropy to speak of, and nothing to say of a trigger.
-            score = -spacing_entropy((x - x.mean(0)) / x.std(0).clamp(min=1e-6))
             score[x.std(0) < 1e-6] = -torch.inf
         else:
             mean, variance = inputs[name][0], inputs[name][1].clamp(min=1e-8)
@@ -224,7 +263,7 @@ def entropy_pruning(
                 - (variance / running_variance).log()
             )
         pruned_channels[name] = _far_out(score, settings.deviations)
-    return prune(model, pruned_channels)
+    return prune(model, pruned_channels, shift=not released)
 
 
 def _far_out(score: Tensor, deviations: float) -> Tensor:
@@ -249,6 +288,12 @@ class RnpSettings(SgdSettings):
         recover_epochs, recover_lr: of SGD on the masks.
         threshold: channels whose mask ends below it are pruned. The authors choose it per attack by
             what it does to ASR, which a defender cannot; 0.2 is ours.
+        released: as the released code unlearns and prunes: batch norm has the statistics of each
+            batch, ``stop`` is compared with the accuracy over the epoch's own batches, the rate
+            falls tenfold at the tenth epoch, nothing is clipped, and pruning leaves the shifts.
+
+    ``RELEASED_RNP`` has what else differs there: it stops at 0.2, and a fifth of the recovery's
+    loss is what moves the masks, which is a fifth of the rate.
     """
 
     epochs: int = 20
@@ -257,6 +302,7 @@ class RnpSettings(SgdSettings):
     recover_epochs: int = 20
     recover_lr: float = 0.2
     threshold: float = 0.2
+    released: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -266,25 +312,37 @@ class RnpSettings(SgdSettings):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: 0 … 1")
 
 
+RELEASED_RNP = {"released": True, "stop": 0.2, "recover_lr": 0.04}
+RELEASED_FALL = 10  # epochs of unlearning until the released code's rate falls tenfold
+
+
 def unlearn_clean(model: ImageClassifier, data: ImageData, settings: RnpSettings) -> None:
     """Ascend the clean loss in place until accuracy falls to ``stop``; batch norm stays frozen.
 
     Source: Li et al. (2023).
     """
-    device = data.labels.device
+    device, released = data.labels.device, settings.released
     optimizer = torch.optim.SGD(
         model.parameters(), settings.lr, settings.momentum, weight_decay=settings.weight_decay
     )
     with seeded(settings.seed, device) as rng:
-        for _ in range(settings.epochs):
+        for epoch in range(settings.epochs):
+            model.train(released)
+            optimizer.param_groups[0]["lr"] = settings.lr / (
+                10 if released and epoch >= RELEASED_FALL else 1
+            )
+            correct = 0
             for batch in ImageBatches(data, settings.batch_size)(rng):
                 with autocast(device, settings.precision, scaled=False):
                     logits = model(batch.images)
                 (-F.cross_entropy(logits.float(), batch.labels)).backward()
-                nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
+                correct += (logits.argmax(1) == batch.labels).sum()
+                if not released:
+                    nn.utils.clip_grad_norm_(model.parameters(), settings.clip)
                 optimizer.step()
                 optimizer.zero_grad(set_to_none=True)
-            if accuracy_on(model, data) <= settings.stop:
+            accuracy = correct.item() / len(data) if released else accuracy_on(model, data)
+            if accuracy <= settings.stop:
                 return
 
 
@@ -328,7 +386,8 @@ def reconstructive_pruning(
     unlearned = model_copy(model)
     unlearn_clean(unlearned, data, settings)
     masks = recovery_masks(unlearned, data, settings)
-    return prune(model, {name: mask < settings.threshold for name, mask in masks.items()})
+    closed = {name: mask < settings.threshold for name, mask in masks.items()}
+    return prune(model, closed, shift=not settings.released)
 
 
 # --------------------------------------------------------------------------------------- CLP

@@ -1,5 +1,6 @@
 """The baseline defences: their identities, what they leave alone, what they do to BadNets."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -56,7 +57,16 @@ from minilib.unlearning.adversarial import (
     universal_perturbation,
 )
 from minilib.unlearning.common import prepared
-from minilib.unlearning.pruning import adversarial_masks, norm_outputs, rescaled, spacing_entropy
+from minilib.unlearning.pruning import (
+    RELEASED_RNP,
+    _far_out,
+    adversarial_masks,
+    histogram_entropy,
+    norm_outputs,
+    rescaled,
+    spacing_entropy,
+    unlearn_clean,
+)
 
 GENERATOR = replace(SMOKE, epochs=20, lr=3e-3, batch_size=32)
 FP32 = {"batch_size": 32, "precision": "fp32"}
@@ -498,6 +508,144 @@ def test_lipschitz_bound_against_numpy_and_a_planted_channel(case, victim):  # n
     assert torch.isfinite(
         defend("clp", wide.eval(), case.defender)(torch.zeros(1, 1, 16, 16))
     ).all()
+
+
+class Tiny(nn.Module):
+    """One convolution, one norm: small enough to write every defence out by hand."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6)
+
+    def forward(self, x):
+        return self.norm(self.conv(x)).relu().mean((2, 3))
+
+
+def tiny():
+    """A tiny classifier with statistics and shifts of its own, and 40 images of three classes."""
+    torch.manual_seed(3)
+    model = ImageClassifier(Tiny(), nn.Linear(6, 3), 0.5, 0.25)
+    norm = model.encoder.norm
+    with torch.no_grad():
+        norm.weight.uniform_(0.5, 1.5)
+        norm.bias.uniform_(0.2, 0.6)
+        norm.running_var.uniform_(0.5, 2)
+    images = np.random.default_rng(1).integers(0, 256, (40, 6, 6, 1), dtype=np.uint8)
+    clean = ImageDataset("tiny", "train", images, np.arange(40) % 3, ("a", "b", "c"), "built-in")
+    return model.eval(), clean
+
+
+def by_batch(model, x, scale, shift):
+    """The tiny model with the batch's own statistics, its norm's scale and shift multiplied."""
+    norm = model.encoder.norm
+    x = model.encoder.conv((x.float() / 255 - 0.5) / 0.25)
+    x = F.batch_norm(x, None, None, norm.weight * scale, norm.bias * shift, True, 0.1, norm.eps)
+    return model.head(x.relu().mean((2, 3)))
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_anp_step_by_step(released):
+    """The released code takes a signed step from a random start and does not hold it to eps."""
+    model, clean = tiny()
+    how = AnpSettings(steps=4, batch_size=20, precision="fp32", released=released)
+    data, mask, speed, farthest = image_data(clean), torch.ones(6), torch.zeros(6), 0.0
+    with seeded(0, torch.device("cpu")) as rng:
+        order = [rows for _ in range(2) for rows in np.array_split(rng.permutation(40), 2)]
+        for rows in order:
+            images, labels = data.images[rows], data.labels[rows]
+            noise = torch.empty(2, 6).uniform_(-0.4, 0.4).requires_grad_(True)
+            error = F.cross_entropy(by_batch(model, images, mask + noise[0], 1 + noise[1]), labels)
+            noise = (noise + 0.4 * torch.autograd.grad(error, noise)[0].sign()).detach()
+            noise = noise if released else noise.clamp(-0.4, 0.4)
+            farthest = max(farthest, noise.abs().max().item())
+            mask.requires_grad_(True)
+            plain = F.cross_entropy(by_batch(model, images, mask, 1.0), labels)
+            robust = F.cross_entropy(by_batch(model, images, mask + noise[0], 1 + noise[1]), labels)
+            (slope,) = torch.autograd.grad(0.2 * plain + 0.8 * robust, mask)
+            speed = 0.9 * speed + slope
+            mask = (mask.detach() - 0.2 * speed).clamp(0, 1)
+    (found,) = adversarial_masks(model, data, how).values()
+    torch.testing.assert_close(found, mask, atol=1e-5, rtol=1e-5)
+    assert (farthest > 0.4 + 1e-6) == released and found.min() < 1
+    closing = replace(how, threshold=0.5 * (found.min() + found.max()).item())
+    norm = defend("anp", model, clean, closing).encoder.norm
+    gone = norm.weight == 0
+    assert 0 < gone.sum() < 6
+    kept = model.encoder.norm.bias[gone] if released else torch.zeros(int(gone.sum()))
+    assert torch.equal(norm.bias[gone], kept)
+
+
+def test_rnp_as_released_step_by_step():
+    """Its own batches' statistics and accuracy, no clipping, and scales alone are pruned."""
+    model, clean = tiny()
+    data = image_data(clean)
+    by_hand = model_copy(model).train()
+    how = RnpSettings(
+        epochs=12, lr=0.1, batch_size=20, precision="fp32", **(RELEASED_RNP | {"stop": 0.0})
+    )
+    speed = [torch.zeros_like(w) for w in by_hand.parameters()]
+    with seeded(0, torch.device("cpu")) as rng:
+        for epoch in range(12):
+            rate, correct = (0.1 if epoch < 10 else 0.01), 0
+            for rows in np.array_split(rng.permutation(40), 2):
+                logits = by_hand(data.images[rows])
+                correct += (logits.argmax(1) == data.labels[rows]).sum().item()
+                loss = -F.cross_entropy(logits, data.labels[rows])
+                slopes = torch.autograd.grad(loss, list(by_hand.parameters()))
+                with torch.no_grad():
+                    for weight, slope, v in zip(by_hand.parameters(), slopes, speed, strict=True):
+                        v.mul_(0.9).add_(slope + 5e-4 * weight)
+                        weight -= rate * v
+            if correct == 0:
+                break
+    unlearned = model_copy(model)
+    unlearn_clean(unlearned, data, how)
+    for found, wanted in zip(unlearned.parameters(), by_hand.parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-4, rtol=1e-4)
+    assert not torch.equal(unlearned.encoder.norm.running_mean, model.encoder.norm.running_mean)
+    ours = model_copy(model)
+    unlearn_clean(ours, data, replace(how, released=False))
+    assert torch.equal(ours.encoder.norm.running_mean, model.encoder.norm.running_mean)
+    norm = defend("rnp-code", model, clean, replace(how, threshold=1.0)).encoder.norm
+    gone = norm.weight == 0
+    assert gone.any() and torch.equal(norm.bias, model.encoder.norm.bias)
+
+
+def test_ep_and_bnp_as_released():
+    """Largest values before the norm, bars of a hundredth, and the shifts stay."""
+    model, clean = tiny()
+    how = EpSettings(clean, deviations=0.5, released=True)
+    maps = model.encoder.conv((pixels(clean.images) / 255 - 0.5) / 0.25).detach()
+    values = maps.flatten(2).max(2).values
+    values = (values - values.mean(0)) / values.std(0)
+    low, entropies = values.min(), []
+    for column in values.T:
+        entropies.append(0.0)
+        for bar in range(int((values.max() - low) / 0.01)):
+            inside = [low + bar * 0.01 < v < low + (bar + 1) * 0.01 for v in column]
+            share = sum(inside) / len(column)
+            entropies[-1] -= share * math.log(share) if share else 0.0
+    assert np.allclose(histogram_entropy(values), entropies, atol=1e-5)
+    gone = np.array(entropies) < np.mean(entropies) - 0.5 * np.std(entropies)
+    assert 0 < gone.sum() < 6
+    norm = defend("ep-code", model, clean, how).encoder.norm
+    assert (norm.weight == 0).numpy().tolist() == gone.tolist()
+    assert torch.equal(norm.bias, model.encoder.norm.bias)
+    plain = replace(how, mixed=None, released=False)
+    bnp = [defend(name, model, clean, plain).encoder.norm for name in ("bnp-code", "ep")]
+    pruned = [layer.weight == 0 for layer in bnp]
+    assert torch.equal(*pruned) and pruned[0].any()
+    assert torch.equal(bnp[0].bias, model.encoder.norm.bias)
+    assert (bnp[1].bias[pruned[1]] == 0).all()
+    with pytest.raises(ValueError, match="mixed is None; accepted: the poisoned training set"):
+        defend("ep-code", model, clean)
+
+
+@pytest.mark.parametrize("count", [10, 11])
+def test_no_channel_of_ten_is_three_deviations_out(count):
+    score = torch.zeros(count)
+    score[4] = 1e6
+    assert _far_out(score, 3.0).tolist() == [count > 10 and k == 4 for k in range(count)]
 
 
 # --------------------------------------------------------------------------------- inversion
