@@ -246,6 +246,48 @@ def any_run(cfg: Settings) -> list:
     return list(dict.fromkeys(one for there in (cfg, *single_cfgs) for one in trials(there)))
 
 
+# ---------------------------------------------------------------- the baselines on other networks
+
+# Narrow networks of two other families, each with a rate at which it learns the signs.
+FOREIGN = {"vgg19": {"width": 0.125, "lr": 0.05}, "wrn16": {"width": 0.5, "lr": 0.1}}
+FOREIGN_RATES = (0.2, 0.1)  # of poison
+FOREIGN_SEEDS = (0, 1, 2)
+FOREIGN_SHARE = 0.2  # 550 images, about as many as the papers' authors have (500)
+# In the order of what they cost. The released readings stand beside ours.
+BASELINES = (
+    "clp", "ep", "bnp-code", "ep-code", "ft", "rnp", "rnp-code",
+    "pam", "i-bau", "bti-dbf", "anp", "anp-code", "sau", "i-bau-code", "nc",
+)  # fmt: skip
+ANP_EFFORT = 0.1  # 200 steps of its 2,000, which would cost more than all else together
+
+
+def foreign_victim(model: str, rate: float, seed: int) -> ImageVictim:
+    """A small VGG or wide residual network with BadNets in it, trained on road signs."""
+    data = replace(poison("gtsrb-3k", "badnets", seed), rate=rate)
+    return ImageVictim(
+        data=data, model=model, seed=seed, epochs=20, batch_size=32, training="cycle",
+        **FOREIGN[model],
+    )  # fmt: skip
+
+
+def baselines() -> list[ImageMeasure]:
+    """Each foreign victim and what every baseline leaves of it; the cheapest first."""
+    networks: list[ImageVictim | ImageDefence] = []
+    for rate in FOREIGN_RATES:
+        victims = [foreign_victim(name, rate, seed) for seed in FOREIGN_SEEDS for name in FOREIGN]
+        networks += victims
+        networks += [
+            ImageDefence(
+                victim=one, method=method, seed=one.seed, share=FOREIGN_SHARE,
+                effort=ANP_EFFORT if method.startswith("anp") else 1.0,
+            )
+            for method in BASELINES
+            for one in victims
+        ]  # fmt: skip
+    trigger = poison("gtsrb-3k", "badnets", 0).trigger
+    return [ImageMeasure(victim=one, trigger=trigger) for one in networks]
+
+
 # ---------------------------------------------------------------- rows
 
 
@@ -275,6 +317,8 @@ def rows(results: Iterable[Trial], cfg: Settings | None = None) -> list[dict]:
 def _parts(recipe, cfg, planned: dict, plans: dict) -> list[dict]:
     """What the rows of a trial are called in each part that they belong to."""
     if isinstance(recipe, ImageMeasure):
+        if isinstance(recipe.victim, ImageDefence):
+            return [{"part": "baselines", "method": recipe.victim.method}]
         clean = recipe.victim == ideal(recipe.victim)
         return [{"part": "start" if clean else "main", "method": "clean" if clean else "none"}]
     if isinstance(recipe, ImageRetuning):
