@@ -414,25 +414,50 @@ def channel_lipschitz(convolution: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     return torch.linalg.matrix_norm(kernel, 2) * gain
 
 
+def judged_with(model: nn.Module, image: Tensor) -> dict[str, nn.Conv2d]:
+    """Batch norm's name → the convolution that ran last before it, where their channels agree.
+
+    Where norms come ahead of convolutions, the order in which a block defines its layers is not
+    that in which they run; and a norm of a sum is judged with the last convolution in it.
+
+    Args:
+        image: (1, C, H, W), put through the model once, in eval mode.
+    """
+    last, pairs = [], {}
+
+    def ran(name: str):
+        def note(module, inputs, output):
+            if isinstance(module, nn.Conv2d):
+                last[:] = [module]
+            elif last and last[0].out_channels == module.num_features:
+                pairs[name] = last[0]
+
+        return note
+
+    kinds = nn.Conv2d, nn.BatchNorm2d
+    handles = [
+        module.register_forward_hook(ran(name))
+        for name, module in model.named_modules()
+        if isinstance(module, kinds)
+    ]
+    with torch.inference_mode():
+        model(image)
+    for handle in handles:
+        handle.remove()
+    return pairs
+
+
 def lipschitz_pruning(
     model: ImageClassifier, clean: ImageDataset, settings: ClpSettings
 ) -> ImageClassifier:
     """CLP: prune channels that can react far more strongly than the others of their layer.
 
-    Needs no images. A batch norm is judged with the convolution defined last before it, where their
-    channels agree (in a network with norms ahead of convolutions, not all do).
-
-    Source: Zheng et al. (2022a).
+    Of the images it needs the shape alone. Source: Zheng et al. (2022a).
     """
-    model, _ = prepared(model, clean)
-    batch_norms(model, "clp")
-    convolution, pruned_channels = None, {}
-    for name, module in model.named_modules():
-        if isinstance(module, nn.Conv2d):
-            convolution = module
-        elif isinstance(module, nn.BatchNorm2d) and convolution is not None:
-            if convolution.out_channels == module.num_features:
-                bound = channel_lipschitz(convolution, module)
-                pruned_channels[name] = _far_out(bound, settings.deviations)
-            convolution = None
+    model, data = prepared(model, clean)
+    norms, pruned_channels = batch_norms(model, "clp"), {}
+    for name, convolution in judged_with(model, data.images[:1]).items():
+        if name in norms:
+            bound = channel_lipschitz(convolution, norms[name])
+            pruned_channels[name] = _far_out(bound, settings.deviations)
     return prune(model, pruned_channels)

@@ -62,6 +62,7 @@ from minilib.unlearning.pruning import (
     _far_out,
     adversarial_masks,
     histogram_entropy,
+    judged_with,
     norm_outputs,
     rescaled,
     spacing_entropy,
@@ -504,10 +505,28 @@ def test_lipschitz_bound_against_numpy_and_a_planted_channel(case, victim):  # n
     assert np.allclose(bound.numpy(), largest * gain, rtol=1e-4)
     done = defend("clp", model, case.defender)
     assert (done.encoder[7].weight == 0).nonzero().flatten().tolist() == [9]
-    wide = image_classifier("preresnet18", 10, case.clean.shape, width=0.125)
-    assert torch.isfinite(
-        defend("clp", wide.eval(), case.defender)(torch.zeros(1, 1, 16, 16))
-    ).all()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "preresnet18", "wrn16"])
+def test_clp_judges_a_norm_with_what_it_normalises(name, case):  # noqa: F811
+    """In a block with norms first, the second norm follows the first convolution."""
+    model = image_classifier(name, 10, case.clean.shape, width=1.0 if name == "wrn16" else 0.5)
+    pairs = judged_with(model.eval(), torch.zeros(1, *case.clean.shape))
+    modules = dict(model.named_modules())
+    norms = [n for n, module in modules.items() if isinstance(module, nn.BatchNorm2d)]
+    assert set(norms) == set(pairs)
+    block, last = "encoder.blocks.1", f"encoder.blocks.{len(model.encoder.blocks) - 1}"
+    second = "conv2" if name == "resnet18" else "conv1"
+    if name == "resnet18":
+        assert pairs[f"{block}.bn1"] is modules[f"{block}.conv1"]
+    else:
+        assert pairs[f"{block}.bn1"] is modules["encoder.blocks.0.conv2"]
+        assert pairs["encoder.norm"] is modules[f"{last}.conv2"]
+    assert pairs[f"{block}.bn2"] is modules[f"{block}.{second}"]
+    with torch.no_grad():
+        modules[f"{block}.{second}"].weight[3] *= 30
+    done = defend("clp", model, case.defender)
+    assert done.get_submodule(f"{block}.bn2").weight.eq(0).nonzero().flatten().tolist() == [3]
 
 
 class Tiny(nn.Module):
