@@ -437,6 +437,34 @@ def evasions(cfg: BiBau) -> pd.DataFrame | str:
     return _beside_paper(frame[frame["part"] == "main"], "5", WANTED, ["bi-bau-u"])
 
 
+def _baselines() -> pd.DataFrame:
+    """Rows of the foreign victims and of every baseline on them, as far as the ledger has them."""
+    return pd.DataFrame(chapter.rows(ledger.available(chapter.baselines())))
+
+
+def baselines() -> pd.DataFrame | str:
+    """What the other papers' defences leave of small victims of two other families.
+
+    A row a method; for each network and rate of poison CA (mean ± std over seeds) and the ASR of
+    each seed, for seeds differ more than methods do.
+    """
+    frame = _baselines()
+    if frame.empty:
+        return "None has been computed: see chapters.bi_bau.baselines."
+    order = ["none", *chapter.BASELINES]
+    columns = {}
+    for (rate, model), some in frame.sort_values("seed").groupby(["rate", "model"]):
+        table = tables.summary(some, "method", ["acc"], order)
+        seeds = some.groupby("method")["asr"].agg(
+            lambda values: ", ".join(f"{v:.0f}" for v in values)
+        )
+        columns[f"{label(model)}, {100 * rate:.0f} %"] = table.assign(
+            ASR=[seeds[method] for method in order if method in seeds]
+        )
+    table = pd.concat(dict(reversed(columns.items())), axis=1)
+    return table.reindex([label(name) for name in order if label(name) in table.index]).fillna("–")
+
+
 def costs(cfg: BiBau) -> plt.Figure:
     """Seconds to defend one model, this run's."""
     frame = _frame(cfg, chapter.defences, chapter.ablation, here=True)
