@@ -16,11 +16,13 @@ from minilib.trials.images import (
     ImageDefence,
     ImageDefenceMeasure,
     ImageEStep,
+    ImageMeasure,
     ImageProxyDefence,
     ImageVictim,
     ideal,
     image_e_step,
     image_likeness,
+    image_measure,
     poison,
 )
 
@@ -164,6 +166,32 @@ def test_rows_are_called_by_their_part():
     assert [row["part"] for row in chapter.rows(alone, evaded)] == ["eta"]
 
 
+def test_the_baselines_are_measured_on_networks_of_other_families(monkeypatch):
+    from minilib import unlearning
+    from minilib.book.figures import bi_bau as figures
+
+    plan = chapter.baselines()
+    assert len(plan) == len(set(plan)) == 2 * 2 * 3 * (1 + len(chapter.BASELINES))
+    assert set(chapter.BASELINES) <= set(unlearning.METHODS)
+    assert all(one.trigger == plan[0].trigger for one in plan)
+    others = set(unlearning.METHODS) - set(chapter.BASELINES)
+    assert not {name for name in others if not name.startswith(("at", "bi-bau"))} - {"ibu"}
+    some = [one for one in plan if getattr(one.victim, "method", "anp") in ("anp", "nc")]
+    trials = [kept(one, [{"acc": 90.0, "asr": float(n)}]) for n, one in enumerate(some)]
+    rows = pd.DataFrame(chapter.rows(trials))
+    assert rows.groupby("method").size().to_dict() == {"none": 12, "anp": 12, "nc": 12}
+    assert rows[rows["method"] == "anp"]["effort"].eq(0.1).all()
+    monkeypatch.setattr(ledger, "available", lambda recipes: trials[:-1])
+    table = figures.baselines()
+    assert list(table.index) == ["no defence", "ANP", "NC"]
+    assert table.columns.get_level_values(0).unique()[0] == "WRN-16, 20 %"
+    cells = table["WRN-16, 10 %"]
+    assert cells["CA"].tolist() == ["90.0 ± 0.0"] * 3
+    assert cells.loc["NC", "ASR"] == "31, 33" and len(cells.loc["ANP", "ASR"].split(", ")) == 3
+    monkeypatch.setattr(ledger, "available", lambda recipes: [])
+    assert "None has been computed" in figures.baselines()
+
+
 def test_candidates_are_named_by_what_differs():
     known = chapter.candidates(replace(TOY, knobs="ewc,epochs", factors="0.1,4"))
     plan = list(known.values()) + [
@@ -202,6 +230,18 @@ def test_every_trial_has_its_rows(results):
     retuned = rows[rows["part"] == "poisons"].set_index(["method", "poisons"])["r_asr"]
     assert set(retuned.index) == {("clean", 1), ("clean", 5), ("ft", 1), ("bi-bau-u", 1)}
     assert set(rows[rows["part"] == "proxy"]["candidate"]) == {"as planned", "ewc × 0.1"}
+
+
+def test_what_a_defence_leaves_is_measured_like_a_victim(results):
+    defence = chapter.defence(TOY, "badnets", "ft")
+    trigger = defence.victim.data.trigger
+    (row,) = image_measure(ImageMeasure(victim=defence, trigger=trigger)).rows
+    (whole,) = [
+        one.rows[0]
+        for one in results
+        if ledger.recipe_of(one) == chapter.measure(TOY, "badnets", "ft")
+    ]
+    assert row == {name: whole[name] for name in ("acc", "asr", "pacc")}
 
 
 def test_an_e_step_keeps_its_images(results):
