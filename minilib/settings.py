@@ -496,8 +496,8 @@ class Sande:
 
 IMAGE_DEFENCES = Names(
     "defence",
-    "ft", "nc", "bti-dbf", "anp", "anp-code", "ep", "ep-code", "bnp-code", "rnp", "rnp-code", "clp",
-    "i-bau", "i-bau-code", "sau", "pam", "bi-bau-u", "bi-bau-t", "ibu",
+    "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "i-bau-code", "sau", "pam",
+    "bi-bau-u", "bi-bau-t", "ibu",
 )  # fmt: skip
 BIBAU_KNOBS = (
     "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",
