@@ -380,7 +380,8 @@ class ImageDefence:
     """A defence on a victim: the model that it leaves.
 
     Attributes:
-        method: one of ``unlearning.METHODS`` or ``READINGS``. seed: of the defender's rows and of the method.
+        method: one of ``unlearning.METHODS`` or ``READINGS``.
+        seed: of the defender's rows and of the method.
         share: of the clean training images, owned by the defender.
         batch_size: images per step; an upper bound for defences of other papers.
         epochs … fooled: see ``BiBauSettings``; read by BI-BAU and its ablations alone, and
