@@ -86,6 +86,13 @@ DEFENCES = {
     "rnp-code": Defence(
         reconstructive_pruning, RnpSettings, "clean images, batch norm", RELEASED_RNP
     ),
+    # The same channels, and they fall silent as everywhere else here.
+    "rnp-silent": Defence(
+        reconstructive_pruning,
+        RnpSettings,
+        "clean images, batch norm",
+        RELEASED_RNP | {"shifts": False},
+    ),
     "i-bau-code": Defence(implicit_unlearning, IBauSettings, "clean images", RELEASED_I_BAU),
     "sau": Defence(shared_unlearning, SauSettings, "clean images"),
     "pam": Defence(path_aware, PamSettings, "clean images, a linear head"),
@@ -99,7 +106,7 @@ DEFENCES = {
     "ibu": Defence(ideal_unlearning, IbuSettings, "clean images and the attacker's poison"),
 }
 # How released code prunes, for the comparison with it: chapters.bi_bau.baselines has them.
-READINGS = ("anp-code", "ep-code", "bnp-code", "rnp-code")
+READINGS = ("anp-code", "ep-code", "bnp-code", "rnp-code", "rnp-silent")
 # Those that chapters compare at any setting.
 METHODS = tuple(name for name in DEFENCES if name not in ("bi-bau", *READINGS))
 

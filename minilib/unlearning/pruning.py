@@ -288,9 +288,10 @@ class RnpSettings(SgdSettings):
         recover_epochs, recover_lr: of SGD on the masks.
         threshold: channels whose mask ends below it are pruned. The authors choose it per attack by
             what it does to ASR, which a defender cannot; 0.2 is ours.
-        released: as the released code unlearns and prunes: batch norm has the statistics of each
+        released: as the released code unlearns: batch norm has the statistics of each
             batch, ``stop`` is compared with the accuracy over the epoch's own batches, the rate
-            falls tenfold at the tenth epoch, nothing is clipped, and pruning leaves the shifts.
+            falls tenfold at the tenth epoch, and nothing is clipped.
+        shifts: whether a pruned channel keeps its shift, as in the released code.
 
     ``RELEASED_RNP`` has what else differs there: it stops at 0.2, and a fifth of the recovery's
     loss is what moves the masks, which is a fifth of the rate.
@@ -303,6 +304,7 @@ class RnpSettings(SgdSettings):
     recover_lr: float = 0.2
     threshold: float = 0.2
     released: bool = False
+    shifts: bool = False
 
     def __post_init__(self):
         super().__post_init__()
@@ -312,7 +314,7 @@ class RnpSettings(SgdSettings):
                 raise ValueError(f"{name} is {getattr(self, name)!r}; accepted: 0 … 1")
 
 
-RELEASED_RNP = {"released": True, "stop": 0.2, "recover_lr": 0.04}
+RELEASED_RNP = {"released": True, "stop": 0.2, "recover_lr": 0.04, "shifts": True}
 RELEASED_FALL = 10  # epochs of unlearning until the released code's rate falls tenfold
 
 
@@ -387,7 +389,7 @@ def reconstructive_pruning(
     unlearn_clean(unlearned, data, settings)
     masks = recovery_masks(unlearned, data, settings)
     closed = {name: mask < settings.threshold for name, mask in masks.items()}
-    return prune(model, closed, shift=not settings.released)
+    return prune(model, closed, shift=not settings.shifts)
 
 
 # --------------------------------------------------------------------------------------- CLP

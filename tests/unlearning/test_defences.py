@@ -628,6 +628,8 @@ def test_rnp_as_released_step_by_step():
     norm = defend("rnp-code", model, clean, replace(how, threshold=1.0)).encoder.norm
     gone = norm.weight == 0
     assert gone.any() and torch.equal(norm.bias, model.encoder.norm.bias)
+    silent = defend("rnp-silent", model, clean, replace(how, threshold=1.0)).encoder.norm
+    assert torch.equal(silent.weight, norm.weight) and (silent.bias[gone] == 0).all()
 
 
 def test_ep_and_bnp_as_released():
