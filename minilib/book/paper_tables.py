@@ -15,7 +15,7 @@ from pathlib import Path
 
 from minilib import ledger
 from minilib.book import claims, stats
-from minilib.names import PART_OF, label
+from minilib.names import PART_OF, label, whole
 from minilib.provenance import PACKAGE, read_yaml
 from minilib.settings import SettingsError, split
 
@@ -62,14 +62,38 @@ def read(root: Path) -> list[Table]:
     return [Table(**entry) for entry in read_yaml(root / FILE, list)]
 
 
+def _rows(paper: str) -> list[dict[str, str]]:
+    with (PACKAGE / "book" / "papers" / f"{paper}.csv").open(encoding="utf-8") as text:
+        return list(csv.DictReader(text))
+
+
+def paper_values(paper: str, **where: str) -> list[dict]:
+    """Rows of a paper's tables as published, from ``minilib/book/papers/<paper>.csv``.
+
+    Args:
+        where: columns to match, e.g. ``table="2", model="BERT", dataset="sst2"``; a part of a
+            data set (``agnews-8k``) is looked up as the whole.
+    """
+    rows = _rows(paper)
+    if "dataset" in where:
+        where["dataset"] = whole(where["dataset"])
+    for column in where:
+        if column not in rows[0]:
+            raise ValueError(f"{paper} has no column {column!r}; accepted: {', '.join(rows[0])}")
+    rows = [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
+    numbers = ("mean", "std")
+    return [
+        {k: (float(v) if v else None) if k in numbers else v for k, v in row.items()}
+        for row in rows
+    ]
+
+
 def published(table: Table) -> list[dict]:
     """The paper's cells: rows of `minilib/book/papers/<paper>.csv`."""
-    with (PACKAGE / "book" / "papers" / f"{table.paper}.csv").open(encoding="utf-8") as text:
-        rows = list(csv.DictReader(text))
     conditions = {"table": table.table, **table.keep}
     return [
         row
-        for row in rows
+        for row in _rows(table.paper)
         if all(row[name] == str(value) for name, value in conditions.items())
         and not any(row[name] in values for name, values in table.without.items())
     ]

@@ -7,9 +7,8 @@ from collections.abc import Collection, Mapping, Sequence
 
 import pandas as pd
 
-from ..metrics import classification
 from ..names import label
-from . import stats
+from . import paper_tables, stats
 
 # Decimals where a metric is no percentage: of those one says all that three seeds can.
 DIGITS = {"poisoned_loss": 2, "ppl": 2, "bec": 2}
@@ -45,7 +44,7 @@ def paper_summary(
     paper: str, by: str, values: Sequence[str], order: Sequence, **where: str
 ) -> pd.DataFrame:
     """Return the paper's numbers in the shape of ``summary``: mean ± std as published."""
-    cells = classification.paper_values(paper, **where)
+    cells = paper_tables.paper_values(paper, **where)
     rows: dict[str, dict[str, str]] = {}
     for key in order:
         by_metric = {cell["metric"]: cell for cell in cells if cell[by] == str(key)}

@@ -8,14 +8,11 @@ section 6.1.
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 
 import numpy as np
 from torch import nn
 
-from .. import names
 from ..training import text as text_training
 from ..victims.text import Scenario
 
@@ -113,28 +110,6 @@ def imaginary_models(labels, target: int, num_classes: int) -> list[dict]:
             }
         )
     return rows
-
-
-def paper_values(paper: str, **where: str) -> list[dict]:
-    """Rows of a paper's tables as published, from ``minilib/book/papers/<paper>.csv``.
-
-    Args:
-        where: columns to match, e.g. ``table="2", model="BERT", dataset="sst2"``; a part of a
-            data set (``agnews-8k``) is looked up as the whole.
-    """
-    with (files("minilib") / "book" / "papers" / f"{paper}.csv").open(encoding="utf-8") as lines:
-        rows = list(csv.DictReader(lines))
-    if "dataset" in where:
-        where["dataset"] = names.whole(where["dataset"])
-    for column in where:
-        if column not in rows[0]:
-            raise ValueError(f"{paper} has no column {column!r}; accepted: {', '.join(rows[0])}")
-    rows = [row for row in rows if all(row[k] == str(v) for k, v in where.items())]
-    numbers = ("mean", "std")
-    return [
-        {k: (float(v) if v else None) if k in numbers else v for k, v in row.items()}
-        for row in rows
-    ]
 
 
 def majority_share(labels: Sequence[int], cls: int) -> float:

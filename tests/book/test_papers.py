@@ -10,7 +10,7 @@ from itertools import product
 
 import pytest
 
-from minilib.metrics.classification import paper_values
+from minilib.book.paper_tables import paper_values
 
 KEY = ("table", "model", "dataset", "attack", "method", "epochs", "alpha", "metric")
 MODELS = ("BERT", "DistilBert", "Llama2")

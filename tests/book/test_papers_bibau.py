@@ -8,7 +8,7 @@ from collections import Counter, defaultdict
 
 import pytest
 
-from minilib.metrics.classification import paper_values
+from minilib.book.paper_tables import paper_values
 
 KEY = ("table", "model", "dataset", "attack", "method", "metric")
 ATTACKS = {"1": 8, "2": 10, "3": 10, "5": 2, "6": 4, "9": 8, "10": 10, "11": 7, "12": 9}

@@ -8,7 +8,7 @@ from collections import Counter
 
 import pytest
 
-from minilib.metrics.classification import paper_values
+from minilib.book.paper_tables import paper_values
 
 KEY = ("table", "model", "dataset", "domain", "pairs", "parrot_position", "method", "metric")
 

@@ -18,10 +18,10 @@ from IPython.display import HTML
 from ... import ledger
 from ...chapters import attacks as chapter
 from ...data.text import TEXT_CLASSES
-from ...metrics.classification import paper_values
 from ...names import MEANINGS, label
 from ...settings import TARGETS, Attacks, split
 from .. import plots, stats
+from ..paper_tables import paper_values
 from . import compare
 from . import images as image_figures
 

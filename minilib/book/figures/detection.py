@@ -19,9 +19,9 @@ from IPython.display import HTML
 
 from ... import ledger, names
 from ...chapters import detection as chapter
-from ...metrics.classification import paper_values
 from ...settings import ATTACKS, DETECTOR_NAMES, DetectionChapter, split
 from .. import plots, tables
+from ..paper_tables import paper_values
 from . import compare
 from .images import feature_maps
 

@@ -14,10 +14,10 @@ import torch
 from ... import ledger, names
 from ...chapters import ga_rga as chapter
 from ...data.text import TEXT_CLASSES
-from ...metrics.classification import paper_values
 from ...settings import GaRga, split
 from ...unlearning import gradient_ascent
 from .. import plots, tables
+from ..paper_tables import paper_values
 from . import compare
 
 METRICS = ["cacc", "lfr", "pacc", "dpacc"]

@@ -17,11 +17,10 @@ from IPython.display import HTML
 
 from ... import ledger
 from ...chapters import sande as chapter
-from ...metrics import classification
 from ...names import COLOURS, MEANINGS, label
 from ...settings import Sande, split
 from ...trials.chat import ChatAnswers
-from .. import plots, tables
+from .. import paper_tables, plots, tables
 from . import compare
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
@@ -171,7 +170,7 @@ def asr_beside_paper(cfg: Sande):
 
 
 def _published(**where: str) -> str:
-    cells = classification.paper_values("sande", model="Llama2", dataset="alpaca", **where)
+    cells = paper_tables.paper_values("sande", model="Llama2", dataset="alpaca", **where)
     return f"{cells[0]['mean']:.2f}" if cells else "–"
 
 
@@ -278,7 +277,7 @@ def _table_5(pair: str, method: str) -> str:
     # The main tables' pair stands in the paper's Table 3.
     table = {"table": "3", "dataset": "alpaca"} if pair == "year" else {"table": "5"}
     where = {"model": "Qwen1.5", "pairs": pair, "method": method, **table}
-    cells = classification.paper_values("sande", **where)
+    cells = paper_tables.paper_values("sande", **where)
     return f"{cells[0]['mean']:.2f}" if cells else "–"
 
 
