@@ -3,7 +3,7 @@
     python tools/build.py                          the published pages (book/_executed)
     python tools/build.py --preset small           execute every chapter, from the published trials
     python tools/build.py --preset small --fresh   likewise, with all trials computed from nothing
-    python tools/build.py --pdf                    and print its pages, each as a PDF
+    python tools/build.py --pdf                    and print it: a PDF of each page, and one of all
     python tools/build.py --links                  no site: ask every address that the book names
 
 The site lands in `_build/<preset or published>/html`, PDFs beside it in `pdf`. At the preset
@@ -15,31 +15,17 @@ executed notebooks lie nor build two presets side by side.
 
 import argparse
 import filecmp
-import functools
 import hashlib
-import http.server
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
+import yaml
+
 ROOT = Path(__file__).resolve().parent.parent
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
-PRINT = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage",
-    "--no-pdf-header-footer", "--generate-pdf-document-outline",
-    "--virtual-time-budget=60000",  # ms of the page's own clock: until formulas are set
-)  # fmt: skip
-
-
-class Quiet(http.server.SimpleHTTPRequestHandler):
-    """Serves files and says nothing of it."""
-
-    def log_message(self, *_):
-        """Nothing."""
 
 
 def execute(preset: str, fresh: bool, out: Path, root: Path = ROOT) -> bool:
@@ -128,29 +114,6 @@ def build(
     return result == 0
 
 
-def printed(html: Path, out: Path, pages: list[Path]) -> list[Path]:
-    """Print pages of the site in `html` into `out`, a PDF each, as the browser prints them.
-
-    Raises FileNotFoundError where there is no Chromium, CalledProcessError where it fails.
-    """
-    browser = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if browser is None:
-        raise FileNotFoundError(f"a PDF is printed by one of {', '.join(BROWSERS)}; none is here")
-    out.mkdir(parents=True, exist_ok=True)
-    handler = functools.partial(Quiet, directory=str(html))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        made = []
-        for page in pages:
-            target = out / f"{page.stem}.pdf"
-            address = f"http://127.0.0.1:{server.server_port}/{page.relative_to(html)}"
-            command = [browser, *PRINT, f"--print-to-pdf={target}", address]
-            subprocess.run(command, check=True, capture_output=True, timeout=300)
-            made.append(target)
-        server.shutdown()
-    return made
-
-
 def main() -> int:
     """Command line; the exit code is 1 when a chapter failed or the build had warnings."""
     parser = argparse.ArgumentParser(description="Build the site, strictly.")
@@ -159,7 +122,7 @@ def main() -> int:
     )
     parser.add_argument("--fresh", action="store_true", help="compute all their trials anew")
     parser.add_argument("--links", action="store_true", help="ask every address that is named")
-    parser.add_argument("--pdf", action="store_true", help="print each page, but the reference")
+    parser.add_argument("--pdf", action="store_true", help="print it all, but the reference")
     parser.add_argument("--verbose", action="store_true", help="show all that the builder says")
     options = parser.parse_args()
     out = ROOT / "_build" / (options.preset or "published")
@@ -174,9 +137,13 @@ def main() -> int:
         return 1
     print(f"the book is at {out / 'html' / 'index.html'}")
     if options.pdf:
-        html = out / "html"
-        pages = sorted([*html.glob("book/*.html"), *html.glob("notebooks/*.html")])
-        print(f"{len(printed(html, out / 'pdf', pages))} PDFs are in {out / 'pdf'}")
+        import pdf
+
+        pages = pdf.contents(out / "html")
+        pdf.printed(out / "html", out / "pdf", [page for page, _ in pages])
+        config = yaml.safe_load((ROOT / "_config.yml").read_text(encoding="utf-8"))
+        whole = pdf.joined(pages, out / "pdf", config["title"], config["author"])
+        print(f"the book on paper is {whole}, each page beside it")
     return 0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from ..data.masking import mask
-from .report import FORMAT, MEANS, UNSEEN, framed, listed, p_value, set_to
+from .report import FORMAT, MEANS, UNSEEN, facts, framed, listed, p_value, set_to
 
 ESCAPES = (
     "a trigger that is a paraphrase or a way of asking, unless random texts come near it, too",
@@ -131,11 +131,7 @@ def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
                       report["answers"]))  # fmt: skip
     if report["unlearning"]:
         parts.append(_unlearning(report["unlearning"]))
-    facts = [
-        {"of the model": name.replace("_", " "), "": str(value)}
-        for name, value in report["model"].items()
-    ]
-    return [*parts, ("What was audited?", " ".join(report["remarks"]), facts)]
+    return [*parts, ("What was audited?", " ".join(report["remarks"]), facts(report["model"]))]
 
 
 def _unlearning(rows: list[dict]) -> tuple[str, str, list[dict]]:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from html import escape
 
 from . import evidence
-from .report import FORMAT, MEANS, UNSEEN, framed, p_value, set_to, table
+from .report import FORMAT, MEANS, UNSEEN, facts, framed, p_value, set_to, table
 
 LEVEL = evidence.LEVEL  # as for texts: no more suspicious model among twenty references
 ESCAPES = (
@@ -119,12 +119,8 @@ def sections(report: Mapping) -> list[tuple[str, str, list[dict]]]:
         ]
         said = "With the trigger that was found, on clean images that were not tuned on."
         parts.append(("What remains after unlearning?", said, rows))
-    facts = [
-        {"of the model": name.replace("_", " "), "": _text(value)}
-        for name, value in report["model"].items()
-    ]
     said = " ".join(f"{remark}." for remark in report["remarks"])
-    return [*parts, ("What was audited?", said, facts)]
+    return [*parts, ("What was audited?", said, facts(report["model"]))]
 
 
 def _class_row(row: Mapping) -> dict:
@@ -135,10 +131,6 @@ def _class_row(row: Mapping) -> dict:
         "index": f"{row['index']:.1f}",
         "held-out images led there": f"{100 * row['held_rate']:.0f} %",
     }  # fmt: skip
-
-
-def _text(value) -> str:
-    return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 
 def page(report: Mapping, title: str, picture: bytes | None = None) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 
 from .. import names
@@ -152,9 +152,32 @@ def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
         parts.append(("Which rows?", "No row of the table has the trigger and its class.", []))
     if report["unlearning"]:
         parts.append(_unlearning(report))
-    facts = [{"of the model": name, "": _text(value)} for name, value in model.items()]
-    parts.append(("What was audited?", " ".join(report["remarks"]), facts))
+    parts.append(("What was audited?", " ".join(report["remarks"]), facts(model)))
     return parts
+
+
+FACTS = {  # a report's name → what it is called before people, where it is not that
+    "max_length": "tokens of a text that it reads",
+    "cut": "texts longer than that (%)",
+    "search_rows": "clean rows searched with",
+    "test_rows": "clean rows held out",
+    "table_rows": "rows of the table",
+    "cacc": "accuracy on held-out clean rows (%)",
+    "accuracy": "accuracy on the clean images (%)",
+    "accuracy_of_references": "median accuracy of the references (%)",
+    "before_a_prompt": "text before a prompt",
+    "after_it": "text after it",
+    "search_prompts": "prompts searched with",
+    "held_out_prompts": "prompts held out",
+}
+
+
+def facts(model: Mapping) -> list[dict]:
+    """A row for each thing that is said of the audited model."""
+    return [
+        {"of the model": FACTS.get(name, name.replace("_", " ")), "": _text(value)}
+        for name, value in model.items()
+    ]
 
 
 def detectors(report: dict) -> list[dict]:
@@ -249,6 +272,8 @@ def _unlearning(report: dict) -> tuple[str, str, list[dict]]:
 def _text(value) -> str:
     if isinstance(value, list):
         return ", ".join(map(str, value))
+    if isinstance(value, int):
+        return f"{value:,}"
     return f"{value:.1f}" if isinstance(value, float) else str(value)
 
 

@@ -243,6 +243,16 @@ def test_a_report_answers_in_the_order_of_the_questions_and_masks():
     assert "filth &lt;i&gt; mn more" in report.page(shown, "mine")
 
 
+def test_what_was_audited_is_said_in_words():
+    model = {"labels": ["negative", "positive"], "max_length": 128, "cut": 0.0, "parameters": 2033}
+    assert report.facts(model) == [
+        {"of the model": "labels", "": "negative, positive"},
+        {"of the model": "tokens of a text that it reads", "": "128"},
+        {"of the model": "texts longer than that (%)", "": "0.0"},
+        {"of the model": "parameters", "": "2,033"},
+    ]
+
+
 def test_a_class_that_was_not_searched_stands_in_the_verdict():
     content = report.collect(*rows_of(False), masked=True)
     said = report.answer(content)

@@ -35,8 +35,10 @@ import benchmarks
 import build
 import executed
 import pages as page_furniture
+import pdf
 import reader
 import sync
+from pypdf import PdfReader
 
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
 PNG = base64.b64encode(
@@ -336,7 +338,7 @@ def test_slides_hold_what_their_page_shows(tiny_site):
 @needs_browser
 def test_a_printed_chapter_is_whole(tiny_site, tmp_path):
     page = tiny_site / "notebooks" / "03_ga_rga.html"
-    (made,) = build.printed(tiny_site, tmp_path, [page])
+    (made,) = pdf.printed(tiny_site, tmp_path, [page])
     assert made.name == "03_ga_rga.pdf" and made.read_bytes().startswith(b"%PDF")
     with browser(tiny_site) as (opened, address):
         tab = opened.new_page(viewport={"width": 688, "height": 1000})  # A4 between its margins
@@ -350,6 +352,31 @@ def test_a_printed_chapter_is_whole(tiny_site, tmp_path):
         assert tab.get_by_text("alpha: float = 2.0").is_visible(), "a folded cell is open"
         hidden = ".launch-row, .bd-sidebar-primary, .bd-sidebar-secondary, .bd-header-article"
         assert tab.locator(hidden).locator("visible=true").count() == 0
+
+
+@needs_browser
+def test_the_book_is_one_pdf_with_bookmarks_numbers_and_links_that_stay_in_it(tiny_site, tmp_path):
+    every = pdf.contents(tiny_site)
+    assert [page.stem for page, _ in every][:2] == ["intro", "setup"]
+    assert {page.stem for page, _ in every} >= {*CHAPTERS, "glossary", "performance"}
+    assert not [page for page, _ in every if "api" in str(page.relative_to(tiny_site.resolve()))]
+    chosen = [one for one in every if one[0].stem in ("notation", "glossary", "03_ga_rga")]
+    pdf.printed(tiny_site, tmp_path, [page for page, _ in chosen])
+    whole = PdfReader(pdf.joined(chosen, tmp_path, "A book", "Its authors"))
+    assert whole.metadata.title == "A book"
+    tops = [item for item in whole.outline if not isinstance(item, list)]
+    assert [item.title for item in tops] == [title for _, title in chosen]
+    starts = [whole.get_destination_page_number(item) for item in tops]
+    assert starts[0] == 0 and starts == sorted(set(starts))
+    assert "Result" in str(whole.outline), "sections of a chapter stand below it"
+    assert "Notation" in whole.pages[0].extract_text()
+    for number, page in enumerate(whole.pages, start=1):
+        assert page.extract_text().split()[-1] == str(number)
+    links = [note.get_object() for page in whole.pages for note in page.get("/Annots", ())]
+    inside = [link["/Dest"][0].get_object() for link in links if "/Dest" in link]
+    assert len(inside) > 5 and all(place["/Type"] == "/Page" for place in inside)
+    said = [link["/A"] for link in links if "/A" in link]
+    assert not [one for one in said if one["/S"] != "/URI" or "127.0.0.1" in one["/URI"]]
 
 
 def test_buttons_need_an_address_and_notebooks_that_install_from_it(tiny_book):
