@@ -5,6 +5,7 @@ Used by `tools/build.py --pdf`. Chromium prints a page; pypdf mends its links an
 
 import functools
 import http.server
+import logging
 import shutil
 import subprocess
 import tempfile
@@ -31,6 +32,7 @@ PRINT = (
     "--virtual-time-budget=60000",  # ms of the page's own clock: until formulas are set
 )  # fmt: skip
 BOOK = "book.pdf"
+logging.getLogger("pypdf").setLevel(logging.ERROR)  # it warns of how Chromium counts objects
 # Pages of paper that hold their number alone, at the foot.
 NUMBERS = """<!doctype html><meta charset="utf-8"><title>numbers</title><style>
 @page {{ size: A4; margin: 0 }} body {{ margin: 0; font: 9pt sans-serif; color: #444 }}

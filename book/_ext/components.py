@@ -334,25 +334,10 @@ def marked(text: str, plain: str) -> str:
     )
 
 
-MANY = {  # verdict → (of one claim, of several)
-    "holds": ("holds", "hold"), "fails": ("fails", "fail"),
-    "undecided": ("is undecided", "are undecided"), "empty": ("is empty", "are empty"),
-    "not run": ("was not run", "were not run"),
-}  # fmt: skip
-
-
-def counted(count: int, word: str) -> str:
-    """How many claims have a verdict, in words."""
-    return f"{count} {MANY[word][count > 1]}"
-
-
 def hook(root: Path) -> str:
     """How many claims of the four papers hold, paper by paper."""
     found = claims.verdicts(root)
-    counts = recorded.papers(found)
-    total = {word: sum(one.get(word, 0) for one in counts.values()) for word in claims.VERDICTS}
-    parts = [counted(count, word) for word, count in total.items() if count]
-    listed = " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+    listed = ledger_pages.counted([verdict.verdict for _, verdict in found], last=" and ")
     text = [
         f"<p><strong>Four papers, {len(found)} claims that an experiment can check:</strong> "
         f"{listed}. Empty means that the method changed nothing. Our models are far smaller than "
@@ -371,10 +356,7 @@ def hook(root: Path) -> str:
                 mine, key=lambda pair: claims.VERDICTS.index(pair[1].verdict)
             )
         )
-        mine_by_word = counts.get(paper, {})
-        said = ", ".join(
-            counted(mine_by_word[word], word) for word in claims.VERDICTS if word in mine_by_word
-        )
+        said = ledger_pages.counted([verdict.verdict for _, verdict in mine])
         text.append(
             f'<div class="hook-row"><strong>{name}</strong><span><span class="squares">{squares}'
             f"</span><br><small>{said}</small></span></div>"

@@ -274,9 +274,20 @@ IN_WORDS = {
     "empty": "empty: the method changed nothing",
     "not run": "not run",
 }
-MANY = {"holds": "hold", "fails": "fail"}  # of several claims
+MANY = {  # verdict → (of one claim, of several)
+    "holds": ("holds", "hold"), "fails": ("fails", "fail"),
+    "undecided": ("is undecided", "are undecided"), "empty": ("is empty", "are empty"),
+    "not run": ("was not run", "were not run"),
+}  # fmt: skip
 SIDES = re.compile(r"(.+?) ([<>]) (.+)")
 NUMBER = re.compile(r"-?\d+\.\d\d")
+
+
+def counted(words: list[str], last: str = ", ") -> str:
+    """How many claims have which verdict; ``words`` has one for each, ``last`` joins the last."""
+    counts = {word: words.count(word) for word in claims.VERDICTS if word in words}
+    parts = [f"{count} {MANY[word][count > 1]}" for word, count in counts.items()]
+    return last.join(filter(None, (", ".join(parts[:-1]), *parts[-1:])))
 
 
 def rounded(text: str) -> str:
@@ -383,15 +394,12 @@ def cards_of_claims(
     tables: ids of the tables on the page of results.
     """
     words = [verdict.verdict for _, verdict in found]
-    counts = ", ".join(
-        f"{words.count(word)} {MANY.get(word, word)}" for word in claims.VERDICTS if word in words
-    )
     data = {
         "papers": {paper: title.partition(":")[0] for paper, title in PAPERS.items()},
         "verdicts": {word.replace(" ", "-"): f"{SYMBOLS[word]} {word}" for word in claims.VERDICTS},
     }
     text = [
-        f"<p>{len(found)} claims: {counts}. {html.escape(claims.told(found))}.</p>",
+        f"<p>{len(found)} claims: {counted(words)}. {html.escape(claims.told(found))}.</p>",
         '<div class="play" data-play="filter" role="group" aria-label="Show some of the claims">'
         '<p class="play-title"><strong>Show</strong></p><div class="play-body" hidden></div>'
         f'<script type="application/json">{json.dumps(data, ensure_ascii=False)}</script></div>',
@@ -399,15 +407,10 @@ def cards_of_claims(
     for paper, title in PAPERS.items():
         pairs = [pair for pair in found if pair[0].paper == paper]
         mine = [verdict.verdict for _, verdict in pairs]
-        said = ", ".join(
-            f"{mine.count(word)} {MANY.get(word, word) if mine.count(word) > 1 else word}"
-            for word in claims.VERDICTS
-            if word in mine
-        )
         text.append(
             f'<section class="claim-paper" aria-labelledby="paper-{paper}">'
             f'<p class="results-title" id="paper-{paper}" role="heading" aria-level="2">'
-            f"{html.escape(title)} <small>{said}</small></p>"
+            f"{html.escape(title)} <small>{counted(mine)}</small></p>"
         )
         text += [card(claim, verdict, tables, root) for claim, verdict in pairs]
         text.append("</section>")
@@ -418,8 +421,7 @@ def cards_of_claims(
 def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
     """Claims with their verdicts as HTML."""
     words = [verdict.verdict for _, verdict in found]
-    counts = ", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS)
-    text = [f"<p>{len(found)} claims: {counts}. {html.escape(claims.told(found))}.</p>"]
+    text = [f"<p>{len(found)} claims: {counted(words)}. {html.escape(claims.told(found))}.</p>"]
     text.append('<div class="results"><table class="claims">')
     heads = ("claim", "where", "verdict", "p, after Holm", "on what")
     text.append(f"<thead><tr>{''.join(f'<th>{head}</th>' for head in heads)}</tr></thead>")

@@ -581,8 +581,9 @@ def told(found: list[tuple[Claim, Verdict]]) -> str:
     """How many of the decided claims are beyond chance with all claims counted, in a sentence."""
     decided = [one.holm for _, one in found if one.holm is not None]
     sure = sum(likely <= LEVEL for likely in decided)
+    has = "has" if sure == 1 else "have"
     return (
-        f"{sure} of the {len(decided)} decided ones have a p-value of at most {LEVEL} after "
+        f"{sure} of the {len(decided)} decided ones {has} a p-value of at most {LEVEL} after "
         "Holm's correction for all claims of the ledger"
     )
 

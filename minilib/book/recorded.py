@@ -245,15 +245,3 @@ def measured(root: Path, one: Question) -> dict[str, dict]:
     except claims.Missing:
         return {}
     return found
-
-
-# ---------------------------------------------------------------- the landing page's hook
-
-
-def papers(found: list[tuple[claims.Claim, claims.Verdict]]) -> dict[str, dict[str, int]]:
-    """Paper → verdict → how many of its claims have it; verdicts that none has are left out."""
-    counts: dict[str, dict[str, int]] = {}
-    for claim, verdict in found:
-        words = counts.setdefault(claim.paper, {})
-        words[verdict.verdict] = words.get(verdict.verdict, 0) + 1
-    return counts

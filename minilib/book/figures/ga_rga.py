@@ -270,7 +270,12 @@ def shift_table(cfg: GaRga):
     columns = ["steps", "poisoned_loss", *METRICS]
     table = cells[columns].agg(lambda values: tables.spread(values, 1))
     table["steps"], table["n"] = cells["steps"].first(), cells.size()
-    return table.rename("{:.0e}".format, level="lr").rename(names.label, axis=1)
+    words = {"rate": "{:.0%}".format, "lr": "{:.0e}".format,
+             "reset_optimizer": {True: "re-created", False: "kept"}}  # fmt: skip
+    for factor, to in words.items():
+        table = table.rename(to, level=factor)
+    heads = ["poisoned negatives", "trigger", "learning rate", "AdamW"]
+    return table.rename_axis(heads).rename(names.label, axis=1)
 
 
 # ---------------------------------------------------------------- its settings
@@ -324,7 +329,7 @@ def rates(cfg: GaRga):
     columns = ["poisoned_loss", "dev_cacc", *METRICS]
     table = frame.set_index(["method", "lr"]).sort_index().rename("{:.0e}".format, level="lr")
     table = table.rename(names.label, level="method")[columns].rename(names.label, axis=1)
-    return table.astype(float).round(1)
+    return table.rename_axis(["method", "learning rate"]).astype(float).round(1)
 
 
 def over_rate(cfg: GaRga):
