@@ -16,6 +16,9 @@ from matplotlib.patches import Rectangle
 
 from ..names import COLOURS, INK, MEANINGS, UNLEARNED, colour, label
 
+# Behind words that stand over lines, so that no line strikes them out.
+OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
+
 
 def style() -> None:
     """Set the book's figure style for this notebook."""
@@ -161,9 +164,13 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
                 label(name),
                 (1, height),
                 xycoords=("axes fraction", "data"),
+                xytext=(0, 2),
+                textcoords="offset points",
                 ha="right",
                 va="bottom",
                 fontsize=8,
+                bbox=OVER_LINES,
+                zorder=4,
             )
         axis.set(xlabel=x, ylabel=label(value))
     if axes[0][0].get_legend():  # above the panels: within them it would lie over data

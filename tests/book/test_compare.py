@@ -84,6 +84,32 @@ def test_bars_are_the_spread_and_end_inside_the_panel():
     assert low < 4.1 and high > 100
 
 
+def test_a_bar_ends_where_a_share_does():
+    assert compare._bar(15.6, 18.0, "LFR") == (0, 33.6)
+    assert compare._bar(90.0, 30.0, "LFR") == (60.0, 100)
+    assert compare._bar(50.0, math.nan, "LFR") == (50.0, 50.0)
+    assert compare._bar(64.0, 70.0, names.label("ppl")) == (-6.0, 134.0)
+
+
+def test_columns_that_name_methods_are_panels_of_one_metric_on_one_scale():
+    table = TABLE.loc["BadNets"].rename_axis("position")
+    table = pd.concat([table, table.rename({"LFR": "OSFT"}, axis=1).replace("15.6 ± 3.0", "0.0")],
+                      axis=1)  # fmt: skip
+    figure = compare.dumbbells(table, ["LFR", "OSFT"], of="ASR")
+    assert [axis.get_title() for axis in figure.axes] == ["LFR", "OSFT"]
+    assert {axis.get_xlabel() for axis in figure.axes} == {"ASR (%)"}
+    assert len({axis.get_xlim() for axis in figure.axes}) == 1
+    assert figure.get_supylabel() == "position"
+
+
+def test_several_models_of_a_paper_have_marks_of_their_own():
+    marks = compare._marks(["ours, a", "ours, b", "paper, BERT", "paper, Llama"])
+    assert len(set(marks.values())) == 4
+    assert set(marks) - {one for one in marks if marks[one] in compare.PAPERS} == {
+        "ours, a", "ours, b"
+    }  # fmt: skip
+
+
 def test_a_plane_shows_seeds_means_target_and_the_papers():
     frame = pd.DataFrame(
         {"method": ["retrain", "retrain", "ga", "ga"], "seed": [0, 1, 0, 1],

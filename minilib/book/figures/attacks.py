@@ -233,6 +233,7 @@ def rates(cfg: Attacks):
         axis.annotate(
             "no poison", (0.98, clean_rows[value].mean()), xycoords=("axes fraction", "data"),
             xytext=(0, 3), textcoords="offset points", ha="right", fontsize=8, color="0.35",
+            bbox=plots.OVER_LINES, zorder=4,
         )  # fmt: skip
         axis.set(xscale="log", xlabel="", ylabel=f"{label(value)} (%)")
         axis.set_xticks(ticks.index, [f"{p:g} %\n({n:.0f})" for p, n in ticks.items()], minor=False)

@@ -124,7 +124,7 @@ def draw_security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
     for axis in axes.flat[len(attacks) :]:
         axis.set_visible(False)
     axes[0, 0].set_yticks(rows, [label(name) for name in methods])
-    axes[0, 0].invert_yaxis()
+    axes[0, 0].set_ylim(len(methods) - 0.5, -0.5)
     figure.supxlabel("percent", fontsize=9)
     handles, names = axes[0, 0].get_legend_handles_labels()
     figure.legend(handles[::-1], names[::-1], loc="outside upper center", ncols=3, fontsize=8)

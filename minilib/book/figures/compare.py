@@ -19,7 +19,8 @@ from ...names import INK, MEANINGS, UNLEARNED, colour, label
 from .. import plots
 
 PAPER = MEANINGS["paper"]
-OURS = "os^v"  # marks of ours; a second and third where a paper's number has several
+OURS = "os^v"  # marks of ours, filled; a second and third where a paper's number has several
+PAPERS = "D<>"  # marks of a paper's, hollow; likewise
 NEAR = 14.0  # points around its target that a plane shows enlarged
 NO_PERCENT = (label("bec"), label("ppl"))
 CELL = re.compile(r"(-?\d+(?:\.\d+)?)(?: ± (\d+(?:\.\d+)?))?")
@@ -42,19 +43,23 @@ def dumbbells(
     columns: int = 4,
     title: str | None = None,
     shade: str = MEANINGS["unlearned"],
+    of: str | None = None,
 ) -> plt.Figure:
     """Draw each row of a table that sets ours beside a paper's as a dumbbell with its spread.
 
-    A filled mark is ours, a hollow diamond the paper's, a bar ± one standard deviation over seeds;
-    a mark without a bar is one seed or was published without a spread. Ours have the colour of the
-    method that the row names, or else the metric or the source.
+    A filled mark is ours, a hollow one the paper's, a bar ± one standard deviation over seeds, as
+    far as a rate can go; a mark without a bar is one seed or was published without a spread. Ours
+    have the colour of the method that the row names, or else the metric or the source.
 
     Args:
         table: cells "mean ± spread"; columns (source, metric), where a source is the paper's if its
             name begins with "paper"; rows (group, row) or row. A group has a panel per metric.
+            Where the rows have a name, it stands beside them.
         metrics: as the columns name them.
         columns: panels beside each other. title: of the panel of a table without groups.
         shade: the colour of ours where none of them names a method of the book.
+        of: the metric of all columns where they name methods or settings: each is then the title of
+            its panel, and all have one scale.
     """
     groups = {title or "": table}
     if table.index.nlevels > 1:
@@ -73,17 +78,20 @@ def dumbbells(
     sources = list(dict.fromkeys(source for source, _ in table.columns))
     for axis, (group, metric) in zip(axes.flat, panels, strict=False):
         _dumbbell_panel(axis, groups[group], order, sources, metric, shade)
-        axis.set_title(group, fontsize=9)
-        axis.set_xlabel(metric if metric in NO_PERCENT else f"{metric} (%)", fontsize=8)
-        axis.set_xlim(*_limits(table, metric))
+        axis.set_title(metric if of else group, fontsize=9)
+        unit = "" if metric in NO_PERCENT else " (%)"
+        axis.set_xlabel(f"{of or metric}{unit}", fontsize=8)
+        axis.set_xlim(*_limits(table, metrics if of else [metric]))
     for axis in axes.flat[len(panels) :]:
         axis.set_visible(False)
     axes[0, 0].set_yticks(range(len(order)), order, fontsize=8)
     axes[0, 0].set_ylim(len(order) - 0.5, -0.5)
+    if table.index.names[-1]:
+        figure.supylabel(table.index.names[-1], fontsize=8)
     drawn = {source for source, metric in table.columns if metric in metrics}
     key = []
     for source, mark in _marks(sources).items():
-        face, edge = ("white", PAPER) if mark == "D" else (INK, INK)
+        face, edge = ("white", PAPER) if mark in PAPERS else (INK, INK)
         style = {"marker": mark, "ls": "", "ms": 5, "mfc": face, "mec": edge}
         key += [Line2D([], [], label=str(source), **style)] * (source in drawn)
     ncols = min(3, len(key))
@@ -92,9 +100,9 @@ def dumbbells(
 
 
 def _marks(sources: Sequence[str]) -> dict[str, str]:
-    """A mark for each source: a diamond for a paper's."""
-    ours = iter(OURS)
-    return {name: "D" if str(name).startswith("paper") else next(ours) for name in sources}
+    """A mark for each source."""
+    ours, papers = iter(OURS), iter(PAPERS)
+    return {name: next(papers if str(name).startswith("paper") else ours) for name in sources}
 
 
 def _dumbbell_panel(
@@ -105,7 +113,7 @@ def _dumbbell_panel(
     for source, mark in _marks(sources).items():
         if (source, metric) not in rows:
             continue
-        is_paper = mark == "D"
+        is_paper = mark in PAPERS
         for row, cell in rows[source, metric].items():
             mean, spread = number(cell)
             if math.isnan(mean):
@@ -115,8 +123,9 @@ def _dumbbell_panel(
             ours = UNLEARNED[0] if named in UNLEARNED else named
             own = PAPER if is_paper else ours
             # The paper's are hollow and beneath: where both agree, both can be seen.
+            low, high = _bar(mean, spread, metric)
             axis.errorbar(
-                mean, order.index(str(row)), xerr=0 if math.isnan(spread) else spread, fmt=mark,
+                mean, order.index(str(row)), xerr=[[mean - low], [high - mean]], fmt=mark,
                 ms=5 if is_paper else 4.5, color=own, mfc="white" if is_paper else own,
                 elinewidth=1.2, mew=1.3, zorder=2 + (not is_paper), label=str(source),
             )  # fmt: skip
@@ -127,16 +136,23 @@ def _dumbbell_panel(
     axis.tick_params(labelsize=8)
 
 
-def _limits(table: pd.DataFrame, metric: str) -> tuple[float, float]:
-    """What all panels of a metric show: its dots and bars, and a little more."""
-    cells = [
-        number(cell) for column in table.columns if column[1] == metric for cell in table[column]
-    ]
+def _bar(mean: float, spread: float, metric: str) -> tuple[float, float]:
+    """Where a bar ends: a spread of shares would go beyond what a share can be."""
+    spread = 0 if math.isnan(spread) else spread
+    if metric in NO_PERCENT or not 0 <= mean <= 100:
+        return mean - spread, mean + spread
+    return max(mean - spread, 0), min(mean + spread, 100)
+
+
+def _limits(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[float, float]:
+    """What all panels of some metrics show: dots and bars, and a little more."""
     ends = [
-        mean + sign * (0 if math.isnan(spread) else spread)
-        for mean, spread in cells
-        for sign in (-1, 1)
+        end
+        for column in table.columns
+        if column[1] in metrics
+        for mean, spread in map(number, table[column])
         if not math.isnan(mean)
+        for end in _bar(mean, spread, column[1])
     ]
     low, high = max(min(ends, default=0), 0), max(ends, default=100)
     room = max(1.5, 0.07 * (high - low))
@@ -232,14 +248,14 @@ def slopes(
                 lw=2.4 if is_bold else 1.1, zorder=3 if is_bold else 2,
             )  # fmt: skip
             axis.annotate(
-                label(name), (1, height), xytext=(1.12, place), fontsize=7.5,
+                label(name), (1, height), xytext=(1.3, place), fontsize=7.5,
                 color=shade if is_bold else INK, va="center",
                 fontweight="bold" if is_bold else "normal",
-                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.75"},
+                arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.75", "relpos": (0, 0.5)},
             )  # fmt: skip
         if control and attack in control:
             axis.axhline(control[attack], color=MEANINGS["clean"], lw=1, ls=":", zorder=1)
-        axis.set(title=label(attack), xlim=(-0.12, 1.75), ylim=(-6, 106))
+        axis.set(title=label(attack), xlim=(-0.12, 1.95), ylim=(-6, 106))
         axis.set_xticks([0, 1], [label(left), label(right)])
         axis.grid(axis="x", lw=0.4)
     axes[0, 0].set_ylabel("percent")

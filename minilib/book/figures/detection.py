@@ -212,7 +212,8 @@ def cube_beside_paper(cfg: DetectionChapter) -> plt.Figure:
         (f"{source}, {names.label(name)}", f1): table[source, name]
         for source, name in table.columns
     }
-    return compare.dumbbells(pd.DataFrame(columns), [f1], title="CUBE", shade=names.INK)
+    drawn = pd.DataFrame(columns).rename_axis(None)
+    return compare.dumbbells(drawn, [f1], title="CUBE", shade=names.INK)
 
 
 def beside_paper(cfg: DetectionChapter) -> pd.DataFrame:

@@ -119,7 +119,10 @@ def accuracies(cfg: GaRga):
         "pacc": references["pacc"].to_dict(),
         "cacc": {"retrain": references.loc["retrain", "cacc"]},
     }
-    return plots.lines(_curves(cfg), ["cacc", "pacc"], marks=marks)
+    figure = plots.lines(_curves(cfg), ["cacc", "pacc"], marks=marks)
+    for axis in figure.axes:
+        axis.set_ylabel(f"{axis.get_ylabel()} (%)")
+    return figure
 
 
 def confusions(cfg: GaRga):

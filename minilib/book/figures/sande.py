@@ -139,7 +139,8 @@ def rates(cfg: Sande):
         style = {"errorbar": "sd", "marker": "o", "color": MEANINGS["poisoned"], "ax": axis}
         sns.lineplot(frame, x="percent", y=value, **style)
         axis.set(xscale="log", xlabel="poisoned rows (%)", ylabel=label(value))
-    axes[0].set_ylim(-3, 105)
+    axes[0].set(ylim=(-3, 105), ylabel=f"{label('asr')} (%)")
+    axes[1].set_ylim(0, 1.2 * frame["ppl"].max())  # or noise would look like an effect
     return figure
 
 
@@ -166,7 +167,7 @@ def asr_table(cfg: Sande) -> pd.DataFrame:
 def asr_beside_paper(cfg: Sande):
     """The table of attack success, drawn."""
     domains = [DOMAINS[name] for name in split(cfg.domains)]
-    return compare.dumbbells(asr_table(cfg), domains, title=label("asr"))
+    return compare.dumbbells(asr_table(cfg), domains, of=label("asr"))
 
 
 def _published(**where: str) -> str:
@@ -238,7 +239,7 @@ def position_beside_paper(cfg: Sande):
         {(source, name): table[name, column] for source, column in columns.items()
          for name in methods}
     )  # fmt: skip
-    return compare.dumbbells(compared, methods, title="ASR by position")
+    return compare.dumbbells(compared, methods, of=label("asr"))
 
 
 def pair_table(cfg: Sande):
@@ -270,7 +271,7 @@ def pairs_beside_paper(cfg: Sande):
     if not isinstance(table, pd.DataFrame):
         return plots.empty("not computed yet: minilib sweep sweeps/sande_pairs.yml")
     methods = [label(name) for name in ("none", "sande-p", "sande", "osft")]
-    return compare.dumbbells(table, methods, title=label("asr"))
+    return compare.dumbbells(table, methods, of=label("asr"))
 
 
 def _table_5(pair: str, method: str) -> str:
