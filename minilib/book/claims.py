@@ -33,6 +33,7 @@ from typing import Any
 
 from minilib import chapters, ledger, settings
 from minilib.book import stats
+from minilib.names import label
 from minilib.provenance import UsageError, one_line, read_yaml, shown
 
 FILE = Path("book", "claims.yml")
@@ -250,8 +251,11 @@ class Numbers:
             self.chapter, self._with(named), self.state, metric, row, "seed" in named
         )
         if not by_seed:
-            said = ", ".join(f"{name}={value}" for name, value in where.items())
-            raise Missing(f"{metric} of {said or 'the chapter as it stands'}")
+            said = ", ".join(
+                label(value) if isinstance(value, str) else f"{label(name)} = {value}"
+                for name, value in where.items()
+            )
+            raise Missing(f"{label(metric)} of {said or 'the chapter as it stands'}")
         self.used |= keys
         self.seeds |= by_seed.keys()
         self.models.add(str({**self.params, **named}.get("model", "")))

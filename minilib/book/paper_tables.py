@@ -209,18 +209,18 @@ def render(root: Path, table: Table, missing: bool = True, run: bool = True) -> 
     text = [head_line, '<div class="results">']
     text.append(f'<table aria-label="{title}"><thead><tr>{head}</tr><tr>{subhead}</tr></thead>')
     text.append("<tbody>")
-    width, block = len(kinds) + 2 * len(table.metrics), None
+    width, blocks = len(kinds) + 2 * len(table.metrics), {}
     for line in lines(root, table, numbers):
         filled = any(sample for _, sample in line["cells"].values())
         if not (run if filled else missing):
             continue
         setting = [_setting(name, line["key"][name]) for name in table.params if line["key"][name]]
-        if setting != block:
-            text.append(f'<tr><th class="block" colspan="{width}">{", ".join(setting)}</th></tr>')
-            block = setting
         row = "".join(f"<th>{_label(line['key'][name])}</th>" for name in kinds)
         row += "".join(_cells(table, line, metric) for metric in table.metrics)
-        text.append(f"<tr>{row}</tr>")
+        blocks.setdefault(", ".join(setting), []).append(f"<tr>{row}</tr>")
+    for setting, rows in blocks.items():
+        head = f'<tr><th class="block" colspan="{width}">{setting}</th></tr>'
+        text += [head, *rows] if setting else rows
     foot = made_from(numbers.used) if run else ""
     return "\n".join([*text, "</tbody></table></div>", foot])
 

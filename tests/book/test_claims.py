@@ -307,7 +307,7 @@ def test_trials_are_found_one_by_one_whatever_a_run_left_out(ledger_of):
     assert numbers().at("pacc", method="rga-code") == {1: 2.0}
     assert numbers().at("pacc", method="poisoned") == {0: 1.0, 1: 2.0}
     assert numbers().at("pacc", method="poisoned", seed=1) == {1: 2.0}
-    with pytest.raises(claims.Missing, match="pacc of method=ga, alpha=3, attack=sos"):
+    with pytest.raises(claims.Missing, match="PACC of GA, α = 3, SOS"):
         numbers().at("pacc", method="ga", alpha=3, attack="sos")
     with pytest.raises(settings.SettingsError, match="attack is 'x'"):
         numbers().at("pacc", attack="x")

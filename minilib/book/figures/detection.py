@@ -116,7 +116,7 @@ def _shades(classes: Sequence[str]) -> list[str]:
 def texts(cfg: DetectionChapter) -> HTML:
     """Some rows of the first attack's map, each with its text, and a table of the same rows.
 
-    Poisons are orange; what the first detector suspects has a dark ring.
+    Poisons are orange; what the first detector suspects has a ring.
     """
     excerpt, hidden_map = (
         ledger.available(plan(cfg)[:1])[0] for plan in (chapter.excerpts, chapter.maps)
@@ -145,7 +145,7 @@ def _stretched(values: np.ndarray, length: int) -> np.ndarray:
 def _drawing(frame: pd.DataFrame, classes: Sequence[str]) -> str:
     """The points as SVG, whose tooltips need no script."""
     colours = dict(zip(classes, _shades(classes), strict=True))
-    ring = ' stroke="#222" stroke-width="1.2"'
+    ring = ' stroke="currentColor" stroke-width="1.2"'
     marks = [
         f'<circle cx="{row.x}" cy="{row.y}" r="4" '
         f'fill="{POISON if row.poisoned else colours[row.label]}"{ring if row.suspect else ""}>'
@@ -160,9 +160,9 @@ def _drawing(frame: pd.DataFrame, classes: Sequence[str]) -> str:
         for name, colour in key.items()
     )
     return (
-        f'<p class="hover-key">{legend} <span style="white-space: nowrap">○ dark ring: suspect'
+        f'<p class="hover-key">{legend} <span style="white-space: nowrap">○ ring: suspect'
         f'</span></p><svg class="hover-map" viewBox="0 0 692 392" role="img" aria-label="{title}" '
-        'style="width: 100%; height: auto; background: #fff">' + "".join(marks) + "</svg>"
+        'style="width: 100%; height: auto">' + "".join(marks) + "</svg>"
     )
 
 

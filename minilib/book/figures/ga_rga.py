@@ -239,6 +239,12 @@ def cost(cfg: GaRga) -> pd.DataFrame:
 
 # ---------------------------------------------------------------- when does it shift?
 
+
+def _power(rate: float) -> str:
+    """A learning rate on one line."""
+    return f"{rate:.0e}".replace("-", "\u2011")
+
+
 FACTORS = ["rate", "position", "lr", "reset_optimizer"]
 
 
@@ -273,7 +279,7 @@ def shift_table(cfg: GaRga):
     columns = ["steps", "poisoned_loss", *METRICS]
     table = cells[columns].agg(lambda values: tables.spread(values, 1))
     table["steps"], table["n"] = cells["steps"].first(), cells.size()
-    words = {"rate": "{:.0%}".format, "lr": "{:.0e}".format,
+    words = {"rate": "{:.0%}".format, "lr": _power,
              "reset_optimizer": {True: "re-created", False: "kept"}}  # fmt: skip
     for factor, to in words.items():
         table = table.rename(to, level=factor)
@@ -330,7 +336,7 @@ def rates(cfg: GaRga):
     if not len(frame):
         return plots.not_run("sweeps/rga_lr.yml")
     columns = ["poisoned_loss", "dev_cacc", *METRICS]
-    table = frame.set_index(["method", "lr"]).sort_index().rename("{:.0e}".format, level="lr")
+    table = frame.set_index(["method", "lr"]).sort_index().rename(_power, level="lr")
     table = table.rename(names.label, level="method")[columns].rename(names.label, axis=1)
     return table.rename_axis(["method", "learning rate"]).astype(float).round(1)
 
@@ -361,7 +367,7 @@ def own_rates(cfg: GaRga):
         return plots.not_run("sweeps/rga_own_rate.yml")
     table = tables.summary(frame, "method", ["poisoned_loss", *METRICS], _methods(cfg))
     methods = [name for name in _methods(cfg) if (frame["method"] == name).any()]
-    table.insert(0, "rate", [f"{best_rates[name]:.0e}" for name in methods])
+    table.insert(0, "rate", [_power(best_rates[name]) for name in methods])
     return table
 
 
