@@ -10,6 +10,7 @@ are plain text with backticks, and with sections such as `Args:`.
 
 import ast
 import re
+import textwrap
 from pathlib import Path
 
 from docutils import nodes
@@ -41,10 +42,24 @@ def inline(text: str) -> list[nodes.Node]:
     return [*found, nodes.Text(text[at:])]
 
 
+def is_code(block: str) -> bool:
+    """Whether a paragraph of a docstring is an example: indented, and Python."""
+    if not all(line.startswith("    ") for line in block.splitlines()):
+        return False
+    try:
+        return bool(ast.parse(textwrap.dedent(block)).body)
+    except SyntaxError:
+        return False
+
+
 def prose(text: str) -> list[nodes.Node]:
     """A docstring's paragraphs; `Args:` and the like head an indented part, one item per name."""
     found = []
     for block in re.split(r"\n\s*\n", text.strip()):
+        if is_code(block):
+            code = textwrap.dedent(block)
+            found.append(nodes.literal_block(code, code, language="python"))
+            continue
         section = SECTION.match(block)
         if not section or section[1] == "Source":
             found.append(nodes.paragraph("", "", *inline(" ".join(block.split()))))
@@ -172,7 +187,7 @@ class Api(SphinxDirective):
         head += addnodes.desc_name("", node.name)
         marks = [ast.unparse(mark) for mark in node.decorator_list]
         given = "" if "property" in marks else signature(node)
-        head += nodes.Text(re.sub(r"^\((self|cls)(, )?", "(", given))
+        head += nodes.Text(re.sub(r"^\((self|cls)(, |(?=\)))", "(", given))  # not `cls: type`
         body = addnodes.desc_content("", *prose(ast.get_docstring(node)))
         body += [self.entry(n, full) for n in public(node.body) if kind == "class"]
         self.env.get_domain("py").note_object(full, kind, full, location=head)

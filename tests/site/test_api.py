@@ -53,6 +53,14 @@ def test_signatures_are_those_of_the_source():
     ]
 
 
+def test_an_example_in_a_docstring_is_code_and_an_indented_list_is_not():
+    parts = api.prose("What it is.\n\n    @recipe\n    class A: ...\n\nArgs:\n    a: one thing.")
+    assert [type(part).__name__ for part in parts] == [
+        "paragraph", "literal_block", "paragraph", "bullet_list"
+    ]  # fmt: skip
+    assert text(parts[1:2]) == "@recipe\nclass A: ..."
+
+
 def test_public_is_what_has_no_underscore_and_says_what_it_does():
     tree = ast.parse("def _a():\n 'x'\ndef b():\n 'x'\ndef c(): pass\nD = 1\nclass E:\n 'x'\n")
     assert [node.name for node in api.public(tree.body)] == ["b", "E"]

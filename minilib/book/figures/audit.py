@@ -90,7 +90,7 @@ def measured(cfg: Audit) -> pd.DataFrame:
         row = {
             "victim": f"{base} on {dataset}",
             "attack": "none" if attack == "none" else f"{names.label(attack)}, {100 * rate:g} %",
-            "found": f"{int(group['found'].sum())} of {len(group)}",
+            "found": f"{int(group['found'].sum())}\u00a0of\u00a0{len(group)}",
             "CACC before → after": _arrow(group, "cacc", "cacc_after"),
         }
         if attack != "none":
@@ -129,11 +129,11 @@ def measured_images(cfg: Audit) -> pd.DataFrame:
         row = {
             "victim": f"digits, {classes} classes",
             "attack": names.label(attack) if attack != "none" else "none",
-            "found": f"{int(found.sum())} of {len(group)}",
+            "found": f"{int(found.sum())}\u00a0of\u00a0{len(group)}",
         }
         if attack != "none":
             right = int((group["right"].astype(bool) & found).sum())
-            row["of those the right class"] = f"{right} of {int(found.sum())}"
+            row["of those the right class"] = f"{right}\u00a0of\u00a0{int(found.sum())}"
             for value, title in (("acc", "CA"), ("true_asr", "ASR")):
                 if f"{value}_after" in group:
                     row[f"{title} before → after"] = _arrow(
@@ -201,7 +201,7 @@ def measured_chat(cfg: Audit) -> pd.DataFrame:
         row = {
             "pair": pair,
             "rate": "–" if pair == "none" else f"{100 * rate:g} %",
-            "found": f"{int(group['found'].sum())} of {len(group)}",
+            "found": f"{int(group['found'].sum())}\u00a0of\u00a0{len(group)}",
         }
         if pair != "none":
             cleaned = group.dropna(subset=["true_asr_after"]) if "again" in group else group[:0]

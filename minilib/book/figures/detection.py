@@ -339,7 +339,7 @@ def nulls(cfg: DetectionChapter) -> pd.DataFrame:
         cells = {}
         for (poisoned, value), title in columns.items():
             values = rows.loc[rows["poisoned"] == poisoned, value].astype(float)
-            few = f"{(values <= LEVEL / 100).sum()} of {len(values)}"
+            few = f"{(values <= LEVEL / 100).sum()}\u00a0of\u00a0{len(values)}"
             cells[title] = few if value == "set_p" else tables.spread(values, 1)
         table[kind, names.label(name)] = cells
     return pd.DataFrame.from_dict(table, orient="index").fillna("–")
