@@ -158,11 +158,13 @@ def joined(pages: list[tuple[Path, str]], out: Path, title: str, author: str) ->
         writer.append(reader, import_outline=False)
     _within(writer, first, places)
     for page, words in pages:
-        chapter = writer.add_outline_item(words, first[page.stem])
+        chapter = writer.add_outline_item(title=words, page_number=first[page.stem])
         for anchor, section in headings(page):
             if (page.stem, f"/{anchor}") in places:
                 number, left, top = places[page.stem, f"/{anchor}"]
-                writer.add_outline_item(section, number, chapter, fit=Fit.xyz(left, top))
+                writer.add_outline_item(
+                    title=section, page_number=number, parent=chapter, fit=Fit.xyz(left, top)
+                )
     _numbered(writer)
     writer.add_metadata({"/Title": title, "/Author": author})
     writer.write(out / BOOK)

@@ -279,7 +279,7 @@ def shift_table(cfg: GaRga):
     columns = ["steps", "poisoned_loss", *METRICS]
     table = cells[columns].agg(lambda values: tables.spread(values, 1))
     table["steps"], table["n"] = cells["steps"].first(), cells.size()
-    words = {"rate": "{:.0%}".format, "lr": _power,
+    words = {"rate": lambda rate: f"{100 * rate:g} %", "lr": _power,
              "reset_optimizer": {True: "re-created", False: "kept"}}  # fmt: skip
     for factor, to in words.items():
         table = table.rename(to, level=factor)
