@@ -177,7 +177,9 @@ def test_the_baselines_are_measured_on_networks_of_other_families(monkeypatch):
     others = set(unlearning.METHODS) - set(chapter.BASELINES)
     assert not {name for name in others if not name.startswith(("at", "bi-bau"))} - {"ibu"}
     some = [one for one in plan if getattr(one.victim, "method", "anp") in ("anp", "nc")]
-    trials = [kept(one, [{"acc": 90.0, "asr": float(n)}]) for n, one in enumerate(some)]
+    trials = [
+        kept(one, [{"acc": 90.0, "asr": float(n), "pacc": 5.0}]) for n, one in enumerate(some)
+    ]
     rows = pd.DataFrame(chapter.rows(trials))
     assert rows.groupby("method").size().to_dict() == {"none": 12, "anp": 12, "nc": 12}
     assert rows[rows["method"] == "anp"]["effort"].eq(0.1).all()
@@ -187,6 +189,7 @@ def test_the_baselines_are_measured_on_networks_of_other_families(monkeypatch):
     assert table.columns.get_level_values(0).unique()[0] == "WRN-16, 20 %"
     cells = table["WRN-16, 10 %"]
     assert cells["CA"].tolist() == ["90.0 ± 0.0"] * 3
+    assert cells["PACC"].tolist() == ["5, 5, 5", "5, 5, 5", "5, 5"]
     assert cells.loc["NC", "ASR"] == "31, 33" and len(cells.loc["ANP", "ASR"].split(", ")) == 3
     monkeypatch.setattr(ledger, "available", lambda recipes: [])
     assert "None has been computed" in figures.baselines()

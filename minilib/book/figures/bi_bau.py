@@ -445,8 +445,8 @@ def _baselines() -> pd.DataFrame:
 def baselines() -> pd.DataFrame | str:
     """What the other papers' defences leave of small victims of two other families.
 
-    A row a method; for each network and rate of poison CA (mean ± std over seeds) and the ASR of
-    each seed, for seeds differ more than methods do.
+    A row a method; for each network and rate of poison CA (mean ± std over seeds), and the ASR and
+    PACC of each seed, for seeds differ more than methods do.
     """
     frame = _baselines()
     if frame.empty:
@@ -454,13 +454,12 @@ def baselines() -> pd.DataFrame | str:
     order = ["none", *chapter.BASELINES]
     columns = {}
     for (rate, model), some in frame.sort_values("seed").groupby(["rate", "model"]):
-        table = tables.summary(some, "method", ["acc"], order)
-        seeds = some.groupby("method")["asr"].agg(
-            lambda values: ", ".join(f"{v:.0f}" for v in values)
+        by_seed = some.groupby("method")[["asr", "pacc"]].agg(
+            lambda values: ", ".join(f"{value:.0f}" for value in values)
         )
-        columns[f"{label(model)}, {100 * rate:.0f} %"] = table.assign(
-            ASR=[seeds[method] for method in order if method in seeds]
-        )
+        means = tables.summary(some, "method", ["acc"], order)
+        shown = by_seed.rename(label).rename(label, axis=1)
+        columns[f"{label(model)}, {100 * rate:.0f} %"] = means.join(shown)
     table = pd.concat(dict(reversed(columns.items())), axis=1)
     return table.reindex([label(name) for name in order if label(name) in table.index]).fillna("–")
 
