@@ -23,6 +23,10 @@ os.environ["OMP_NUM_THREADS"] = THREADS
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
+# jsonschema, which nbformat asks for, compiles a grammar of addresses as it is imported, for more
+# than a second in each process, if JupyterLab has brought one. No check of a notebook reads it.
+sys.modules.setdefault("rfc3987_syntax", None)
+
 
 # UMAP is compiled anew by each process that uses it, for a quarter of a minute: one worker has all
 # files that do.

@@ -163,6 +163,10 @@ def test_a_tolerance_is_twice_what_other_instructions_moved():
     assert golden.moved([{}, line(value=100.0)], [{}, line(value=98.5)], found) == []
     assert golden.moved([{}, line(value=100.0)], [{}, line(value=97.5)], found)
     assert golden.moved([{}, line(value=100.0)], [{}, line(value=99.9)])
+    nearly = [{}, line(value=100.0 + 2e-14)]
+    assert golden.moved([{}, line(value=100.0)], nearly, {"kind": {}}) == []
+    assert golden.moved([{}, line(value=100.0)], nearly), "on one machine they are equal"
+    assert golden.moved([{}, line(value="a")], [{}, line(value="b")], {"kind": {}})
     loose = golden.tolerances([{}, line(value=1.0)], [[{}, line(value=9.0)]])
     assert loose == {"kind": {"pacc": None}}
     assert golden.moved([{}, line(value=1.0)], [{}, line(value=50.0)], loose) == []

@@ -78,6 +78,8 @@ def build(
     executed: folder of executed notebooks, `book/_executed` when None. builder: "linkcheck" makes
     no pages and complains of addresses that do not answer.
     """
+    # A grammar of addresses, compiled for more than a second, that checks nothing of ours.
+    sys.modules.setdefault("rfc3987_syntax", None)
     from jupyter_book.sphinx import build_sphinx
 
     # What an interrupted build leaves, no later one mends: it begins anew.

@@ -40,6 +40,8 @@ EMULATED = {
     "avx2": {"ATEN_CPU_CAPABILITY": "avx2", "DNNL_MAX_CPU_ISA": "AVX2"},
     "avx512": {"ATEN_CPU_CAPABILITY": "avx512", "DNNL_MAX_CPU_ISA": "AVX512_CORE"},
 }  # fmt: skip
+# A share of a number: another order of a sum moves it by so much, on another machine only.
+LAST_DIGITS = 1e-12
 # Alike on all machines: one thread, single precision whatever the hardware multiplies fastest.
 FIXED = {"OMP_NUM_THREADS": "1", "MINILIB_PRECISION": "fp32", "MINILIB_PUBLISHED": "none"}
 
@@ -202,6 +204,12 @@ def distance(old, new) -> float:
     return 0.0 if old == new else math.inf
 
 
+def rounding(value) -> float:
+    """What the last digits of a number in double precision are worth; 0 for what is none."""
+    size = distance(value, 0)
+    return LAST_DIGITS * size if size < math.inf else 0.0
+
+
 def moved(old: list[dict], new: list[dict], tolerance: dict | None = None) -> list[str]:
     """One line per kind and metric that moved further than allowed.
 
@@ -218,7 +226,7 @@ def moved(old: list[dict], new: list[dict], tolerance: dict | None = None) -> li
             gap = distance(before, after)
             if tolerance is not None:
                 allowed = tolerance.get(line["kind"], {}).get(metric, 0.0)
-                if allowed is None or gap <= allowed:
+                if allowed is None or gap <= max(allowed, rounding(before)):
                     continue
             if gap >= worst.get((line["kind"], metric), (-1.0,))[0]:
                 worst[line["kind"], metric] = (gap, before, after, line["key"])
