@@ -76,7 +76,7 @@ def test_a_backdoor_is_found_named_unlearned_and_reported(typed, place):
 
 def test_a_second_time_it_reads_what_it_knows(typed, place, monkeypatch):
     assert (place / "report").is_dir(), "the test above has made it"
-    monkeypatch.setattr(execute, "run", lambda job: pytest.fail("it is there already"))
+    monkeypatch.setattr(execute, "_run", lambda *_: pytest.fail("it is there already"))
     code, _ = typed(FOUND)
     assert code == audit.FOUND
 
