@@ -283,7 +283,7 @@ def shift_table(cfg: GaRga):
              "reset_optimizer": {True: "re-created", False: "kept"}}  # fmt: skip
     for factor, to in words.items():
         table = table.rename(to, level=factor)
-    heads = ["poisoned negatives", "trigger", "learning rate", "AdamW"]
+    heads = ["poison", "trigger", "learning rate", "AdamW"]
     return table.rename_axis(heads).rename(names.label, axis=1)
 
 
