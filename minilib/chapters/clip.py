@@ -112,7 +112,7 @@ _TOWER = (
 def tower_victim(cfg: Settings, attack: str) -> ImageVictim:
     """CLIP's visual encoder with a linear head, all of it tuned on a poisoned image set.
 
-    Not on random crops: in ten epochs a crop of the trigger is not learned (an ASR of 10 to 13 %).
+    Not on random crops, which move the trigger or cut it off: ten epochs are too few for those.
     """
     dataset = cfg.tower_dataset
     return ImageVictim(
