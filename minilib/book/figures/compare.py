@@ -254,7 +254,10 @@ def slopes(
                 arrowprops={"arrowstyle": "-", "lw": 0.5, "color": "0.75", "relpos": (0, 0.5)},
             )  # fmt: skip
         if control and attack in control:
-            axis.axhline(control[attack], color=MEANINGS["clean"], lw=1, ls=":", zorder=1)
+            # It ends before the names, which it would strike through.
+            axis.hlines(
+                control[attack], -0.12, 1.06, color=MEANINGS["clean"], lw=1, ls=":", zorder=1
+            )
         axis.set(title=label(attack), xlim=(-0.12, 1.95), ylim=(-6, 106))
         axis.set_xticks([0, 1], [label(left), label(right)])
         axis.grid(axis="x", lw=0.4)
