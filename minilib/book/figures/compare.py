@@ -255,9 +255,8 @@ def slopes(
             )  # fmt: skip
         if control and attack in control:
             # It ends before the names, which it would strike through.
-            axis.hlines(
-                control[attack], -0.12, 1.06, color=MEANINGS["clean"], lw=1, ls=":", zorder=1
-            )
+            ends = {"color": MEANINGS["clean"], "lw": 1, "ls": ":", "zorder": 1}
+            axis.plot([-0.12, 1.06], [control[attack]] * 2, **ends)
         axis.set(title=label(attack), xlim=(-0.12, 1.95), ylim=(-6, 106))
         axis.set_xticks([0, 1], [label(left), label(right)])
         axis.grid(axis="x", lw=0.4)
