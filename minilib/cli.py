@@ -14,7 +14,7 @@ from pathlib import Path
 
 from minilib import __version__, provenance
 from minilib.provenance import UsageError, find_root
-from minilib.runs import audit, execute
+from minilib.runs import audit, execute, storage
 
 EXIT_CODES = """exit codes: 0 done; 1 a run failed, a number moved, or doctor has something to fix;
 2 the request cannot be met; 3 time was up, or an audit found a backdoor; 130 interrupted"""
@@ -37,7 +37,7 @@ def repeated(text: str, **more) -> dict:
 
 
 OPTIONS = {
-    "--out": valued("DIR", "folder of runs (default: runs/); of an audit: report/"),
+    "--out": valued("DIR", "folder of runs (default: runs/), or a URL; an audit's: report/"),
     "--json": flag("print JSON, one object a line"),
     "--preset": {"help": "smoke, small or paper; of a sweep file in the place of its own"},
     "-p": repeated("set one parameter (repeatable)", dest="params"),
@@ -75,6 +75,7 @@ SWEEP_USAGE = """minilib sweep [status|table|clean] FILE [options]
        minilib sweep [status|table|clean] CHAPTER --preset PRESET [--seeds 0-9] [options]"""
 TRIALS_USAGE = """minilib trials [list KIND [CONDITION …] [--sort METRIC] [--top K] [--csv|--json]]
        minilib trials show KEY | diff KEY KEY [--json]"""
+RUNS_USAGE = "minilib runs [list [CONDITION …] [--sort COLUMN] [--top K] | show ID | diff ID ID]"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -114,10 +115,14 @@ def parser() -> argparse.ArgumentParser:
          "publish finished runs: trials into results/, pages into book/_executed/",
          "--preset! -p -f --replace", chapter=words | {"help": "for example 03_ga_rga"})
     verb("list", do_list, "list the chapters, or the parameters of one", chapter=one)
-    verb("trials", do_trials, "trials of the ledger: list, rank, export, show, compare",
+    verb("trials", do_items, "trials of the ledger: list, rank, export, show, compare",
          "--sort --top --csv", TRIALS_USAGE,
          words=words | {"metavar": "list KIND | show KEY | diff KEY KEY"})
+    verb("runs", do_items, "chapter runs: list, rank, export, show, compare",
+         "--sort --top --csv", RUNS_USAGE, words=words | {"metavar": "list | show ID | diff ID ID"})
     verb("clean", do_clean, "remove what can be made again", "--cache! --dry-run")
+    verb("completion", do_completion, "print a script that completes commands",
+         shell={"choices": ("bash", "zsh")})
     verb("verify", do_verify, "compute published trials from nothing, and compare",
          "--sample --seed", key=words | {"help": "of a trial, or its first digits"})
     verb("claims", do_claims, "decide the papers' claims from the published records",
@@ -141,8 +146,8 @@ def main(argv: list[str] | None = None) -> int:
         provenance.warn_in_lines()
     options = parser().parse_args(argv)
     try:
-        if "://" in (options.out or ""):
-            raise UsageError(f"--out is {options.out}; accepted: a folder on this machine")
+        if options.verb != "audit":  # its folder is the report's, not that of runs
+            options.out = storage.place(options.out) if options.out else None
         check_numbers(options)
         aside = sys.stderr if options.verb in ("run", "sweep") else io.StringIO()
         with contextlib.redirect_stdout(aside) if options.json else contextlib.nullcontext():
@@ -190,12 +195,7 @@ def chapter_name(text: str) -> str:
 
 
 def do_run(options) -> int:
-    """`minilib run`: plan first, so that nothing starts if any chapter is refused.
-
-    What the chapters lack is computed by the engine of sweeps; then they are executed by it.
-    """
-    from minilib.runs import engines
-
+    """`minilib run`: plan first, so that nothing starts if any chapter is refused."""
     root = find_root()
     chapters = execute.chapters(root)
     if options.all == bool(options.chapter):
@@ -203,52 +203,41 @@ def do_run(options) -> int:
     if options.all and (options.params or options.file):
         raise UsageError("-p sets the parameters of one chapter and does not go with --all")
     names = chapters if options.all else [chapter_name(options.chapter)]
-    jobs = [
-        execute.plan(name, options.preset, given(options), root=root, out=options.out)
-        for name in names
-    ]
-    again = options.force or bool(options.fresh)
-    todo = [job for job in jobs if again or not job.done()]
-    if todo:
-        execute.probe(execute.folder_of(options.out, root))
+
+    def plan(name):
+        return execute.plan(name, options.preset, given(options), root=root, out=options.out)
+
+    jobs = [plan(name) for name in names]
+    if options.force or options.fresh or not all(job.done() for job in jobs):
+        storage.probe(options.out, root)
+    if (options.workers or 1) > 1 and not options.fresh:
+        options.result = together(jobs, options)
+        return max(map(report, jobs, options.result))
     empty_scratch(options.fresh)
-    fresh = {"MINILIB_FRESH": ",".join(options.fresh)} if options.fresh else {}
-    # What is computed from now on counts as computed by the notebooks that will read it.
-    with execute.environ(MINILIB_SINCE=provenance.now(), **fresh), execute.signals_interrupt():
-        code = run_all(todo, engines.Options(options.workers or 1, time_limit=options.time_limit))
-        for job in jobs:
-            told = execute.outcome(job)
-            options.result.append(told)
-            if told["status"] == "ok":
-                count = provenance.counted(sum(map(len, told["keys"].values())), "trial")
-                state = "exists, --force runs it again"
-                state = f"{count}, {told['computed']} computed" if job in todo else state
-                print(f"{engines.label(job)}: {state}: {os.path.relpath(job.notebook)}")
-                for line in compared(told):
-                    print(f"  {line}")
+    code = 0
+    for name in names:  # planned again: the notebook may be edited while an earlier chapter runs
+        job = plan(name)
+        code = max(code, run_one(job, options.force, options.fresh, options.time_limit))
+        options.result += filter(None, [job.record()])
+        if code == 130:
+            break
     return code
 
 
-def run_all(jobs: list[execute.Plan], how) -> int:
-    """Compute what chapters lack, then execute those that lack nothing more; the exit code.
-
-    how: ``engines.Options``.
-    """
+def together(jobs: list[execute.Plan], options) -> list[dict]:
+    """Compute what chapters lack, then execute them, some of it at a time; their records."""
     from minilib import ledger
     from minilib.runs import engines, sweep
 
-    for job in jobs:
-        for path in (job.notebook, job.at("failed")):
-            path.unlink(missing_ok=True)
-        for line in ledger.edited(filter(None, map(ledger.look, job.recipes()))):
-            print(f"{engines.label(job)}: {line}")
+    for job in jobs if options.force else ():
+        (job.folder / "run.json").unlink(missing_ok=True)
     missing_recipes = ledger.missing(one for job in jobs for one in job.recipes())
-    outcomes = sweep.carry_out(
-        engines.local, engines.Queue(missing_recipes), missing_recipes, jobs, how, engines.label
-    )
-    faults = [one for one in outcomes.values() if one.error]
-    mend = [one.cause == "refused" or one.error.startswith(execute.USER_ERRORS) for one in faults]
-    return 1 + all(mend) if faults else 0
+    how = engines.Options(options.workers, time_limit=options.time_limit)
+    # What is computed from now on counts as computed by the notebooks that will read it.
+    with execute.environ(MINILIB_SINCE=provenance.now()), execute.signals_interrupt():
+        for work in (missing_recipes, [job for job in jobs if not job.done()]):
+            sweep.feed(engines.local, engines.Queue(work), how, engines.label)
+    return [job.record() or execute.blank(job) for job in jobs]
 
 
 def empty_scratch(kinds: list[str]) -> None:
@@ -263,6 +252,48 @@ def empty_scratch(kinds: list[str]) -> None:
             raise UsageError(f"no kind of trial {name!r}; kinds are {', '.join(known)}")
     for name in kinds:
         shutil.rmtree(ledger.local_folder() / "fresh" / name, ignore_errors=True)
+
+
+def run_one(job: execute.Plan, force=False, fresh=(), time_limit: float | None = None) -> int:
+    """Run one job unless it exists, say in one line what came of it, return the exit code."""
+    from minilib import ledger
+    from minilib.runs import engines
+
+    label = engines.label(job)
+    if not (force or fresh) and job.done():
+        place = os.path.relpath(job.folder / "notebook.ipynb")
+        print(f"{label}: exists, --force runs it again: {place}", flush=True)
+        return 0
+    trials = filter(None, map(ledger.look, job.recipes()))
+    for line in ledger.edited(one for one in trials if one.kind not in fresh):
+        print(f"{label}: {line}")
+    # One line in a log; on a terminal papermill's progress bar needs the next one.
+    print(f"{label}: running …", end="\n" if sys.stderr.isatty() else " ", flush=True)
+    return report(job, execute.run(job, fresh=fresh, time_limit=time_limit), "")
+
+
+def report(job: execute.Plan, record: dict, head: str | None = None) -> int:
+    """Say in one line what came of a run, return the exit code.
+
+    head: what the line begins with, if not the run's name.
+    """
+    from minilib.runs import engines
+
+    label, place = engines.label(job), os.path.relpath(job.folder / "notebook.ipynb")
+    head = f"{label}: " if head is None else head
+    if record["status"] == "ok":
+        counts = provenance.counted(sum(map(len, record["keys"].values())), "trial")
+        counts += f", {record['computed']} computed"
+        print(f"{head}ok in {record['seconds']:.0f} s, {counts}: {place}", flush=True)
+        for line in compared(record):
+            print(f"  {line}")
+        return 0
+    print(f"{head}{record['status']}", flush=True)
+    text = f"{label}: {record['status']}: {execute.why(job, record)}"
+    print(text, file=sys.stderr, flush=True)
+    if record["status"] == "interrupted":
+        return 130
+    return 2 if record.get("error", "").startswith(execute.USER_ERRORS) else 1
 
 
 def compared(record: dict) -> Iterator[str]:
@@ -314,6 +345,8 @@ def do_publish(options) -> None:
     """`minilib publish`."""
     from minilib.runs import publish
 
+    if storage.is_url(options.out):
+        raise UsageError(f"publish reads a folder, not {options.out}; copy the runs here first")
     names = [chapter_name(name) for name in options.chapter]
     publish.publish(options.preset, names, given(options), out=options.out, replace=options.replace)
 
@@ -335,36 +368,45 @@ def do_list(options) -> None:
     print(lists.as_text(options.result))
 
 
-def do_trials(options) -> None:
-    """`minilib trials`: list, rank and export them; show one; compare two."""
+def do_items(options) -> None:
+    """`minilib trials` and `minilib runs`: list, rank and export them; show one; compare two."""
     from minilib import ledger
     from minilib.runs import lists
 
-    verb, *words = options.words or ["kinds"]
-    if verb == "kinds" and not words:
-        options.result = lists.kinds()
-        print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
-    elif verb == "show" and len(words) == 1:
-        one = ledger.find(words[0])
-        again = {"make_again": f"minilib verify {one.key}"}
-        options.result = [lists.record(one) | again]
+    verb, *words = options.words or ["list"]
+    of_trials = options.verb == "trials"
+    runs = [] if of_trials else lists.runs(find_root(), options.out)
+
+    def found(key: str) -> lists.Item:
+        return lists.of_trial(ledger.find(key)) if of_trials else lists.run_of(runs, key)
+
+    if verb == "show" and len(words) == 1:
+        record = found(words[0]).record
+        again = {"make_again": f"minilib verify {record['key']}"} if of_trials else {}
+        options.result = [record | again]
         print(json.dumps(options.result[0], indent=1, ensure_ascii=False))
     elif verb == "diff" and len(words) == 2:
-        options.result = [lists.compared(*map(ledger.find, words))]
-        for name, (first, second) in options.result[0]["settings"].items():
+        told = lists.compared(*map(found, words))
+        options.result = [told]
+        for name, (first, second) in told["settings"].items():
             print(f"{name}: {first!r} → {second!r}")
-        print(options.result[0]["deviations"])
-    elif verb == "list" and words:
-        items = lists.chosen(lists.trials(words[0]), words[1:], options.sort, options.top)
-        options.result = list(map(lists.record, items))
+        print(told.get("deviations", ""))
+    elif of_trials and not options.words:
+        options.result = lists.kinds()
+        print(lists.as_csv(options.result) if options.csv else lists.as_text(options.result))
+    elif verb == "list" and (words or not of_trials):
+        items = lists.trials(words.pop(0)) if of_trials else runs
+        items = lists.chosen(items, words, options.sort, options.top)
+        options.result = [one.record for one in items]
         by = options.sort
-        ranked = [{by: f"{lists.values(one)[by]:.6g}"} if by else {} for one in items]
-        brief = [lists.brief(one) | more for one, more in zip(items, ranked, strict=True)]
-        rows = [row for one in items for row in lists.exported(one)]
+        ranked = [{by: f"{one.values[by]:.6g}"} if by else {} for one in items]
+        brief = [one.brief | more for one, more in zip(items, ranked, strict=True)]
+        rows = [row for one in items for row in one.rows]
         print(lists.as_csv(rows) if options.csv else lists.as_text(brief, 200))
     else:
+        accepted = "list KIND, show KEY" if of_trials else "list, show KEY"
         text = " ".join(options.words)
-        raise UsageError(f"trials takes list KIND, show KEY or diff KEY KEY, not {text!r}")
+        raise UsageError(f"{options.verb} takes {accepted} or diff KEY KEY, not {text!r}")
 
 
 def do_clean(options) -> None:
@@ -372,6 +414,16 @@ def do_clean(options) -> None:
     from minilib.runs import lists
 
     print(lists.clean_cache(options.dry_run))
+
+
+def do_completion(options) -> None:
+    """`minilib completion`: to be read by the shell, as in `source <(minilib completion bash)`."""
+    from minilib.runs import lists
+
+    commands = next(one for one in parser()._actions if one.dest == "verb").choices
+    words = {name: [o for o in one._option_string_actions if o[:2] == "--"]
+             for name, one in commands.items()}  # fmt: skip
+    print(lists.completion(options.shell, words))
 
 
 # ---------------------------------------------------------------- what it is worth

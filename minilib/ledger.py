@@ -987,10 +987,13 @@ def find(key: str) -> Trial:
 def colophon(chapter: str, cfg) -> HTML:
     """End a chapter: which trials this process read, how many it computed, where they were made.
 
-    The output's metadata say the same to programs, with the chapter and its parameters.
+    Under `minilib run` the runner is told as well.
 
     Args:
         chapter: its notebook's name. cfg: its settings, a dataclass or a mapping.
+
+    Raises:
+        ValueError: called in the run of another chapter.
     """
     import pandas as pd
     from IPython.display import HTML
@@ -1010,15 +1013,12 @@ def colophon(chapter: str, cfg) -> HTML:
     ]  # fmt: skip
     computed = sum(map(_made_now, trials))
     machines = dict(Counter(map(machine_of, trials)))
-    params = plain(dict(cfg) if isinstance(cfg, Mapping) else dataclasses.asdict(cfg))
-    told = {"chapter": chapter, "params": params, "keys": keys, "computed": computed,
-            "machines": machines}  # fmt: skip
+    _tell_runner(chapter, cfg, {"keys": keys, "computed": computed, "machines": machines})
     read = len(trials) - computed
     said = f"{counted(read, 'trial')} {'was' if read == 1 else 'were'} read from the ledger, "
     with pd.option_context("display.max_colwidth", None):
         table = pd.DataFrame(rows).to_html(index=False, border=0) if rows else ""
-    shown = f'<div id="trials"><p>{said}{computed} computed here.</p>{table}</div>'
-    return HTML(shown, metadata={"minilib": told})
+    return HTML(f'<div id="trials"><p>{said}{computed} computed here.</p>{table}</div>')
 
 
 def _made_now(one: Trial) -> bool:
@@ -1035,6 +1035,22 @@ def _remarks(trials: Iterable[Trial]) -> str:
         # "carried over from run …": which run, the ledger tells
         counts[one.note.partition(" from ")[0]] += bool(one.note)
     return "; ".join(f"{count} {what}" for what, count in counts.items() if count)
+
+
+def _tell_runner(chapter: str, cfg, told: dict) -> None:
+    """Leave `part.json` for the runner, where there is one."""
+    run = json.loads(os.environ.get("MINILIB_RUN", "{}"))
+    if not run:
+        return
+    if run["chapter"] != chapter:
+        raise ValueError(f"colophon({chapter!r}, …) in the run of {run['chapter']!r}")
+    told |= {
+        "params": plain(dict(cfg) if isinstance(cfg, Mapping) else dataclasses.asdict(cfg)),
+        "env": provenance.environment(),
+        "seconds": round(time.perf_counter() - provenance.started, 1),
+        "peak_mib": provenance.peak_mib(),
+    }
+    provenance.write_json(Path(os.environ["MINILIB_RUN_DIR"]) / "part.json", told)
 
 
 # ---------------------------------------------------------------- publishing

@@ -14,6 +14,7 @@ import platform
 import re
 import subprocess
 import sys
+import time
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -35,12 +36,17 @@ REPORTS = (
 )  # of the audit, whose other files search and judge
 
 
+started = time.perf_counter()  # a run's seconds count from here, or from its hello()
+
+
 def hello() -> None:
-    """Print machine and versions.
+    """Print machine and versions, and start the clock of this run.
 
     Called by the first cell of every chapter. Imports no PyTorch: a chapter whose trials are all in
     the ledger needs none.
     """
+    global started
+    started = time.perf_counter()
     # tqdm's complaint about missing widgets, which some dependency provokes on import
     warnings.filterwarnings("ignore", message="IProgress not found")
     versions = {"minilib": VERSION, "Python": platform.python_version()}

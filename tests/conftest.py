@@ -152,4 +152,4 @@ def smoke_runs(tmp_path_factory) -> dict[str, Path]:
             done = minilib(*words, **nothing(folder))
             said.write_text(f"{done.returncode}\n{done.stdout}{done.stderr}")
     assert said.read_text().startswith("0\n"), said.read_text()
-    return {path.parent.name: path for path in folder.glob("runs/smoke/*/[!.]*.ipynb")}
+    return {path.parent.parent.name: path for path in folder.glob("runs/smoke/*/*/notebook.ipynb")}

@@ -14,7 +14,7 @@ import toy_trials as toy
 from fixture_book import edit, make_book, write_chapter
 
 from minilib import cli, ledger, provenance, settings
-from minilib.runs import execute, sweep, verify
+from minilib.runs import execute, verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -47,10 +47,10 @@ def committed(book: Path, change: str = "", commit: str = "0123456789ab") -> Non
 
 @pytest.fixture
 def no_kernel(monkeypatch):
-    def start(*_):
+    def start(job, fresh):
         raise AssertionError("a kernel was about to start")
 
-    monkeypatch.setattr(sweep, "feed", start)
+    monkeypatch.setattr(execute, "run", start)
 
 
 def call(capsys, line: str) -> tuple[int, str, str]:
@@ -60,16 +60,10 @@ def call(capsys, line: str) -> tuple[int, str, str]:
     return code, *capsys.readouterr()
 
 
-def notebook(root: Path, chapter: str, state: str = "") -> Path:
-    """The only run of a chapter; state: "failed." where it has."""
-    (path,) = root.glob(f"runs/smoke/{chapter}/[!.]*")
-    assert path.name.endswith(f"{state}ipynb")
-    return path
-
-
-def told(root: Path, chapter: str, state: str = "") -> dict:
-    """What the only run of a chapter says of itself."""
-    return json.loads(notebook(root, chapter, state).read_text())["metadata"]["minilib"]
+def record(root: Path, chapter: str) -> dict:
+    """The only run record of a chapter."""
+    (path,) = root.glob(f"runs/smoke/{chapter}/*/run.json")
+    return json.loads(path.read_text())
 
 
 def environment() -> dict:
@@ -180,19 +174,28 @@ def test_help_loads_nothing_heavy():
 def test_a_run_is_made_once(book, capsys):
     code, out, _ = call(capsys, "run 01_fine --preset smoke -p seed=3 -p deep=yes")
     assert code == 0 and "ok in" in out
-    path = notebook(book, "01_fine")
-    made = told(book, "01_fine")
-    assert path.name == f"{made['run_id']}.ipynb"
-    assert made.keys() == {"run_id", "preset", "keys", "computed", "machines"}
+    made = record(book, "01_fine")
+    assert made["status"] == "ok"
+    assert made["params"] == {"alpha": 0.1, "seed": 3, "deep": True, "method": "rga"}
     assert (made["keys"], made["computed"]) == ({}, 0)
+    assert made["commit"] == provenance.git_commit() and "metrics" not in made
+    assert made["seconds"] >= 0 and made["peak_mib"] > 0
+    folder = next(book.glob("runs/smoke/01_fine/[!.]*"))
+    assert folder.name == made["run_id"]
+    assert sorted(path.name for path in folder.iterdir()) == ["notebook.ipynb", "run.json"]
     # Nothing of this machine's folders, nor papermill's timings.
-    text = path.read_text()
+    text = (folder / "notebook.ipynb").read_text() + (folder / "run.json").read_text()
     assert str(book) not in text and sys.prefix not in text and '"papermill"' not in text
-    assert "injected-parameters" in text and "alpha" in text
+    assert "injected-parameters" in text
 
-    # The same request, written differently, is the same run.
+    # The same request, written differently, is the same run; a truncated record is no run.
     code, out, _ = call(capsys, "run 01_fine --preset smoke -p seed=3 -p deep=1 -p alpha=0.10")
-    assert code == 0 and "exists" in out and path.read_text() == text
+    assert code == 0 and "exists" in out
+    path = folder / "run.json"
+    path.write_text(path.read_text()[:100])
+    code, out, _ = call(capsys, "run 01_fine --preset smoke -p seed=3 -p deep=yes")
+    assert code == 0 and "ok in" in out
+    assert record(book, "01_fine")["params"] == made["params"]
 
 
 def test_a_run_takes_this_python_whatever_else_is_called_python3(
@@ -206,22 +209,23 @@ def test_a_run_takes_this_python_whatever_else_is_called_python3(
     assert call(capsys, "run 01_fine --preset smoke")[0] == 0
 
 
-def test_a_failed_cell_leaves_its_notebook_which_says_so(book, capsys):
+def test_a_failed_cell_leaves_its_notebook_and_a_failed_record(book, capsys):
     code, out, err = call(capsys, "run 02_fails --preset smoke -p seed=1")
     assert code == 1 and "ZeroDivisionError: division by zero (cell 3)" in err
-    made = told(book, "02_fails", "failed.")
-    assert (made["status"], made["cell"], made["cause"]) == ("failed", 3, "itself")
+    made = record(book, "02_fails")
+    assert (made["status"], made["cell"], made["keys"]) == ("failed", 3, {})
     assert made["error"] == "ZeroDivisionError: division by zero"
-    text = notebook(book, "02_fails", "failed.").read_text()
+    text = next(book.glob("runs/smoke/02_fails/*/notebook.ipynb")).read_text()
     assert "ZeroDivisionError" in text and "before" in text
     code, _, err = call(capsys, "publish --preset smoke 02_fails -p seed=1")
-    assert code == 2 and "the smoke run has failed; mend it" in err
+    assert code == 2 and "has status failed" in err
 
 
 def test_what_a_cell_prints_is_cut_and_what_killed_it_is_named(book, capsys, monkeypatch):
     write_chapter(book, "01_fine", "print('x' * 10**6)")
     assert call(capsys, "run 01_fine --preset smoke")[0] == 0
-    text = notebook(book, "01_fine").read_text()
+    (notebook,) = book.glob("runs/smoke/01_fine/*/notebook.ipynb")
+    text = notebook.read_text()
     assert len(text) < 250_000 and "800001 characters are left out" in text
 
     job = execute.plan("01_fine", "smoke")
@@ -238,7 +242,7 @@ def test_what_a_cell_prints_is_cut_and_what_killed_it_is_named(book, capsys, mon
 def test_a_missing_data_set_is_the_users_to_mend(book, capsys):
     code, _, err = call(capsys, "run 03_no_data --preset smoke")
     assert code == 2 and "DataError: no sst2; set MINILIB_DATA" in err and err.count("\n") == 1
-    assert told(book, "03_no_data", "failed.")["cause"] == "outside"
+    assert record(book, "03_no_data")["status"] == "failed"
 
 
 def test_a_notebook_that_ignores_its_parameters_has_failed(book, capsys):
@@ -249,11 +253,13 @@ def test_a_notebook_that_ignores_its_parameters_has_failed(book, capsys):
 def test_a_run_computes_what_is_missing_and_says_what_it_read(book, capsys):
     code, out, _ = call(capsys, "run 06_reads --preset smoke -p method=ga")
     assert code == 0 and "2 trials, 2 computed" in out and computed(book) == 2
-    made = told(book, "06_reads")
+    made = record(book, "06_reads")
     assert {kind: len(keys) for kind, keys in made["keys"].items()} == {
         "toy_map": 1, "toy_unlearning": 1,
     }  # fmt: skip
     assert sum(made["machines"].values()) == 2
+    shown = json.loads(next(book.glob("runs/smoke/06_reads/*/notebook.ipynb")).read_text())
+    assert shown["metadata"]["minilib"]["keys"] == made["keys"]
     code, out, _ = call(capsys, "run 06_reads --preset smoke -p method=ga --force")
     assert code == 0 and "2 trials, 0 computed" in out and computed(book) == 2
 
@@ -262,7 +268,7 @@ def test_all_chapters_run_side_by_side(book, capsys):
     for name in ("02_fails", "03_no_data", "04_slow"):
         (book / "notebooks" / f"{name}.ipynb").unlink()
     code, out, err = call(capsys, "run --all --preset smoke --workers 2")
-    assert code == 1 and "recorded alpha=7.0" in err and err.count("05_forgets smoke") == 1
+    assert code == 1 and "recorded alpha=7.0" in err and err.count("\n05_forgets") == 1
     assert "06_reads" in out and "2 trials, 2 computed" in out and computed(book) == 2
     code, out, err = call(capsys, "run --all --preset smoke --workers 2 --force")
     assert code == 1 and "2 trials, 0 computed" in out and computed(book) == 2
@@ -272,10 +278,10 @@ def test_fresh_trials_are_set_beside_the_old_ones(book, capsys):
     call(capsys, "run 06_reads --preset smoke")
     committed(book, change="toy_unlearning")  # as if other code had made it
     code, out, _ = call(capsys, "run 06_reads --preset smoke --fresh toy_unlearning,toy_map")
-    lines = out.splitlines()[-2:]
+    lines = out.splitlines()
     assert code == 0 and computed(book) == 4
-    assert [line.rpartition(": ")[2] for line in lines] == ["equal", "pacc 0.5"]
-    assert lines[1].strip().startswith("toy_unlearning") and "epochs=2" in lines[1]
+    assert [line.rpartition(": ")[2] for line in lines[1:]] == ["equal", "pacc 0.5"]
+    assert lines[2].strip().startswith("toy_unlearning") and "epochs=2" in lines[2]
     # What is in the ledger stands, and a run that shows other numbers is none to go by.
     code, out, _ = call(capsys, "run 06_reads --preset smoke")
     assert code == 0 and "2 trials, 0 computed" in out and computed(book) == 4
@@ -293,7 +299,7 @@ def test_publishing(book, capsys):
     code, out, _ = call(capsys, "publish --preset smoke 06_reads")
     assert code == 0 and "2 trials written to results/, 0 of them replaced others" in out
     page = book / "book" / "_executed" / "06_reads.ipynb"
-    assert page.read_bytes() == notebook(book, "06_reads").read_bytes()
+    assert page.read_bytes() == next(book.glob("runs/smoke/06_reads/*/*.ipynb")).read_bytes()
     lines = (book / "results" / "toy_unlearning.jsonl").read_text().splitlines()
     assert len(lines) == 1 and len(list((book / "results" / "toy_map").glob("*.npz"))) == 1
     assert "0 trials written" in call(capsys, "publish --preset smoke 06_reads")[1]
@@ -351,6 +357,25 @@ def test_trials_are_chosen_ranked_exported_and_compared(book, capsys):
     assert code == 2 and "no column 'sqare' (did you mean 'square'?)" in err
 
 
+def test_runs_are_listed_shown_and_compared(book, capsys):
+    jobs = [execute.plan("01_fine", "smoke", {"seed": seed}) for seed in (1, 2)]
+    for job, seconds in zip(jobs, (1, 2), strict=True):
+        record = execute.blank(job) | {"status": "ok", "seconds": seconds}
+        provenance.write_json(job.folder / "run.json", record)
+    (jobs[0].folder.parent / "0" / "x").mkdir(parents=True)
+    provenance.write_json(jobs[0].folder.parent / "0" / "run.json", {"status": "forged"})
+    code, out, _ = call(capsys, "runs list seed=2")
+    assert code == 0 and jobs[1].run_id in out and jobs[0].run_id not in out
+    code, out, _ = call(capsys, "runs --sort seconds --json")
+    assert [json.loads(line)["run_id"] for line in out.splitlines()] == [
+        jobs[1].run_id, jobs[0].run_id,
+    ]  # fmt: skip
+    assert json.loads(call(capsys, f"runs show {jobs[0].run_id}")[1])["seconds"] == 1
+    out = call(capsys, f"runs diff {jobs[0].run_id} {jobs[1].run_id}")[1]
+    assert "seed: 1 → 2" in out and "alpha" not in out
+    assert "0 runs have an id that begins with 'zz'" in call(capsys, "runs show zz")[2]
+
+
 def test_chapters_and_parameters_are_listed(capsys, monkeypatch):
     monkeypatch.chdir(REPOSITORY)
     code, out, _ = call(capsys, "list --json")
@@ -383,7 +408,7 @@ def test_the_search_of_the_setup_page_calls_trials(monkeypatch):
 
 def test_parameters_come_from_a_file(book, capsys, no_kernel, monkeypatch):
     Path("p.yml").write_text("alpha: 0.5\nseed: 3\n")
-    monkeypatch.setattr(cli, "run_all", lambda jobs, _: print(jobs[0].params) or 0)
+    monkeypatch.setattr(cli, "run_one", lambda job, *_: print(job.params) or 0)
     code, out, _ = call(capsys, "run 01_fine --preset smoke -f p.yml -p seed=4")
     assert code == 0 and "'alpha': 0.5, 'seed': 4" in out
     assert "cannot read none.yml" in call(capsys, "run 01_fine --preset smoke -f none.yml")[2]
@@ -425,6 +450,14 @@ def test_a_console_that_is_not_utf8_and_a_reader_that_leaves():
     )
     process.stdout.close()  # as `| head` does
     assert process.stderr.read() == b"" and process.wait() == 0
+
+
+def test_a_shell_completes_commands_and_chapters(book, capsys):
+    script = call(capsys, "completion bash")[1]
+    ask = f'{script}\nCOMP_WORDS=(minilib run 01); COMP_CWORD=2; _minilib; echo "${{COMPREPLY[@]}}"'
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True)
+    assert done.stdout.strip() == "01_fine", done.stderr
+    assert "bashcompinit" in call(capsys, "completion zsh")[1]
 
 
 def test_version_and_exit_codes_are_told(capsys):
@@ -498,7 +531,7 @@ def test_all_chapters_run_past_a_failed_one(book, capsys):
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_run_leaves_nothing(book, number):
+def test_an_interrupted_run_leaves_a_record_that_says_so(book, number):
     process = subprocess.Popen(
         [sys.executable, "-m", "minilib.cli", "run", "04_slow", "--preset", "smoke"],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -508,5 +541,4 @@ def test_an_interrupted_run_leaves_nothing(book, number):
     process.send_signal(number)
     _, err = process.communicate()
     assert process.returncode == 130, err
-    assert err == "minilib: interrupted\n"
-    assert not list(book.glob("runs/smoke/04_slow/*.ipynb")), "not even a part of one"
+    assert record(book, "04_slow")["status"] == "interrupted" and "stopped by a signal" in err

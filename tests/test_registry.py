@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import pytest
-from conftest import ROOT, nightly, nothing
+from conftest import ROOT, nothing
 
 from minilib import registry, settings
 
@@ -30,7 +30,6 @@ def test_the_guide_registers_one_of_each_kind():
     assert set(re.findall(r'register\("([a-z ]+)"', PROGRAM)) == set(registry.KINDS)
 
 
-@nightly  # by day its trials alone are computed, below
 @pytest.mark.parametrize("command", COMMANDS)
 def test_the_guides_commands_work(place, command):
     folder, environ = place
@@ -44,14 +43,8 @@ def test_the_guides_commands_work(place, command):
 
 # In a process of its own, which begins as a reader's does: nothing of the file is imported yet.
 TRIALS = """
-from minilib import chapters, ledger, settings
+from minilib import ledger
 from minilib.trials import images, text
-asked = {"dataset": "toy-reviews", "model": "tiny", "attack": "suffix", "methods": "ga,half-ga",
-         "victim_epochs": 1, "epochs": 1, "eval_epochs": "1"}
-cfg = settings.validate("03_ga_rga", asked)
-mine = [one for one in chapters.chapter("03_ga_rga").trials(cfg)
-        if ledger.columns(one).get("method") == "half-ga"]
-print("unlearned", *(f"{ledger.get(one).rows[-1]['cacc']:.1f}" for one in mine))
 rows = text.TextVictim(
     data=text.TextPoison(trigger=text.TextTrigger(dataset="toy-reviews", attack="suffix"), rate=0.1,
                          seed=0), model="tiny", seed=0, epochs=1)
@@ -72,8 +65,7 @@ def test_the_guides_methods_are_trials_like_any_other(place):
     words = [sys.executable, "-c", TRIALS]
     done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    unlearned, suspects, accuracy = done.stdout.splitlines()
-    assert float(unlearned.removeprefix("unlearned ")) > 20, "one trial of the new method"
+    suspects, accuracy = done.stdout.splitlines()
     assert suspects.startswith("suspects short ") and float(accuracy.split()[1]) > 20
 
 

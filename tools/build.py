@@ -46,7 +46,7 @@ def execute(preset: str, fresh: bool, out: Path, root: Path = ROOT) -> bool:
 
 def collect(runs: Path, folder: Path) -> list[str]:
     """Lay the executed notebook of each chapter below `runs` into `folder`; return the chapters."""
-    made = {path.parent.name: path for path in runs.glob("*/[!.]*.ipynb")}
+    made = {path.parent.parent.name: path for path in runs.glob("*/*/notebook.ipynb")}
     folder.mkdir(parents=True, exist_ok=True)
     for old in folder.glob("*.ipynb"):
         if old.stem not in made:

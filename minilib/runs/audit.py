@@ -94,6 +94,8 @@ def check_out(named: str, *read: str | None) -> None:
         named: the value of --out. read: the model and the images, where they are folders.
     """
     out = Path(named)
+    if "://" in named:
+        raise UsageError(f"--out is {named}; accepted for an audit: a folder on this machine")
     if out.exists() and not out.is_dir():
         raise UsageError(f"--out {out} is a file; accepted: a folder")
     written = {out.resolve(), (out / "model").resolve()}
@@ -144,12 +146,12 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
         job = execute.plan(CHAPTER, PRESET, params, root=root, out=out / "runs")
         # Here, before a kernel starts: what cannot be audited is one line.
         ledger.get(AuditedModel(audit=chapter.audit(job.cfg)))
-    run = execute.run(job)
-    if run["status"] == "interrupted":
+    record = job.done() or execute.run(job)
+    if record["status"] == "interrupted":
         raise KeyboardInterrupt
-    if run["status"] != "ok":
-        told = f"the audit failed: {execute.why(job, run)}"
-        if run["error"].startswith(REFUSALS):
+    if record["status"] != "ok":
+        told = f"the audit failed: {execute.why(job, record)}"
+        if record.get("error", "").startswith(REFUSALS):
             raise UsageError(told)
         raise RuntimeError(told)
     return leave(job, out)
@@ -164,7 +166,7 @@ def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:
     cfg = job.cfg
     report = chapter.report(cfg)
     out.mkdir(parents=True, exist_ok=True)
-    shutil.copyfile(job.notebook, out / "report.ipynb")
+    shutil.copyfile(job.folder / "notebook.ipynb", out / "report.ipynb")
     if cfg.unlearn and report["trigger"]:
         trials.save_cleaned(chapter.cleaned(cfg), out / "model")
         report["cleaned_model"] = "model/"

@@ -152,7 +152,7 @@ class Queue:
 def busy(work) -> bool:
     """Whether somebody is at it."""
     if isinstance(work, execute.Plan):
-        return ledger.held(work.folder, work.run_id)
+        return ledger.held(work.folder.parent, work.run_id)
     return ledger.busy(work)
 
 
@@ -167,10 +167,10 @@ def perform(work, time_limit: float | None = None) -> Outcome:
     start_time, outcome = time.monotonic(), Outcome()
     try:
         if isinstance(work, execute.Plan):
-            told = execute.run(work, time_limit)
-            if told["status"] != "ok":
-                cause = "refused" if execute.FULL in told["error"] else told.get("cause")
-                outcome = Outcome(execute.why(work, told), cause or "outside")
+            record = execute.run(work, again=False, time_limit=time_limit)
+            if record["status"] != "ok":
+                cause = "refused" if execute.FULL in record["error"] else record.get("cause")
+                outcome = Outcome(execute.why(work, record), cause or "outside")
         else:
             with contextlib.ExitStack() as stack:
                 if time_limit:
@@ -261,7 +261,7 @@ def local(queue: Queue, options: Options) -> Iterator[tuple[object, Outcome]]:
         yield from _kept_up(queue, len(worker_envs), submit)
     finally:
         for process in multiprocessing.active_children():
-            if process not in older_children:  # at a notebook it ends the kernel first
+            if process not in older_children:  # at a notebook it leaves a record first
                 process.terminate()
         for pool in pools.values():
             pool.shutdown(cancel_futures=True)

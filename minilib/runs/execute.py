@@ -1,9 +1,8 @@
-"""Executing a chapter: decide the run, check it, execute it with papermill, keep the notebook.
+"""Executing a chapter: decide the run, check it, execute it with papermill, leave a whole record.
 
-A run is one file, the executed notebook, whose metadata say which trials it read. There is no other
-record: what a run measured is in the ledger, and from there a notebook is executed again in
-seconds. Everything that can be wrong with a request is found before a kernel starts. papermill is
-imported only when something is executed, so that the command line answers at once.
+A chapter run is an executed notebook and the keys of the trials that it read. Everything that can
+be wrong with a request is found before a kernel starts. papermill is imported only when something
+is executed, so that the command line answers at once.
 """
 
 import ast
@@ -14,16 +13,19 @@ import json
 import math
 import os
 import re
+import shutil
 import signal
 import sys
-import tempfile
+import time
 import uuid
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from types import SimpleNamespace
+from types import NoneType, SimpleNamespace
 
 from minilib import ledger, provenance
-from minilib.provenance import PACKAGE, UsageError, find_root, read_json
+from minilib.provenance import PACKAGE, UsageError, find_root, read_json, write_json
+from minilib.runs import storage
 
 # Errors raised inside a notebook that are the user's to mend (exit code 2), not the chapter's (1).
 USER_ERRORS = ("DataError", "SettingsError")
@@ -111,14 +113,19 @@ class Chapter:
     code: str  # hash of its code cells
 
 
-def chapter_at(root: Path, name: str, preset: str) -> Chapter:
-    """Read a chapter's parameters, its preset and its code cells. Raises UsageError."""
+def chapter_at(root: Path, name: str, preset: str, out: Path | str | None = None) -> Chapter:
+    """Read a chapter's parameters, its preset and its code cells. Raises UsageError.
+
+    out: where its runs are kept; from a URL their records are fetched.
+    """
     params = parameters(root, name)
     from minilib import settings
 
     values = settings.preset(root, preset)
     if name not in values:
         raise UsageError(f"presets/{preset}.yml has no entry for {name}; add `{name}: {{}}`")
+    if storage.is_url(out):
+        storage.pull(out, root, preset, name)
     return Chapter(root, name, preset, params, values[name], _code(root, name))
 
 
@@ -163,7 +170,8 @@ class Plan:
     params: dict  # all of them
     changed: dict  # those that differ from the notebook's defaults: what papermill injects
     run_id: str
-    folder: Path  # of the runs of this chapter at this preset
+    folder: Path
+    remote: str | None = None  # where the folder is copied to, if runs are kept elsewhere
 
     @property
     def cfg(self):
@@ -174,35 +182,29 @@ class Plan:
         """The recipes of all trials that the run needs."""
         return recipes_of(self.chapter, self.cfg)
 
-    def at(self, state: str) -> Path:
-        """Its notebook in a state: "whole", "fresh" (with trials computed anew) or "failed"."""
-        return self.folder / f"{self.run_id}{'' if state == 'whole' else f'.{state}'}.ipynb"
+    def record(self) -> dict | None:
+        """The record of this very run, whatever became of it, if it can be read."""
+        path = self.folder / "run.json"
+        record = read_json(path)
+        if record is None or (record.get("run_id") == self.run_id and is_record(record)):
+            return record
+        warnings.warn(f"{path} is no record of this run, and put aside", stacklevel=2)
+        with contextlib.suppress(OSError):
+            path.replace(path.with_suffix(".damaged"))
+        return None
 
-    @property
-    def notebook(self) -> Path:
-        """Its notebook once it is executed; another where kinds of trials are to be fresh."""
-        return self.at("fresh" if ledger.fresh_kinds() else "whole")
+    def done(self, fresh: bool = False) -> dict | None:
+        """The record of this very run if it was made and its notebook is there to the last byte.
 
-    def done(self) -> bool:
-        """Whether it is executed: a notebook that stands there was written whole."""
-        return self.notebook.is_file()
-
-    def told(self, state: str) -> dict:
-        """What its notebook says of the run, as ``run`` returns it; empty where there is none."""
-        metadata = (read_json(self.at(state)) or {}).get("metadata")
-        told = metadata.get("minilib") if isinstance(metadata, dict) else None
-        return told if is_told(told) and told.get("run_id") == self.run_id else {}
-
-
-def is_told(told: object) -> bool:
-    """Whether a notebook says of a run what ``run`` returns, as far as files are named by it."""
-    keys = told.get("keys", {}) if isinstance(told, dict) else None
-    return (
-        isinstance(keys, dict)
-        and all(ledger.KIND.fullmatch(kind) for kind in keys)
-        and all(isinstance(each, list) for each in keys.values())
-        and all(ledger.KEY.fullmatch(str(key)) for each in keys.values() for key in each)
-    )
+        fresh: also of one that computed trials anew, beside those of the ledger.
+        """
+        record = self.record()
+        if not record or record["status"] != "ok" or (record.get("fresh") and not fresh):
+            return None
+        if self.remote:  # the record is copied there last, and such a copy is whole or not there
+            return record
+        path, size = self.folder / "notebook.ipynb", record.get("notebook_bytes")
+        return record if path.is_file() and size in (None, path.stat().st_size) else None
 
 
 def plan(
@@ -211,17 +213,14 @@ def plan(
     overrides: dict | None = None,
     *,
     root: Path | None = None,
-    out: Path | None = None,
+    out: Path | str | None = None,
 ) -> Plan:
     """Decide a run and check all that can be checked without a kernel. Raises UsageError."""
-    return plan_at(chapter_at(root or find_root(), chapter, preset), overrides or {}, out)
+    return plan_at(chapter_at(root or find_root(), chapter, preset, out), overrides or {}, out)
 
 
-def plan_at(chapter: Chapter, overrides: dict, out: Path | None = None) -> Plan:
-    """As `plan`, for a chapter that was read before; overrides go before its preset's values.
-
-    out: folder of runs, `runs/` when None.
-    """
+def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) -> Plan:
+    """As `plan`, for a chapter that was read before; overrides go before its preset's values."""
     from minilib import settings
 
     values, known = {**chapter.values, **overrides}, chapter.known
@@ -237,33 +236,79 @@ def plan_at(chapter: Chapter, overrides: dict, out: Path | None = None) -> Plan:
         raise UsageError(f"{chapter.name}: {error}") from None
     name = run_id(chapter.name, chapter.code, params, recipes)
     changed = {name: value for name, value in params.items() if value != known[name][1]}
-    folder = folder_of(out, chapter.root) / chapter.preset / chapter.name
-    return Plan(chapter.root, chapter.name, chapter.preset, params, changed, name, folder)
+    place, url = storage.local(out, chapter.root)
+    inner = (chapter.preset, chapter.name, name)
+    remote = "/".join((url, *inner)) if url else None
+    folder = place.joinpath(*inner)
+    return Plan(chapter.root, chapter.name, chapter.preset, params, changed, name, folder, remote)
 
 
-def folder_of(out: Path | None, root: Path) -> Path:
-    """The folder of runs: `runs/` where none is named."""
-    return Path(out or root / "runs").absolute()
+# ---------------------------------------------------------------- records
 
 
-def probe(folder: Path) -> None:
-    """Raise UsageError where no run can be kept: before hours are spent, not after."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
-    except OSError as error:
-        reason = error.strerror or error
-        raise UsageError(f"runs cannot be kept in {folder}: {reason}; give another --out") from None
+def blank(job: Plan) -> dict:
+    """The record of a run of which nothing is known yet."""
+    return {
+        "run_id": job.run_id,
+        "chapter": job.chapter,
+        "preset": job.preset,
+        "status": "failed",
+        "params": job.params,
+        "keys": {},  # kind → keys of the trials that it read
+        "computed": 0,  # how many of them were not in the ledger
+        "machines": {},  # where they were made → how many
+        "env": {},
+        "commit": provenance.git_commit(),
+        "seconds": None,
+        "peak_mib": None,
+    }
 
 
-# ---------------------------------------------------------------- failures
+def is_record(record: dict) -> bool:
+    """Whether a record has the entries of ``blank``, as far as they are read."""
+    number = (int, float, NoneType)
+    kinds = {"status": str, "params": dict, "keys": dict, "error": str, "fresh": list,
+             "computed": number, "seconds": number}  # fmt: skip
+    return (
+        {"status", "params", "keys"} <= record.keys()
+        and all(isinstance(record[name], kinds[name]) for name in record.keys() & kinds.keys())
+        and record["status"] in ("ok", "failed", "interrupted")
+        and all(ledger.KIND.fullmatch(kind) for kind in record["keys"])
+        and all(isinstance(each, list) for each in record["keys"].values())
+        and all(ledger.KEY.fullmatch(str(k)) for each in record["keys"].values() for k in each)
+    )
 
 
-def why(job: Plan, told: dict) -> str:
+def why(job: Plan, record: dict) -> str:
     """Why a run is not whole, in which cell, and where to look."""
-    cell = f" (cell {told['cell']})" if "cell" in told else ""
-    return f"{told.get('error')}{cell}; see {os.path.relpath(job.at('failed'))}"
+    cell = f" (cell {record['cell']})" if "cell" in record else ""
+    place = os.path.relpath(job.folder / "notebook.ipynb")
+    return f"{record.get('error', 'it was not executed')}{cell}; see {place}"
+
+
+def keep(job: Plan, record: dict) -> dict:
+    """Write a run's record, here and where runs are kept; one that cannot be written has failed.
+
+    A store that does not answer takes nothing away: the run is whole here, and sent by the next
+    command that is given this store.
+    """
+    record["finished"] = provenance.now()
+    record = json.loads(scrub(json.dumps(record), job.root))
+    try:
+        if job.remote:
+            storage.mark_unsent(job.folder)
+        write_json(job.folder / "run.json", record)
+    except OSError as error:  # a full disk
+        with contextlib.suppress(OSError):
+            (job.folder / "run.json").unlink(missing_ok=True)
+        return record | _failure(error, job) | {"status": "failed"}
+    if job.remote:
+        try:
+            storage.push(job.folder, job.remote)
+        except Exception as error:  # file systems raise what they like
+            warning = f"{job.chapter} {job.run_id} is kept in {job.folder} and not sent: {error}"
+            warnings.warn(provenance.one_line(warning), stacklevel=2)
+    return record
 
 
 def oom_kills() -> int:
@@ -296,72 +341,64 @@ def fault(error: Exception, kills_before: float = math.inf) -> tuple[str, str]:
 
 
 def _failure(error: Exception, job: Plan, kills_before: float = math.inf) -> dict:
-    """What is said of a failure: error, cause and, if a cell failed, its index."""
+    """What a record says of a failure: error, cause and, if a cell failed, its index."""
     line, cause = fault(error, kills_before)
     sources = [cell["source"] for cell in read_notebook(job.root, job.chapter)["cells"]]
     source = getattr(error, "source", None)  # it may have been edited meanwhile
     cell = {"cell": sources.index(source)} if source in sources else {}
-    return {"status": "failed", "error": scrub(line, job.root), "cause": cause} | cell
+    return {"error": line, "cause": cause} | cell
 
 
 # ---------------------------------------------------------------- execution
 
 
-def run(job: Plan, time_limit: float | None = None) -> dict:
-    """Execute a run that is not there in a kernel of its own; what came of it.
+def run(
+    job: Plan, fresh: Iterable[str] = (), again: bool = True, time_limit: float | None = None
+) -> dict:
+    """Execute a run in a kernel of its own and return its record: ok, failed or interrupted.
 
-    Any number of processes may ask for the same one: a second asker waits, and takes the first's.
+    Args:
+        fresh: kinds of trials to compute anew, beside those of the ledger.
+        again: also where another process has just done so; a second asker waits for the first.
+        time_limit: minutes after which it has failed.
 
-    time_limit: minutes after which it has failed.
-
-    Returns ``run_id``, ``preset``, ``chapter``, ``params`` and ``status``: "ok" (with ``keys`` of
-    the trials that it read by kind, how many of them were ``computed``, and their ``machines``),
-    "failed" (with ``error``, ``cause`` as ``fault`` says it, and the ``cell``) or "interrupted".
-    Raises UsageError when the notebook is no longer what was planned.
+    A failed record says why under `cause`, as ``fault`` does. All files are made in a folder aside,
+    then moved; `run.json` comes last. Raises UsageError when the notebook is no longer what was
+    planned.
     """
-    with ledger.locked(job.folder, job.run_id, "runs"):
-        if not job.done():
-            return _head(job) | {"status": "ok"} | _run(job, time_limit)
-    return outcome(job)
+    with ledger.locked(job.folder.parent, job.run_id, "runs"):
+        return (not again and job.done()) or _run(job, fresh, time_limit)
 
 
-def outcome(job: Plan) -> dict:
-    """What came of a run when it was last tried, as ``run`` returns it."""
-    if job.done():
-        return (
-            _head(job) | {"status": "ok"} | job.told("fresh" if ledger.fresh_kinds() else "whole")
-        )
-    told = job.told("failed") or {"error": "it was not executed"}
-    return _head(job) | {"status": "failed"} | told
-
-
-def _head(job: Plan) -> dict:
-    return {name: getattr(job, name) for name in ("run_id", "preset", "chapter", "params")}
-
-
-def _run(job: Plan, time_limit: float | None) -> dict:
+def _run(job: Plan, fresh: Iterable[str], time_limit: float | None) -> dict:
     if run_id(job.chapter, _code(job.root, job.chapter), job.params, job.recipes()) != job.run_id:
         raise UsageError(f"{job.chapter}: it changed since this run was planned; start again")
-    kills, part = oom_kills(), job.folder / f".{job.run_id}.ipynb"
+    start_time, kills = time.time(), oom_kills()
+    record, work = blank(job), job.folder / ".part"
+    record |= {"fresh": sorted(fresh)} if fresh else {}
     try:
-        try:
-            with signals_interrupt(time_limit):
-                part.unlink(missing_ok=True)  # what a killed run left
-                _execute(job, part)
-                told = _leave(job, part, job.notebook)
-        except Exception as error:  # a failed cell, a dead kernel, parameters that were ignored
-            told = _failure(error, job, kills)
-            # The notebook shows where it stopped, if it got so far and is whole.
-            with contextlib.suppress(OSError, ValueError):
-                _leave(job, part, job.at("failed"), told)
+        with signals_interrupt(time_limit):
+            (job.folder / "run.json").unlink(missing_ok=True)
+            shutil.rmtree(work, ignore_errors=True)  # what a killed run left
+            work.mkdir(parents=True)
+            _execute(job, work, fresh)
+            record |= _recorded(work / "part.json", job) | {"status": "ok"}
+        _hand_over(job, work, record)
+        record["notebook_bytes"] = (job.folder / "notebook.ipynb").stat().st_size
     except KeyboardInterrupt:
-        told = {"status": "interrupted", "error": "stopped by a signal"}
-    with contextlib.suppress(OSError):
-        part.unlink(missing_ok=True)
-    return told
+        record |= {"status": "interrupted", "error": "stopped by a signal"}
+    except Exception as error:  # a failed cell, a dead kernel, a record that does not fit
+        record |= _failure(error, job, kills) | {"status": "failed"}
+    if record["status"] != "ok":
+        # The notebook shows where it stopped, if it got so far and is whole.
+        with contextlib.suppress(OSError, ValueError):
+            _hand_over(job, work, record)
+    shutil.rmtree(work, ignore_errors=True)
+    record["seconds"] = record["seconds"] or round(time.time() - start_time, 1)
+    return keep(job, record)
 
 
-def _execute(job: Plan, part: Path) -> None:
+def _execute(job: Plan, work: Path, fresh: Iterable[str]) -> None:
     """papermill, in a kernel of this interpreter, with the repository as working directory."""
     # jsonschema compiles a grammar of addresses as it is imported, for seconds in each process, if
     # JupyterLab has brought one. What checks a notebook does not read it.
@@ -386,16 +423,18 @@ def _execute(job: Plan, part: Path) -> None:
     checkout = str(job.root) if (job.root / "minilib").is_dir() else None
     path = [checkout, str(PACKAGE.parent), os.environ.get("PYTHONPATH")]
     variables = {
-        "MINILIB_RUN": job.run_id,
+        "MINILIB_RUN_DIR": str(work),
+        "MINILIB_RUN": json.dumps({n: getattr(job, n) for n in ("run_id", "preset", "chapter")}),
         "PYTHONPATH": os.pathsep.join(filter(None, path)),
     } | few_cpu_kernels()
+    variables |= {"MINILIB_FRESH": ",".join(fresh)} if fresh else {}
     on_terminal = sys.stderr.isatty() and hasattr(os, "ttyname")
     if on_terminal:  # the bar of the trials that are computed in the kernel
         variables["MINILIB_TTY"] = os.ttyname(sys.stderr.fileno())
     with environ(**variables):
         papermill.execute_notebook(
             str(job.root / "notebooks" / f"{job.chapter}.ipynb"),
-            str(part),
+            str(work / "notebook.ipynb"),
             parameters=job.changed,
             kernel_name="python3",
             kernel_manager_class=OwnKernel,
@@ -416,6 +455,27 @@ def few_cpu_kernels() -> dict[str, str]:
     """
     name = "ONEDNN_PRIMITIVE_CACHE_CAPACITY"
     return {name: os.environ.get(name, "64")}
+
+
+def _recorded(part: Path, job: Plan) -> dict:
+    """What the notebook recorded, if that was made with the parameters it was given."""
+    if not part.is_file():
+        raise ValueError("the notebook ended without calling ledger.colophon in its last cell")
+    record = json.loads(part.read_text(encoding="utf-8"))
+    params = record.pop("params")
+    for name, value in job.params.items():
+        if params.get(name) != value:
+            other = params.get(name)
+            raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
+    return record
+
+
+def _hand_over(job: Plan, work: Path, record: dict) -> None:
+    """Move the notebook, as far as it got, into the run's folder."""
+    notebook = work / "notebook.ipynb"
+    if notebook.is_file():
+        _tidy(notebook, job, record)
+        os.replace(notebook, job.folder / "notebook.ipynb")
 
 
 @contextlib.contextmanager
@@ -466,17 +526,12 @@ def signals_interrupt(time_limit: float | None = None):
 # ---------------------------------------------------------------- what a notebook tells of here
 
 
-def _leave(job: Plan, part: Path, place: Path, told: dict | None = None) -> dict:
-    """Keep an executed notebook, and no other of this run; return what its metadata say of it.
-
-    Paths, timings and random ids are taken out of it. told: of one that failed; else what its
-    colophon tells.
-    """
-    notebook = json.loads(part.read_text(encoding="utf-8"))
-    told = told or _read_by(notebook, job)
-    told |= {"fresh": sorted(fresh)} if (fresh := ledger.fresh_kinds()) else {}
+def _tidy(path: Path, job: Plan, record: dict) -> None:
+    """Take paths, timings and random ids out of an executed notebook, and say what it read."""
+    notebook = json.loads(path.read_text(encoding="utf-8"))
     notebook["metadata"].pop("papermill", None)
-    notebook["metadata"]["minilib"] = {"run_id": job.run_id, "preset": job.preset} | told
+    names = ("run_id", "preset", "keys", "computed", "machines")
+    notebook["metadata"]["minilib"] = {name: record[name] for name in names}
     for cell in notebook["cells"]:
         for noise in ("papermill", "execution"):
             cell["metadata"].pop(noise, None)
@@ -484,25 +539,7 @@ def _leave(job: Plan, part: Path, place: Path, told: dict | None = None) -> dict
             cell["id"] = "injected-parameters"
         for output in cell.get("outputs", ()):
             _scrub_output(output, job.root)
-    provenance.write_json(place, notebook)
-    for other in {job.at(state) for state in ("whole", "fresh", "failed")} - {place}:
-        other.unlink(missing_ok=True)
-    return told
-
-
-def _read_by(notebook: dict, job: Plan) -> dict:
-    """What the colophon of a notebook tells, if it was made with the parameters it was given."""
-    outputs = [one for cell in notebook["cells"] for one in cell.get("outputs", ())]
-    htmls = [one.get("metadata", {}).get("text/html", {}) for one in outputs]
-    told = [html.pop("minilib") for html in htmls if "minilib" in html]
-    if not told:
-        raise ValueError("the notebook ended without calling ledger.colophon in its last cell")
-    if told[-1]["chapter"] != job.chapter:
-        raise ValueError(f"the notebook ended with the colophon of {told[-1]['chapter']}")
-    for name, value in job.params.items():
-        if (other := told[-1]["params"].get(name)) != value:
-            raise ValueError(f"the notebook recorded {name}={other!r} but was given {value!r}")
-    return {name: told[-1][name] for name in ("keys", "computed", "machines")}
+    write_json(path, notebook)
 
 
 def _scrub_output(output: dict, root: Path) -> None:

@@ -1,16 +1,17 @@
-"""What there is, to be filtered, ranked, compared and exported: chapters and trials."""
+"""What there is, to be filtered, ranked, compared and exported: chapters, trials, runs."""
 
 import contextlib
+import dataclasses
 import json
 import operator
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import minilib.trials  # noqa: F401  (declares the kinds)
 from minilib import ledger, provenance, settings
 from minilib.provenance import UsageError
-from minilib.runs import execute, verify
+from minilib.runs import execute, storage, verify
 
 COMPARED = {
     "!=": operator.ne, "<=": operator.le, ">=": operator.ge,
@@ -37,57 +38,97 @@ def chapters(root: Path) -> list[dict]:
     return rows
 
 
-# ---------------------------------------------------------------- trials
+# ---------------------------------------------------------------- trials and runs
 
 
-def trials(kind: str) -> list[ledger.Trial]:
-    """The trials of a kind, in the order of their recipes."""
-    return sorted(
-        ledger.trials_of(kind), key=lambda one: (json.dumps(one.recipe, sort_keys=True), one.key)
-    )
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """A trial or a run, to be listed.
+
+    Attributes:
+        record: all of it. settings: what two are compared by. brief: how a list shows it.
+        rows: what is exported of it; it is chosen and ranked by its settings and the last of them.
+        trial: if it is one.
+    """
+
+    record: dict
+    settings: dict
+    brief: dict
+    rows: list[dict] = dataclasses.field(default_factory=list)
+    trial: ledger.Trial | None = None
+
+    @property
+    def values(self) -> dict:
+        """What it is chosen and ranked by: its settings, and where its curve ends."""
+        return {**self.settings, **(self.rows[-1] if self.rows else {})}
 
 
-def brief(one: ledger.Trial) -> dict:
-    """How a list shows a trial."""
+def of_trial(one: ledger.Trial) -> Item:
+    """A trial of the ledger, to be listed."""
     state = one.tier if one.current else f"{one.tier}, version {one.version}"
-    return {"trial": verify.title(one), "rows": len(one.rows), "tier": state, "made": one.made[:10]}
+    brief = {
+        "trial": verify.title(one),
+        "rows": len(one.rows),
+        "tier": state,
+        "made": one.made[:10],
+    }
+    record = one.record() | {"tier": one.tier, "current": one.current}
+    rows = [{"key": one.key, "tier": one.tier} | row for row in one.table()]
+    return Item(record, one.settings, brief, rows, one)
 
 
-def record(one: ledger.Trial) -> dict:
-    """All that is written down of a trial, and where."""
-    return one.record() | {"tier": one.tier, "current": one.current}
+def trials(kind: str) -> list[Item]:
+    """The trials of a kind, in the order of their recipes."""
+    every = ledger.trials_of(kind)
+    every.sort(key=lambda one: (json.dumps(one.recipe, sort_keys=True), one.key))
+    return list(map(of_trial, every))
 
 
-def exported(one: ledger.Trial) -> list[dict]:
-    """The rows of a trial with its settings, as CSV has them."""
-    return [{"key": one.key, "tier": one.tier} | row for row in one.table()]
+def runs(root: Path, out: Path | str | None) -> list[Item]:
+    """The runs of chapters in a folder, in the order of their names."""
+    items = []
+    for path in sorted(storage.local(out, root)[0].glob("*/*/*/run.json")):
+        record = provenance.read_json(path)
+        if record and execute.is_record(record):
+            count = sum(map(len, record["keys"].values()))
+            values = record["params"] | record | {"trials": count}
+            values = {n: one for n, one in values.items() if not isinstance(one, (dict, list))}
+            names = "run_id chapter preset status trials computed seconds".split()
+            items.append(Item(record, values, {n: values.get(n) for n in names}, [values]))
+    return items
 
 
-def values(one: ledger.Trial) -> dict:
-    """What a trial is chosen and ranked by: its settings, and where its curve ends."""
-    return one.settings | dict(*exported(one)[-1:])
+def run_of(items: Iterable[Item], run_id: str) -> Item:
+    """The run whose id begins so. Raises UsageError."""
+    fitting = [one for one in items if str(one.record["run_id"]).startswith(run_id)]
+    if len(fitting) != 1:
+        raise UsageError(f"{len(fitting)} runs have an id that begins with {run_id!r}")
+    return fitting[0]
 
 
-def compared(a: ledger.Trial, b: ledger.Trial) -> dict:
-    """Settings in which two trials differ, with both values, and how far their rows lie apart."""
-    if a.kind != b.kind:
-        raise UsageError(f"these are trials of {a.kind} and {b.kind}; accepted: two of one kind")
+def compared(a: Item, b: Item) -> dict:
+    """Settings in which two differ, with both values; of trials, how far their rows lie apart."""
     pairs = {name: [one.settings.get(name) for one in (a, b)] for name in a.settings | b.settings}
-    differing = {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
-    return {"settings": differing, "deviations": verify.told(verify.deviations(a, b))}
+    told = {"settings": {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}}
+    if a.trial and b.trial:
+        if a.trial.kind != b.trial.kind:
+            kinds = f"{a.trial.kind} and {b.trial.kind}"
+            raise UsageError(f"these are trials of {kinds}; accepted: two of one kind")
+        told["deviations"] = verify.told(verify.deviations(a.trial, b.trial))
+    return told
 
 
 def chosen(
-    trials: Iterable[ledger.Trial], conditions: Iterable[str], sort: str | None = None,
+    items: Iterable[Item], conditions: Iterable[str], sort: str | None = None,
     top: int | None = None,
-) -> list[ledger.Trial]:  # fmt: skip
-    """The trials that meet conditions as `lr=1e-5` or `pacc>=0.9`; the highest in ``sort`` first.
+) -> list[Item]:  # fmt: skip
+    """The items that meet conditions as `lr=1e-5` or `pacc>=0.9`; the highest in ``sort`` first.
 
     Raises:
-        UsageError: no trial has a value of a name, or a condition is none.
+        UsageError: no item has a value of a name, or a condition is none.
     """
-    items = [(one, values(one)) for one in trials]
-    known = {name: None for _, each in items for name in each}
+    items = list(items)
+    known = {name: None for item in items for name in item.values}
 
     def check(name: str) -> str:
         if items and name not in known:
@@ -100,12 +141,12 @@ def chosen(
             raise UsageError(f"expected NAME=VALUE, or another of {signs}, not {text!r}")
         name, sign, wanted = match.groups()
         check(name)
-        items = [item for item in items if name in item[1]
-                 and _accepts(item[1][name], sign, wanted)]  # fmt: skip
+        items = [one for one in items if name in one.values
+                 and _accepts(one.values[name], sign, wanted)]  # fmt: skip
     if sort and check(sort):
-        items = [item for item in items if isinstance(item[1].get(sort), (int, float))]
-        items.sort(key=lambda item: -item[1][sort])
-    return [one for one, _ in items[:top]]
+        items = [one for one in items if isinstance(one.values.get(sort), (int, float))]
+        items.sort(key=lambda one: -one.values[sort])
+    return items[:top]
 
 
 def _accepts(value: object, sign: str, wanted: str) -> bool:
@@ -166,3 +207,29 @@ def clean_cache(dry_run: bool) -> str:
                         path.unlink(missing_ok=True)
     verb = "would be removed" if dry_run else "removed"
     return f"{count} models, {size / 2**20:.0f} MiB, {verb} from {provenance.cache_dir()}"
+
+
+# ---------------------------------------------------------------- the shell
+
+BASH = """_minilib() {{
+  local words="{verbs}"
+  case "${{COMP_WORDS[1]}}" in
+{cases}
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "${{COMP_WORDS[COMP_CWORD]}}"))
+}}
+complete -o default -F _minilib minilib"""
+
+
+def completion(shell: str, options: Mapping[str, Iterable[str]]) -> str:
+    """A script with which bash or zsh completes commands, options and chapters.
+
+    options: command → its options.
+    """
+    chapter_names = " ".join(execute.chapters(provenance.find_root()))
+    cases = "\n".join(
+        f'  {verb}) [ "$COMP_CWORD" -gt 1 ] && words="{" ".join(sorted(names))} {chapter_names}";;'
+        for verb, names in options.items()
+    )
+    script = BASH.format(verbs=" ".join(options), cases=cases)
+    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if shell == "zsh" else script

@@ -41,17 +41,12 @@ def publish(
     for job in jobs:
         page = root / "book" / "_executed" / f"{job.chapter}.ipynb"
         page.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(job.at(state_of(job)), page)
-        count = sum(map(len, job.told(state_of(job)).get("keys", {}).values()))
-        print(f"{job.chapter}: {preset} run {job.run_id}, {count} trials")
+        shutil.copyfile(job.folder / "notebook.ipynb", page)
+        keys = job.done(fresh=True)["keys"].values()
+        print(f"{job.chapter}: {preset} run {job.run_id}, {sum(map(len, keys))} trials")
     print(f"{len(added)} trials written to results/, {len(lines)} of them replaced others")
     for line in lines.values():
         print(line)
-
-
-def state_of(job: execute.Plan) -> str:
-    """Which of its notebooks there is; one whose trials were computed anew counts, too."""
-    return "fresh" if job.at("fresh").exists() else "whole"
 
 
 def trials_of(job: execute.Plan, overrides: dict) -> list[tuple]:
@@ -61,17 +56,18 @@ def trials_of(job: execute.Plan, overrides: dict) -> list[tuple]:
     """
     options = "".join(f" -p {name}={value}" for name, value in overrides.items())
     mend = f"minilib run {job.chapter} --preset {job.preset}{options}"
-    told = job.told(state_of(job))
-    if not told:
+    record = job.done(fresh=True)
+    if record is None:
+        status = (job.record() or {}).get("status", "ok")
         reason = f"no {job.preset} run of this notebook with these parameters;"
-        if job.at("failed").exists():
-            reason = f"the {job.preset} run has failed; mend it, then"
+        if status != "ok":
+            reason = f"the {job.preset} run has status {status}; mend it, then"
         raise UsageError(f"{job.chapter}: {reason} {mend}")
     pairs = []
-    for kind, key in ((kind, key) for kind, keys in told.get("keys", {}).items() for key in keys):
+    for kind, key in ((kind, key) for kind, keys in record["keys"].items() for key in keys):
         tiers = ledger.tiers(kind, key)
         old = tiers.get("published")
-        new = tiers.get("fresh" if kind in told.get("fresh", ()) else "local")
+        new = tiers.get("fresh" if kind in record.get("fresh", ()) else "local")
         if old is None and new is None:
             raise UsageError(f"{job.chapter}: trial {kind} {key} is gone; {mend} --force")
         if old is None or (new and (new.tier == "fresh" or set(new.arrays) > set(old.arrays))):

@@ -12,6 +12,7 @@ import math
 import os
 import random
 import re
+import shutil
 import statistics
 import sys
 import time
@@ -24,7 +25,7 @@ from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
 from minilib import chapters, ledger, provenance, settings
 from minilib.provenance import UsageError, counted
-from minilib.runs import engines, execute
+from minilib.runs import engines, execute, storage
 
 TELLING = ("attack", "method")  # what tells most trials apart
 SHOWN = 40  # lines of a list that is printed
@@ -178,7 +179,7 @@ class Sweep:
     name: str
     spec: dict
     chapter: execute.Chapter
-    out: Path | None
+    out: Path | str | None
     only: dict[str, list]
     size: int = 0
     varied: tuple[str, ...] = ()
@@ -191,8 +192,9 @@ class Sweep:
 
     @property
     def folder(self) -> Path:
-        """Where its runs lie."""
-        return execute.folder_of(self.out, self.chapter.root)
+        """Where the runs of this chapter and preset lie."""
+        inner = self.chapter.preset, self.chapter.name
+        return storage.local(self.out, self.chapter.root)[0].joinpath(*inner)
 
     def label(self, work) -> str:
         """What a line of output calls a run, or a trial of one."""
@@ -201,7 +203,7 @@ class Sweep:
 
 def plan(
     what: Path | str,
-    out: Path | None = None,
+    out: Path | str | None = None,
     only: Sequence[str] = (),
     *,
     preset: str | None = None,
@@ -224,7 +226,7 @@ def plan(
     spec |= {"seeds": seeds_of(seeds)} if seeds is not None else {}
     spec = checked(spec, what, base or ())
     spec["base"] = {**(spec.get("base") or {}), **(base or {})}
-    chapter = execute.chapter_at(root, spec["chapter"], spec["preset"])
+    chapter = execute.chapter_at(root, spec["chapter"], spec["preset"], out)
     planned = Sweep(file.stem, spec, chapter, out, _only(chapter, only))
     marks, first_params, varied_names = set(), {}, set()
     for job in planned:
@@ -310,8 +312,8 @@ def survey(planned: Sweep) -> Survey:
             marks.add(mark)
         if not job.done():
             result.runs.append(job)
-            if told := job.told("failed"):
-                result.failed[job.run_id] = told
+            if (record := job.record()) and record["status"] == "failed":
+                result.failed[job.run_id] = record
     result.trials = len(marks)
     return result
 
@@ -418,24 +420,24 @@ def sweep(
     if dry_run:
         return 0
     if notebooks and runs:
-        execute.probe(planned.folder)
+        storage.probe(planned.out, planned.chapter.root)
     queue = engines.Queue(trials, time.monotonic() + 3600 * (max_hours or math.inf))
+    lacking, executed = set(map(ledger.key_of, result.missing)), set()
     try:
         with execute.signals_interrupt():
-            jobs = runs if notebooks else ()
-            outcomes = carry_out(
-                engines.ENGINES[engine], queue, result.missing, jobs, options, planned.label
-            )
+            lacking -= feed(engines.ENGINES[engine], queue, options, planned.label)
+            if notebooks and not queue.stopped:
+                queue.waiting = [
+                    job for job in runs if lacking.isdisjoint(map(ledger.key_of, job.recipes()))
+                ]
+                executed = feed(engines.local, queue, options, planned.label)
     except KeyboardInterrupt:
         print("stopped; what is done stays done, and the same command goes on", file=sys.stderr)
         return 130
-    finished = done(outcomes)
-    lacking = set(map(ledger.key_of, result.missing)) - finished
-    executed = len(finished & {job.run_id for job in result.runs})
-    runs_left = len(result.runs) - executed if notebooks else 0
+    runs_left = len(result.runs) - len(executed) if notebooks else 0
     computed = counted(len(result.missing) - len(lacking), "trial")
     print(f"{computed} computed, {len(lacking)} lacking; "
-          f"{counted(executed, 'notebook')} executed, {runs_left} lacking")  # fmt: skip
+          f"{counted(len(executed), 'notebook')} executed, {runs_left} lacking")  # fmt: skip
     with contextlib.suppress(OSError):  # where the disk is full, the table has no room either
         show_table(planned)
     if result.final and not retry_failed:
@@ -445,46 +447,25 @@ def sweep(
     return TIME_IS_UP if queue.stopped == "time is up" else 1 if lacking or runs_left else 0
 
 
-def carry_out(
-    engine: Callable,
-    queue: engines.Queue,
-    missing: Iterable,
-    jobs: Iterable[execute.Plan],
-    options: engines.Options,
-    label: Callable,
-) -> dict[str, engines.Outcome]:
-    """Have an engine compute the trials that wait, then those notebooks executed that lack none.
-
-    missing: all recipes that the ledger lacked.
-    """
-    outcomes = feed(engine, queue, options, label)
-    lacking = set(map(ledger.key_of, missing)) - done(outcomes)
-    if not queue.stopped:
-        queue.waiting = [
-            job for job in jobs if lacking.isdisjoint(map(ledger.key_of, job.recipes()))
-        ]
-        outcomes |= feed(engines.local, queue, options, label)
-    return outcomes
-
-
 def feed(
     engine: Callable, queue: engines.Queue, options: engines.Options, label: Callable
-) -> dict[str, engines.Outcome]:
-    """Have an engine do all that waits, and return by its name what came of each piece.
+) -> set[str]:
+    """Have an engine do all that waits, and return the names of what is done.
 
     On a terminal a bar shows how far it is; elsewhere each piece of work leaves a line, as what
     failed always does.
     """
     from tqdm import tqdm
 
-    total, outcomes, failures, streak = len(queue.waiting), {}, 0, 0
+    total, finished_names, failures, streak = len(queue.waiting), set(), 0, 0
     bar = tqdm(total=total, file=sys.stderr, disable=not (total and sys.stderr.isatty()))
     start_time = time.monotonic()
     with bar, contextlib.closing(engine(queue, options)) as events:
         for count, (work, outcome) in enumerate(events, 1):
             text = f"{label(work)}: {outcome.error or f'ok in {span(outcome.seconds)}'}"
-            outcomes[engines.name_of(work)] = outcome
-            if outcome.error is not None and not isinstance(work, execute.Plan):
+            if outcome.error is None:
+                finished_names.add(engines.name_of(work))
+            elif not isinstance(work, execute.Plan):
                 text += f"; its recipe: {json.dumps(ledger.described(work))}"
             failures += outcome.error is not None
             streak = streak + 1 if outcome.cause in ("lost", "outside") else 0
@@ -499,12 +480,7 @@ def feed(
             if outcome.error or bar.disable:
                 text += f" | {count} of {total}, {failures} failed, {time_left} left"
                 tqdm.write(text, file=sys.stderr if outcome.error else sys.stdout)
-    return outcomes
-
-
-def done(outcomes: dict[str, engines.Outcome]) -> set[str]:
-    """Names of what went well."""
-    return {name for name, outcome in outcomes.items() if outcome.error is None}
+    return finished_names
 
 
 def _remember(work, outcome: engines.Outcome) -> None:
@@ -523,14 +499,14 @@ def _remember(work, outcome: engines.Outcome) -> None:
 
 
 def clean(planned: Sweep, dry_run: bool = False) -> None:
-    """Forget what failed of this sweep."""
+    """Forget what failed of this sweep, and remove what is left of runs that are not whole."""
     result = survey(planned)
     notes = [_note(one) for one in result.missing if engines.name_of(one) in result.failed]
-    notes += [job.at("failed") for job in result.runs if job.run_id in result.failed]
-    for path in () if dry_run else notes:
-        path.unlink()
-    verb = "would be forgotten" if dry_run else "forgotten"
-    print(f"{counted(len(notes), 'failure')} {verb}")
+    folders = [job.folder for job in result.runs if job.folder.is_dir() and not engines.busy(job)]
+    for path in () if dry_run else (*notes, *folders):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    verb = "would be removed" if dry_run else "removed"
+    print(f"{counted(len(notes), 'failed trial')}, {counted(len(folders), 'folder')} {verb}")
 
 
 def show_table(planned: Sweep) -> None:
@@ -552,8 +528,10 @@ def show_table(planned: Sweep) -> None:
     frame = pd.DataFrame(rows).drop_duplicates()
     texts = [name for name in frame if frame[name].dtype.kind == "O"]  # to be of one type
     frame = frame.assign(**{name: frame[name].map(str, na_action="ignore") for name in texts})
-    path = planned.folder / "sweeps" / f"{planned.name}.parquet"
+    path = planned.folder.parents[1] / "sweeps" / f"{planned.name}.parquet"
     provenance.write_bytes(path, frame.to_parquet())
+    if storage.is_url(planned.out):
+        storage.push(path.parent, f"{str(planned.out).rstrip('/')}/sweeps")
     table = tables.over_seeds(frame, settings, (*planned.varied, *TELLING))
     print(table.to_string(max_rows=SHOWN))
     print(f"table of {counted(frame['key'].nunique(), 'trial')}: {os.path.relpath(path)}")

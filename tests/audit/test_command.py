@@ -118,7 +118,7 @@ def in_process(monkeypatch):
 
     def run(job):
         job.folder.mkdir(parents=True)
-        shutil.copyfile(job.root / "notebooks" / "07_audit.ipynb", job.notebook)
+        shutil.copyfile(job.root / "notebooks" / "07_audit.ipynb", job.folder / "notebook.ipynb")
         return {"status": "ok"}
 
     monkeypatch.setattr(execute, "run", run)

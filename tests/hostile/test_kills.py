@@ -10,11 +10,12 @@ import os
 import random
 import re
 import shutil
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import fixture_book
@@ -27,10 +28,23 @@ from minilib import provenance
 
 TESTS = ROOT / "tests"
 CHAPTER = "07_swept"
-# How often each is killed, and what its command line holds.
-KILLS = {"driver": 16, "worker": 16, "kernel": 16, "Ray worker": 6}
+# How often each is killed, and what its command line holds. The store is what is between the
+# sweep and a local server that speaks S3, and is gone for a while; what it was given stays.
+KILLS = {"driver": 16, "worker": 16, "kernel": 16, "store": 8, "Ray worker": 6}
 HOLDS = {"worker": "spawn_main", "kernel": "ipykernel_launcher", "Ray worker": "ray::_sent"}
 SEEDS = 6  # of a block: a finished sweep is followed by one of the next seeds
+PROXY = """
+import socket, sys, threading
+def copy(source, target):
+    while data := source.recv(65536):
+        target.sendall(data)
+    target.shutdown(socket.SHUT_WR)
+server = socket.create_server(("127.0.0.1", int(sys.argv[1])))
+while True:
+    here, there = server.accept()[0], socket.create_connection(("127.0.0.1", int(sys.argv[2])))
+    for pair in ((here, there), (there, here)):
+        threading.Thread(target=copy, args=pair, daemon=True).start()
+"""
 
 
 class Place:
@@ -61,11 +75,12 @@ class Place:
     def look(self) -> tuple[int, int]:
         """Remember what is whole; how much of what was is gone, and how much was made again."""
         made = {}
-        for path in self.folder.glob("trials/*/*.json"):
-            made[str(path)] = (provenance.read_json(path) or {}).get("made")
-        for path in self.root.glob("runs/smoke/*/[!.]*.ipynb"):
-            if not path.name.endswith(".failed.ipynb") and provenance.read_json(path):
-                made[str(path)] = path.stat().st_mtime_ns
+        paths = [*self.folder.glob("trials/*/*.json"),
+                 *self.root.glob("runs/**/smoke/*/*/run.json")]  # fmt: skip
+        for path in paths:
+            record = provenance.read_json(path) or {}
+            if record.get("status", "ok") == "ok":
+                made[str(path)] = record.get("made") or record.get("finished")
         gone = sum(name not in made for name in self.whole)
         again = sum(made.get(name, when) != when for name, when in self.whole.items())
         self.whole |= made
@@ -87,6 +102,34 @@ class Place:
         return processes
 
 
+def free_port() -> int:
+    """A port that nobody has."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return one.getsockname()[1]
+
+
+@contextmanager
+def store(place: Place) -> Iterator[callable]:
+    """A bucket behind a process that may be killed; gives what starts that process."""
+    import s3fs
+    from moto.server import ThreadedMotoServer
+
+    server = ThreadedMotoServer(port=0, verbose=False)
+    server.start()
+    host, port = server.get_host_and_port()
+    own_port = free_port()
+    place.env |= {"AWS_ENDPOINT_URL": f"http://127.0.0.1:{own_port}", "AWS_ACCESS_KEY_ID": "x",
+                  "AWS_SECRET_ACCESS_KEY": "x", "AWS_DEFAULT_REGION": "us-east-1"}  # fmt: skip
+    place.bucket = s3fs.S3FileSystem(key="x", secret="x", endpoint_url=f"http://{host}:{port}")
+    place.bucket.mkdir("runs")
+    words = [sys.executable, "-c", PROXY, str(own_port), str(port)]
+    try:
+        yield lambda: subprocess.Popen(words, stderr=subprocess.DEVNULL)
+    finally:
+        server.stop()
+
+
 def of_role(drivers: list[subprocess.Popen], who: str) -> list[psutil.Process]:
     """The processes among which the next to be killed is drawn."""
     found = []
@@ -105,12 +148,14 @@ def of_role(drivers: list[subprocess.Popen], who: str) -> list[psutil.Process]:
     return found
 
 
-def campaign(place: Place, who: str, kills: int) -> dict:
-    """Kill one kind of process so often; what became of the work."""
+def campaign(place: Place, who: str, kills: int, begin=None) -> dict:
+    """Kill one kind of process so often; what became of the work. begin: starts the store."""
     source = random.Random(f"0 {who}")
-    engine = ["--engine", "ray", "--no-notebooks"] if who == "Ray worker" else []
+    engine = {"Ray worker": ["--engine", "ray", "--no-notebooks"],
+              "store": ["--out", "s3://runs/book"]}.get(who, [])  # fmt: skip
     many = 1 if engine else 2  # sweeps at once
     killed, block, drivers = 0, 0, []
+    proxy = begin() if begin else None
     lost = doubled = 0
 
     def sweep(last: int) -> subprocess.Popen:
@@ -121,12 +166,16 @@ def campaign(place: Place, who: str, kills: int) -> dict:
         block += any(driver.poll() == 0 for driver in drivers)
         drivers = [one for one in drivers if one.poll() is None]
         drivers += [sweep(SEEDS * (block + 1) - 1) for _ in range(many - len(drivers))]
-        time.sleep(source.random() * (4 if who == "driver" else 1))
-        victims = of_role(drivers, who)
+        time.sleep(source.random() * (4 if who in ("driver", "store") else 1))
+        victims = [psutil.Process(proxy.pid)] if proxy else of_role(drivers, who)
         if not victims:
             continue
         source.choice(victims).kill()
         killed += 1
+        if proxy:  # it is away for a while
+            proxy.wait()
+            time.sleep(source.random() * 4)
+            proxy = begin()
         gone, again = place.look()
         lost, doubled = lost + gone, doubled + again
     for driver in drivers:
@@ -137,6 +186,9 @@ def campaign(place: Place, who: str, kills: int) -> dict:
     said = place.said.read_text(errors="replace")
     trials = len(list(place.folder.glob("trials/swept/*.json")))
     runs = [one for one in place.whole if "runs" in Path(one).parts]
+    sent = len(place.bucket.glob("runs/book/smoke/*/*/run.json")) if begin else len(runs)
+    if proxy:
+        proxy.kill()
     wanted_runs = 0 if "--no-notebooks" in engine else seeds
     until = time.monotonic() + 60
     while place.running() and time.monotonic() < until:
@@ -146,7 +198,7 @@ def campaign(place: Place, who: str, kills: int) -> dict:
         "trials": trials,
         "runs": len(runs),
         "computed to the end and not kept": len(place.log("end")) - trials,
-        "lost": lost + gone + 3 * seeds - trials + wanted_runs - len(runs),
+        "lost": lost + gone + 3 * seeds - trials + 2 * wanted_runs - len(runs) - sent,
         "doubled": doubled + again + len(place.log("twice")) + len(place.log("together")),
         "damaged": len(list(place.folder.rglob("*.damaged"))),
         "tracebacks": said.count("Traceback (most recent"),
@@ -217,7 +269,8 @@ def test_kills(who, tmp_path):
     if who == "Ray worker":
         pytest.importorskip("ray")
     place, kills = Place(tmp_path), KILLS[who] if "MINILIB_RECORD" in os.environ else 4
-    found = campaign(place, who, kills)
+    with store(place) if who == "store" else nullcontext() as begin:
+        found = campaign(place, who, kills, begin)
     keep("kills", who, found)
     faults = ("lost", "doubled", "damaged", "tracebacks", "left running",
               "the last sweep's exit code")  # fmt: skip

@@ -1,5 +1,6 @@
 """Identity of runs and what they are told to be; no kernel is started here."""
 
+import json
 import os
 import re
 import signal
@@ -172,20 +173,16 @@ def test_a_colophon_says_what_was_read_and_where_it_was_made(read, capsys):
     assert had.commit in cells[4] and "1 computed here" in cells[5]
 
 
-def test_a_colophon_tells_programs_the_same(read):
+def test_a_colophon_tells_the_runner(read, monkeypatch):
     import toy_trials as toy
 
     one = ledger.get(toy.ToySlow(number=1))
-    html, metadata = ledger.colophon("06_reads", {"alpha": 2.0})._repr_html_()
-    told = metadata["minilib"]
-    assert "1 computed here" in html and told["chapter"] == "06_reads"
+    monkeypatch.setenv("MINILIB_RUN", json.dumps({"chapter": "06_reads"}))
+    monkeypatch.setenv("MINILIB_RUN_DIR", str(read))
+    ledger.colophon("06_reads", {"alpha": 2.0})
+    told = json.loads((read / "part.json").read_text())
     assert told["keys"] == {"toy_slow": [one.key]} and told["computed"] == 1
     assert told["params"] == {"alpha": 2.0} and told["machines"] == {ledger.machine_of(one): 1}
-
-
-def test_the_colophon_of_another_chapter_is_none(book):
-    job = execute.plan("01_fine", "smoke")
-    told = {"chapter": "02_fails", "params": job.params, "keys": {}, "computed": 0, "machines": {}}
-    output = {"metadata": {"text/html": {"minilib": told}}}
-    with pytest.raises(ValueError, match="the colophon of 02_fails"):
-        execute._read_by({"cells": [{"outputs": [output]}]}, job)
+    assert told["seconds"] >= 0 and told["env"]["python"]
+    with pytest.raises(ValueError, match="in the run of '06_reads'"):
+        ledger.colophon("01_fine", {})

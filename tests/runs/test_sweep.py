@@ -29,7 +29,7 @@ from fixture_book import make_book, write_chapter
 
 from minilib import chapters, cli, ledger, provenance
 from minilib.provenance import UsageError
-from minilib.runs import engines, execute, sweep
+from minilib.runs import engines, execute, storage, sweep
 
 HERE = Path(toy.__file__).resolve().parent
 DRIVER = [sys.executable, str(HERE / "toy_driver.py"), "sweep"]
@@ -120,10 +120,9 @@ def stuck() -> list[int]:
     return [int(path.name[3:]) for path in Path(os.environ["TOY"]).glob("pid*")]
 
 
-def runs(root: Path) -> list[dict]:
-    """What the notebooks of the runs at `smoke` say of them."""
-    notebooks = map(provenance.read_json, root.glob("runs/smoke/*/[!.]*.ipynb"))
-    return [one["metadata"]["minilib"] for one in notebooks]
+def records(root: Path) -> list[dict]:
+    """Records of the runs at `smoke`."""
+    return [provenance.read_json(path) for path in root.glob("runs/smoke/*/*/run.json")]
 
 
 # ---------------------------------------------------------------- what is run
@@ -217,7 +216,7 @@ def test_a_file_that_names_no_chapter_is_refused(book):
         ("none.yml", "cannot read none.yml"),
         ("01_fine --seeds 0-1", "01_fine is no sweep file (*.yml); a chapter needs a --preset"),
         ("09_none --preset smoke", "no chapter '09_none'"),
-        ("s.yml --out s3://x/runs", "--out is s3://x/runs; accepted: a folder"),
+        ("s.yml --out nowhere://x", "cannot reach nowhere://x"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_line_and_2(book, capsys, monkeypatch, line, says):
@@ -410,8 +409,8 @@ def fed(outcomes: list[engines.Outcome], stderr, monkeypatch) -> tuple[set, str,
     out = io.StringIO()
     monkeypatch.setattr(sys, "stderr", stderr)
     monkeypatch.setattr(sys, "stdout", out)
-    outcomes = sweep.feed(engine, queue, engines.Options(), lambda work: f"trial {work.number}")
-    return sweep.done(outcomes), out.getvalue(), queue
+    done = sweep.feed(engine, queue, engines.Options(), lambda work: f"trial {work.number}")
+    return done, out.getvalue(), queue
 
 
 OK = engines.Outcome()
@@ -477,7 +476,7 @@ def test_trials_are_computed_once_and_read_by_the_notebooks(book):
     assert "6 trials computed, 0 lacking; 2 notebooks executed, 0 lacking" in out
     assert sorted(log("notebook")) == ["0", "1"] and len(log("begin")) == len(kept()) == 6
     assert sorted(log("victim")) == ["0", "1"]
-    assert [run["computed"] for run in runs(book)] == [0, 0]
+    assert [record["computed"] for record in records(book)] == [0, 0]
     assert out.count("85.50 ± 0.71 (2)") == 3  # the last epoch's, over seeds
     frame = pd.read_parquet(book / "runs" / "sweeps" / f"{toy.CHAPTER}.parquet")
     assert len(frame) == 12 and frame["key"].nunique() == 6
@@ -520,15 +519,15 @@ def test_a_trial_that_fails_is_told_with_its_recipe_and_final_until_asked_again(
     assert not list(ledger.local_folder().rglob("*.failed"))
 
 
-def test_clean_forgets_failures(book, capsys):
+def test_clean_forgets_failures_and_remains(book, capsys):
     line = f"sweep clean {toy.CHAPTER} --preset smoke -p method=fails"
     swept("-p", "method=fails", code=1)
     (job,) = sweep.plan(toy.CHAPTER, preset="smoke", base={"method": "fails"})
-    told = {"metadata": {"minilib": {"run_id": job.run_id, "error": "it was odd"}}}
-    provenance.write_json(job.at("failed"), told)
-    assert "2 failures would be forgotten" in call(capsys, f"{line} --dry-run")[1]
-    assert "2 failures forgotten" in call(capsys, line)[1]
-    assert "0 failures forgotten" in call(capsys, line)[1]
+    left = execute.blank(job) | {"status": "interrupted", "error": "stopped by a signal"}
+    provenance.write_json(job.folder / "run.json", left)
+    assert "1 failed trial, 1 folder would be removed" in call(capsys, f"{line} --dry-run")[1]
+    assert "1 failed trial, 1 folder removed" in call(capsys, line)[1]
+    assert "0 failed trials, 0 folders removed" in call(capsys, line)[1]
     status = line.replace("clean", "status")
     assert "2 in the ledger, 0 failed, 1 missing" in call(capsys, status)[1]
 
@@ -710,7 +709,8 @@ def test_an_interrupted_sweep_stops_and_goes_on(book, method):
     assert driver.returncode == 130, err
     assert "stopped; what is done stays done, and the same command goes on\n" in err
     wait(lambda: all(map(gone, stuck())))
-    assert not list(book.glob("runs/**/*.ipynb")), "not even a part of one"
+    assert [item["status"] for item in records(book)] == ["interrupted"] * ("notebook" in method)
+    assert not list(book.rglob(".part-*"))
     Path(os.environ["TOY"], "go").touch()
     out, _ = swept("-p", f"method={method}", "--workers", "2")
     assert "1 notebook executed, 0 lacking" in out
@@ -773,6 +773,98 @@ def test_a_sweep_goes_on_when_there_is_room_again(book, monkeypatch, small_disk)
 # ---------------------------------------------------------------- other places
 
 
+def test_runs_kept_elsewhere_are_found_again_without_the_local_copy(book, capsys, tmp_path):
+    url = f"file://{tmp_path}/bucket"
+    swept("--out", url, "--seeds", "0")
+    there = tmp_path / "bucket" / "smoke" / toy.CHAPTER
+    (folder,) = there.iterdir()
+    assert {path.name for path in folder.iterdir()} == {"notebook.ipynb", "run.json"}
+    assert (tmp_path / "bucket" / "sweeps" / f"{toy.CHAPTER}.parquet").is_file()
+    shutil.rmtree(book / "runs")  # another machine
+    line = f"sweep status {toy.CHAPTER} --preset smoke --seeds 0-1 --out {url}"
+    assert "2 runs, 1 executed; 6 trials: 3 in the ledger" in call(capsys, line)[1]
+
+
+@pytest.fixture
+def bucket(monkeypatch):
+    """The URL of an empty bucket on a local server that speaks S3."""
+    server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
+    s3fs = pytest.importorskip("s3fs")
+    server.start()
+    host, port = server.get_host_and_port()
+    for name, value in {
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
+        "AWS_ACCESS_KEY_ID": "test",
+        "AWS_SECRET_ACCESS_KEY": "test",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    s3fs.S3FileSystem.clear_instance_cache()
+    s3fs.S3FileSystem().mkdir("runs")
+    yield "s3://runs/book"
+    s3fs.S3FileSystem.clear_instance_cache()
+    server.stop()
+
+
+@nightly  # by day a folder stands for the bucket
+def test_runs_kept_in_a_bucket_are_found_again(book, capsys, bucket):
+    import s3fs
+
+    swept("--out", bucket)
+    names = {path.rpartition("/")[2] for path in s3fs.S3FileSystem().find("runs/book")}
+    assert names == {"notebook.ipynb", "run.json", f"{toy.CHAPTER}.parquet"}
+    shutil.rmtree(book / "runs")
+    line = f"sweep status {toy.CHAPTER} --preset smoke --out {bucket}"
+    assert "1 run, 1 executed" in call(capsys, line)[1]
+
+
+def test_a_run_is_kept_where_its_store_does_not_answer_and_sent_later(book, monkeypatch, tmp_path):
+    url = f"file://{tmp_path}/bucket"
+    job = execute.plan("01_fine", "smoke", out=url)
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "push", full)
+        with pytest.warns(UserWarning, match="and not sent: .*No space left"):
+            assert execute.run(job)["status"] == "ok"
+        with pytest.raises(UsageError, match="cannot reach"):
+            execute.plan("01_fine", "smoke", out=url)
+    assert job.done() and not (tmp_path / "bucket").exists()
+    assert execute.plan("01_fine", "smoke", out=url).done()
+    there = tmp_path / "bucket" / "smoke" / "01_fine" / job.run_id
+    assert {path.name for path in there.iterdir()} == {"notebook.ipynb", "run.json"}
+
+    # What became of it there counts, and not what was fetched once.
+    note = provenance.read_json(there / "run.json")
+    provenance.write_json(there / "run.json", note | {"status": "failed", "error": "x"})
+    assert execute.plan("01_fine", "smoke", out=url).record()["status"] == "failed"
+    shutil.rmtree(there)
+    assert execute.plan("01_fine", "smoke", out=url).record() is None
+
+
+def test_a_store_leads_nowhere_but_into_its_mirror(tmp_path):
+    import fsspec
+
+    system = fsspec.filesystem("memory")
+    for name in ("0123456789ab", "../../../../x", "..", "0123456789ab/../../y"):
+        system.store[f"/bucket/smoke/01_fine/{name}/run.json"] = system.open(
+            "/other", "wb"
+        )  # a key is any text
+    storage.pull("memory://bucket", tmp_path / "book", "smoke", "01_fine")
+    (only,) = tmp_path.rglob("run.json")
+    assert only.parent.name == "0123456789ab"
+    system.store.clear()
+
+
+@pytest.mark.parametrize("out", ["s3://", "s3:/x", "s3:///x", "gs://?", "file:///"])
+def test_half_a_url_is_no_folder(out):
+    with pytest.raises(UsageError, match="accepted: a folder, or a URL as s3://bucket/runs"):
+        storage.place(out)
+
+
+@pytest.mark.parametrize("out", ["runs", "a:b", "/x/y", "s3://b", "file:///x", "memory://b/c"])
+def test_a_folder_and_a_whole_url_are(out):
+    assert str(storage.place(out)) == out
+
+
 def test_a_place_is_tried_before_anything_is_computed(book, capsys, tmp_path):
     (tmp_path / "file").touch()
     for line in (f"run 01_fine --preset smoke --out {tmp_path}/file/runs",
@@ -783,17 +875,16 @@ def test_a_place_is_tried_before_anything_is_computed(book, capsys, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "told", [{"keys": []}, {"keys": {"../x": []}}, {"keys": {"swept": ["../x"]}},
-             {"run_id": "../../x"}, {"keys": {"swept": 3}}, None, 3, []]
+    "change", [{"status": 3}, {"keys": []}, {"keys": {"../x": []}}, {"keys": {"swept": ["../x"]}},
+               {"error": 1}, {"run_id": "../../x"}, {"params": None}]
 )  # fmt: skip
-def test_a_notebook_that_was_not_written_by_a_run_tells_nothing(book, told):
+def test_a_record_that_is_none_is_put_aside(book, change):
     job = execute.plan("01_fine", "smoke")
-    whole = {"run_id": job.run_id, "keys": {"swept": ["0" * 16]}}
-    told = whole | told if isinstance(told, dict) else told
-    provenance.write_json(job.notebook, {"metadata": {"minilib": told}})
-    assert job.told("whole") == {}
-    provenance.write_json(job.notebook, {"metadata": {"minilib": whole}})
-    assert job.told("whole") == whole
+    record = execute.blank(job) | {"status": "ok"} | change
+    provenance.write_json(job.folder / "run.json", record)
+    with pytest.warns(UserWarning, match="is no record of this run, and put aside"):
+        assert job.record() is None
+    assert (job.folder / "run.damaged").exists() and job.record() is None
 
 
 # ---------------------------------------------------------------- Ray
@@ -880,7 +971,7 @@ def test_the_same_sweep_through_ray(book):
     pytest.importorskip("ray")
     out, _ = swept("--seeds", "0-1", "--engine", "ray", "--workers", "2")
     assert "6 trials computed, 0 lacking; 2 notebooks executed" in out
-    assert len(kept()) == 6 and [run["computed"] for run in runs(book)] == [0, 0]
+    assert len(kept()) == 6 and [record["computed"] for record in records(book)] == [0, 0]
 
 
 def test_a_sweep_through_ray_goes_past_lost_and_failed_trials(book):

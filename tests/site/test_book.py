@@ -35,11 +35,12 @@ def test_every_chapter_runs_without_an_error_or_a_warning(smoke_runs):
             assert output.get("name") != "stderr", f"{chapter}: {output.text}"
 
 
-def test_every_notebook_says_what_it_read(smoke_runs):
+def test_every_record_is_whole(smoke_runs):
     for chapter, path in smoke_runs.items():
-        told = json.loads(path.read_text(encoding="utf-8"))["metadata"]["minilib"]
-        assert (told["preset"], told["run_id"]) == ("smoke", path.stem) and told["machines"]
-        assert 0 < told["computed"] <= sum(map(len, told["keys"].values())), chapter
+        record = json.loads((path.parent / "run.json").read_text(encoding="utf-8"))
+        assert (record["chapter"], record["preset"], record["status"]) == (chapter, "smoke", "ok")
+        assert record["params"] and record["env"]["torch"] and record["machines"]
+        assert 0 < record["computed"] <= sum(map(len, record["keys"].values()))
 
 
 @nightly

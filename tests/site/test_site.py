@@ -532,7 +532,7 @@ def test_what_an_interrupted_build_left_is_thrown_away(tiny_book, tmp_path, monk
 
 
 def test_collect_takes_what_was_executed_and_drops_what_is_gone(tmp_path):
-    made = tmp_path / "runs" / "01_attacks" / "0123.ipynb"
+    made = tmp_path / "runs" / "01_attacks" / "0123" / "notebook.ipynb"
     made.parent.mkdir(parents=True)
     made.write_text("new")
     folder = tmp_path / "executed"
@@ -552,7 +552,7 @@ def test_chapters_are_executed_from_nothing_where_that_is_asked(tmp_path, monkey
     def run(command, cwd, env):
         seen.update(env)
         out = command[command.index("--out") + 1]
-        made = build.Path(out, "small", "01_attacks", "0123.ipynb")
+        made = build.Path(out, "small", "01_attacks", "0123", "notebook.ipynb")
         made.parent.mkdir(parents=True)
         made.write_text("{}")
         return build.subprocess.CompletedProcess(command, 0)

@@ -1,10 +1,9 @@
 """What a reader can copy from the book works: every fenced block, and every command in a sentence.
 
-Commands that run or sweep a chapter are planned as they stand, in a stand-in of the repository
-whose chapters consist of their parameter cell, the check of the parameters and a colophon: the
-command line, the presets, the sweeps and the chapters' parameters are the real ones. No trial is
-computed, and the one notebook that a page publishes is executed, in a second. `make` is asked what
-it would do; the suite's workflow calls it for good.
+Commands that run or sweep a chapter are executed as they stand, in a stand-in of the repository
+whose chapters consist of their parameter cell, the check of the parameters and a record: the
+command line, the presets, the sweeps and the chapters' parameters are the real ones, and a run
+takes a second. `make` is asked what it would do; the suite's workflow calls it for good.
 """
 
 import ast
@@ -22,8 +21,7 @@ from packaging.requirements import Requirement
 from test_repository import PROJECT, locked
 
 from bench import __main__ as bench
-from minilib import cli, ledger, settings
-from minilib.runs import sweep
+from minilib import cli, settings
 
 PAGES = [
     "README.md",
@@ -48,6 +46,7 @@ LEFT = {
     "minilib trials diff KEY KEY",
     "minilib trials list text_unlearning dataset=sst2 --csv > rows.csv",
     "pip install optuna",  # a search of the reader's own: `test_cli` runs it with a stand-in
+    "source <(minilib completion bash)",
 }
 BODY = """\
 from minilib import ledger, settings
@@ -83,7 +82,7 @@ def commands() -> list[str]:
 
 @pytest.fixture(scope="module")
 def stand_in(tmp_path_factory):
-    """A repository of chapters that only check their parameters and tell what they read."""
+    """A repository of chapters that only check their parameters and write a record."""
     root = tmp_path_factory.mktemp("stand-in")
     for name in ("presets", "sweeps"):
         shutil.copytree(ROOT / name, root / name, ignore=shutil.ignore_patterns("_out"))
@@ -110,12 +109,8 @@ def call(words: list[str], where) -> None:
 
 
 def minilib(words: list[str], where, monkeypatch, capsys) -> tuple[int, str]:
-    """Exit code of the command line called here, and all that it said.
-
-    What it would compute is there already, as far as it can tell.
-    """
+    """Exit code of the command line called here, and all that it said."""
     monkeypatch.chdir(where)
-    monkeypatch.setattr(ledger, "missing", lambda recipes: [])
     capsys.readouterr()
     try:
         code = cli.main(words)
@@ -150,8 +145,6 @@ def test_a_command_does_what_it_says(line, stand_in, monkeypatch, capsys):
             words.append("--help")
         if words[1] == "publish" and len(words) > 3:  # a run to publish, as the guide makes it
             assert minilib(["run", *words[2:]], *here)[0] == 0
-        if words[1] == "run":  # its parameters are checked as it is planned
-            monkeypatch.setattr(sweep, "feed", lambda *_: {})
         if words[1] == "sweep" and words[2:] != ["--help"]:
             words.append("--dry-run")
         code, said = minilib(words[1:], *here)
@@ -174,7 +167,7 @@ def test_a_command_does_what_it_says(line, stand_in, monkeypatch, capsys):
     elif words[0] == "python":
         call([sys.executable, words[1], "--help"], ROOT)
     elif words[0] == "pytest":
-        assert all((ROOT / word).is_file() for word in words[1:])  # which the suite collects
+        call([sys.executable, "-m", "pytest", "--collect-only", "-q", *words[1:]], ROOT)
     elif words[:2] == ["pip", "install"]:
         names = [word for word in words[2:] if not word.startswith("-")]
         assert names and all(map(declared, names)), line
