@@ -497,7 +497,7 @@ class Sande:
 IMAGE_DEFENCES = Names(
     "defence",
     "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "i-bau-code", "sau", "pam",
-    "bi-bau-u", "bi-bau-t", "ibu",
+    "bi-bau-u", "bi-bau-t", "ibu", "anp-code", "ep-code", "bnp-code", "rnp-code", "rnp-silent",
 )  # fmt: skip
 BIBAU_KNOBS = (
     "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",

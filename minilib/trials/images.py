@@ -380,7 +380,7 @@ class ImageDefence:
     """A defence on a victim: the model that it leaves.
 
     Attributes:
-        method: one of ``unlearning.METHODS`` or ``READINGS``.
+        method: one of ``unlearning.METHODS``.
         seed: of the defender's rows and of the method.
         share: of the clean training images, owned by the defender.
         batch_size: images per step; an upper bound for defences of other papers.

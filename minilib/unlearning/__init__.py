@@ -105,10 +105,8 @@ DEFENCES = {
     "bi-bau-t": Defence(*_BI_BAU[:2], "clean images, a linear head, the target", {"sets": "AB"}),
     "ibu": Defence(ideal_unlearning, IbuSettings, "clean images and the attacker's poison"),
 }
-# How released code prunes, for the comparison with it: chapters.bi_bau.baselines has them.
-READINGS = ("anp-code", "ep-code", "bnp-code", "rnp-code", "rnp-silent")
-# Those that chapters compare at any setting.
-METHODS = tuple(name for name in DEFENCES if name not in ("bi-bau", *READINGS))
+# Those that a chapter can name.
+METHODS = tuple(name for name in DEFENCES if name != "bi-bau")
 
 
 def find(method: str) -> Defence:
@@ -191,7 +189,6 @@ def defence_settings(
 __all__ = [
     "DEFENCES",
     "METHODS",
-    "READINGS",
     "AnpSettings",
     "BiBauSettings",
     "BtiSettings",

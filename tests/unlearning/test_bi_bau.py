@@ -597,7 +597,7 @@ def test_methods_of_the_chapter_become_settings(case):  # noqa: F811
     assert unlearning.defence_settings("bi-bau-t", plan) == plan
     for name, sets in (("at", ""), ("at-a", "A"), ("at-b", "B")):
         assert unlearning.defence_settings(name, plan) == replace(plan, sets=sets)
-    for name in (*unlearning.METHODS, *unlearning.READINGS):
+    for name in unlearning.METHODS:
         how = unlearning.defence_settings(name, plan, case.defender)
         assert isinstance(how, DEFENCES[name].settings)
         assert getattr(how, "seed", 7) == 7 and getattr(how, "batch_size", 32) <= 32
@@ -611,7 +611,7 @@ def test_methods_of_the_chapter_become_settings(case):  # noqa: F811
 def test_less_effort_is_fewer_steps_of_what_other_papers_do(case):  # noqa: F811
     plan = replace(QUICK, seed=7, target=3)
     assert unlearning.defence_settings("bi-bau-u", plan, effort=0.1) == replace(plan, target=None)
-    for name in (*unlearning.METHODS, *unlearning.READINGS):
+    for name in unlearning.METHODS:
         if DEFENCES[name].settings is BiBauSettings:
             continue
         whole, less = (
