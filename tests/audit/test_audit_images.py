@@ -549,7 +549,7 @@ def test_the_page_says_what_the_published_audits_found(monkeypatch):
         frame, table = figures.every_image(Audit()), figures.measured_images(Audit())
         clean = frame[frame["attack"] == "none"]
         assert len(clean) == 20 and (clean["p"] <= LEVEL).sum() <= 2
-        assert table["found"].str.fullmatch(r"\d+ of \d+").all() and len(table) == 6
+        assert table["found"].str.fullmatch(r"\d+\sof\s\d+").all() and len(table) == 6
         poisoned = frame[frame["attack"] != "none"]
         assert len(poisoned) == 16 and (poisoned["true_asr_before"] > 90).all()
         figure = figures.patches(Audit())
