@@ -52,7 +52,7 @@ def feature_maps(
     Args:
         maps: attack → (N, 2). truth: attack → (N,) bool. labels: attack → (N,) int.
     """
-    figure, axes = panels(len(maps), columns, 2.4)
+    figure, axes = panels(len(maps), columns, 2.0)
     shades = plt.get_cmap("Blues")(np.linspace(0.25, 1, len(class_names)))
     for axis, (attack, points) in zip(axes.flat, maps.items(), strict=False):
         clean, poisoned = points[~truth[attack]], points[truth[attack]]
