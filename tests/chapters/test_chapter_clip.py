@@ -90,6 +90,18 @@ def test_the_paper_tower_is_told_from_the_small_one():
     ]
 
 
+def test_a_run_without_the_visual_encoder_has_its_page(monkeypatch):
+    """`sweeps/clip_gtsrb.yml` has none: its notebooks say so, and do not fail."""
+    from minilib.book.figures import clip as figures
+
+    cfg, glued = replace(TOY, tower_attacks="none"), {}
+    monkeypatch.setattr(figures.plots, "glue", glued.__setitem__)
+    (axis,) = figures.tower_slopes(cfg).axes
+    assert axis.texts[0].get_text() == figures.tower(cfg) == figures.NO_TOWER
+    figures._glue_tower(cfg)
+    assert set(glued.values()) == {"–"} and "tower_bi-bau-t_r_asr" in glued
+
+
 def test_a_pretrained_encoder_and_the_model_clip_go_together():
     victim = chapter.tower_victim(TOY, "badnets")
     for change in ({"model": "cnn"}, {"pretrained": None}):

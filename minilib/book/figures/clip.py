@@ -113,23 +113,29 @@ def recalls(cfg: Clip) -> pd.DataFrame:
     return tables.summary(frame, "method", RECALLS, ["none", *split(cfg.methods)])
 
 
-def _tower(cfg: Clip) -> pd.DataFrame:
+NO_TOWER = "This run has no attack on the visual encoder with a linear head (tower_attacks)."
+
+
+def _tower(cfg: Clip, part: str = "main") -> pd.DataFrame:
+    """Rows of a part of the visual encoder with a linear head; none where a run leaves it out."""
     frame = _frame(cfg, chapter.tower)
-    return frame[frame["part"] == "tower-main"]
+    return frame[frame["part"] == f"tower-{part}"] if len(frame) else frame
 
 
 def tower_slopes(cfg: Clip) -> plt.Figure:
     """The same as ``slopes`` for the visual encoder with a linear head."""
     rows = _tower(cfg)
+    if not len(rows):
+        return plots.empty(NO_TOWER)
     control = rows.groupby("attack")["r_asr_clean"].mean().to_dict()
     methods = list(split(cfg.tower_methods))
     return compare.slopes(rows, methods, bold=("bi-bau-u", "bi-bau-t"), control=control)
 
 
-def tower(cfg: Clip) -> pd.DataFrame:
+def tower(cfg: Clip) -> pd.DataFrame | str:
     """What each defence leaves of the visual encoder with a linear head, over the attacks."""
-    methods = ["none", *split(cfg.tower_methods)]
-    return tables.summary(_tower(cfg), "method", RATES, methods)
+    rows, methods = _tower(cfg), ["none", *split(cfg.tower_methods)]
+    return tables.summary(rows, "method", RATES, methods) if len(rows) else NO_TOWER
 
 
 def _share(trial: ledger.Trial) -> int:
@@ -164,10 +170,9 @@ def glue_numbers(cfg: Clip) -> None:
 
 def _glue_tower(cfg: Clip) -> None:
     """What the prose quotes of the visual encoder with a linear head."""
-    frame = _frame(cfg, chapter.tower)
-    starts = frame[frame["part"] == "tower-start"]
-    plots.glue("tower_clean_acc", tables.cell(starts.drop_duplicates("seed"), "acc"))
-    rows = frame[frame["part"] == "tower-main"]
+    rows, starts = _tower(cfg), _tower(cfg, "start")
+    starts = starts.drop_duplicates("seed") if len(starts) else starts
+    plots.glue("tower_clean_acc", tables.cell(starts, "acc"))
     for method in ("none", "ft", "at", "at-b", "bi-bau-u", "bi-bau-t"):
         for metric in (*RATES, "r_asr_clean"):
             plots.glue(f"tower_{method}_{metric}", tables.cell(rows, metric, method=method))
