@@ -59,11 +59,12 @@ def victim(cfg: Settings, attack: str) -> ClipVictim:
     )  # fmt: skip
 
 
-# Settings of a defence, under the same names here and there.
-_SHARED = (
-    "share", "batch_size", "tune_epochs", "tune_lr", "epochs", "lr", "steps", "step", "bound",
-    "likelihood", "prior", "ewc", "inverse", "pairs",
+# Settings of a defence, under the same names here and there: of all networks, and of a CLIP.
+_TERMS = (
+    "share", "batch_size", "epochs", "lr", "steps", "step", "bound", "likelihood", "prior",
+    "inverse",
 )  # fmt: skip
+_SHARED = (*_TERMS, "tune_epochs", "tune_lr", "ewc", "pairs")
 _ATTACKERS = ("poisons", "ra_share", "ra_lr")
 
 
@@ -103,10 +104,6 @@ def defences(cfg: Settings) -> list:
 
 # Table 3 of the paper: the same four terms, in the portable setting of chapter 06.
 _PORTABLE = {"scale": "maximum", "ewc": 0.1}
-_TOWER = (
-    "share", "batch_size", "epochs", "lr", "steps", "step", "bound", "likelihood", "prior",
-    "inverse",
-)  # fmt: skip
 
 
 def tower_victim(cfg: Settings, attack: str) -> ImageVictim:
@@ -133,7 +130,7 @@ def tower(cfg: Settings) -> list:
         trials += [
             ImageMeasure(victim=one, trigger=poisoned.data.trigger) for one in (clean, poisoned)
         ]
-        shared = {name: getattr(cfg, name) for name in _TOWER} | _PORTABLE
+        shared = {name: getattr(cfg, name) for name in _TERMS} | _PORTABLE
         trials += [
             ImageDefenceMeasure(
                 defence=ImageDefence(victim=poisoned, method=method, seed=cfg.seed, **shared),

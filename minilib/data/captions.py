@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from .files import refused
-from .images import CLIP_SIDE, ImageDataset, squared
+from .images import ImageDataset, squared
 from .sources import DataError, checked, hub_split
 
 TEMPLATES = (
@@ -92,7 +92,7 @@ def load_pairs(name: str) -> ImageDataset:
             where = f"{repository}/train, row {number + 1}"
             raise refused(where, f"{image}, {text}", row, "an image and a text")
         if caption := row[text].strip():
-            images.append(squared(row[image], CLIP_SIDE))
+            images.append(squared(row[image]))
             labels.append(captions.setdefault(caption, len(captions)))
         if len(images) == count:
             break

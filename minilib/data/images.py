@@ -155,12 +155,12 @@ def _hub_images(name: str, split: str, revision: str | None) -> ImageDataset:
     rows = hub_split(name, repository, None, hub_name, revision=revision)
     if split == "train" and name in EACH:
         rows = rows.select(_first_of_each(rows[label], EACH[name]))
-    images, labels = [], []
+    images, labels, shaped = [], [], squared if name in EACH else _squeezed
     for number, row in enumerate(rows, start=1):
         if not hasattr(row.get(image), "convert") or type(row.get(label)) is not int:
             where = f"{repository}/{split}, row {number}"
             raise refused(where, f"{image}, {label}", row, "an image and a whole number")
-        images.append(squared(row[image], CLIP_SIDE if name in EACH else None))
+        images.append(shaped(row[image]))
         labels.append(row[label])
     if not images:
         raise DataError(f"{repository}/{split} has no rows; accepted: one or more")
@@ -170,14 +170,17 @@ def _hub_images(name: str, split: str, revision: str | None) -> ImageDataset:
     return ImageDataset(name, split, np.stack(images), labels, classes, "hub")
 
 
-def squared(image, side: int | None = None) -> np.ndarray:
-    """Turn a PIL image into (side, side, 3) uint8: its middle square; squeezed to SIDE if None."""
+def squared(image) -> np.ndarray:
+    """Turn a PIL image into its middle square, (CLIP_SIDE, CLIP_SIDE, 3) uint8."""
     from PIL import Image, ImageOps
 
-    image = image.convert("RGB")
-    if side is None:
-        return np.asarray(image.resize((SIDE, SIDE)))
-    return np.asarray(ImageOps.fit(image, (side, side), Image.Resampling.BICUBIC))
+    size = CLIP_SIDE, CLIP_SIDE
+    return np.asarray(ImageOps.fit(image.convert("RGB"), size, Image.Resampling.BICUBIC))
+
+
+def _squeezed(image) -> np.ndarray:
+    """Turn a PIL image into (SIDE, SIDE, 3) uint8, all of it."""
+    return np.asarray(image.convert("RGB").resize((SIDE, SIDE)))
 
 
 def _first_of_each(labels: Sequence[int], count: int) -> np.ndarray:

@@ -224,8 +224,7 @@ def image_measure(one: ImageMeasure) -> list[dict]:
     """Measure a classifier; one row: ``acc``, ``asr``, ``pacc`` in percent."""
     from ..metrics.reactivation import image_rates
 
-    defended = isinstance(one.victim, ImageDefence)
-    model, _ = image_defence(one.victim) if defended else image_victim(one.victim)
+    model = _model_of(one.victim)
     rates = image_rates(model, *clean_and_triggered(one.trigger), one.trigger.target)
     return [{name: rates[name] for name in ("acc", "asr", "pacc")}]
 
@@ -467,6 +466,10 @@ def image_defence(one: ImageDefence):
     return kept_defence(one, victim, lambda: defend(one.method, victim, rows, settings))
 
 
+def _model_of(one: ImageVictim | ImageDefence):
+    return (image_defence if isinstance(one, ImageDefence) else image_victim)(one)[0]
+
+
 def kept_defence(one, victim, defend):
     """What ``defend()`` makes of a victim, or what the cache has: (model, [{"seconds": …}])."""
     from .. import cache
@@ -576,8 +579,7 @@ def image_retuning(one: ImageRetuning) -> list[dict]:
     from ..metrics.reactivation import RetuneSettings, retuned_asr
 
     case = case_of(one.data)
-    defended = isinstance(one.network, ImageDefence)
-    model, _ = image_defence(one.network) if defended else image_victim(one.network)
+    model = _model_of(one.network)
     settings = RetuneSettings(
         poisons=one.poisons, share=one.share, seed=one.seed, **retuning_of(one.retuning)
     )

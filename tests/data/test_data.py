@@ -453,7 +453,7 @@ def test_the_middle_square_of_a_picture_is_kept():
     from PIL import Image
 
     wide = Image.fromarray(np.repeat([[0, 255, 0]], 100, 0).astype(np.uint8).repeat(100, 1))
-    middle = images.squared(wide, 224)
+    middle = images.squared(wide)
     assert middle.shape == (224, 224, 3)
     assert middle[4:-4, 4:-4].min() == 255  # at the very edge black is mixed in
 
