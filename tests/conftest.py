@@ -45,6 +45,7 @@ SLOW = (
     "tests/test_registry.py::test_the_guides", "tests/runs/test_sweep.py",
     "tests/site/test_snippets.py", "tests/bench/test_bench.py", "tests/audit/test_command.py",
     "tests/test_cli.py::test_all_chapters", "tests/chapters/test_chapter_sande.py",
+    "tests/chapters/test_chapter_clip.py::test_at_smoke",
 )  # fmt: skip
 
 

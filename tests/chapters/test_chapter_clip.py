@@ -164,6 +164,17 @@ def test_the_setting_of_the_paper_runs_on_a_folder_of_weights(tmp_path, monkeypa
     assert moved == {"vision_model", "visual_projection"}
 
 
+def test_at_smoke_the_attack_works_and_costs_no_accuracy():
+    """As below, from nothing and on digits."""
+    presets = yaml.safe_load((ROOT / "presets" / "smoke.yml").read_text(encoding="utf-8"))
+    poisoned = chapter.victim(settings.validate("08_clip", presets["08_clip"]), "badnets")
+    clean, attacked = (
+        trials.clip_measure(trials.ClipMeasure(victim=one, trigger=poisoned)).rows[0]
+        for one in (trials.never_poisoned(poisoned), poisoned)
+    )
+    assert attacked["asr"] >= 90 and abs(attacked["acc"] - clean["acc"]) <= 3
+
+
 def test_the_published_attacks_work_and_cost_no_accuracy():
     """An ASR of 90 % or more, and a CA within three points of that of the model never poisoned."""
     cfg = settings.validate("08_clip", {})
