@@ -64,8 +64,11 @@ def same(model, before: dict) -> bool:
     return all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
-def clip_folder(folder, side: int = 64) -> None:
-    """Write a tiny random CLIP in the form of OpenAI's files, with their kind of tokeniser."""
+def clip_folder(folder, side: int = 64, whole: bool = False) -> None:
+    """Write a random CLIP in the form of OpenAI's files, with their kind of tokeniser.
+
+    A tiny one, or with ``whole`` one in the shape of ViT-B/32, of 151 million weights.
+    """
     from transformers import CLIPConfig, CLIPModel
 
     letters = "abcdefghijklmnopqrstuvwxyz"
@@ -75,10 +78,12 @@ def clip_folder(folder, side: int = 64) -> None:
     (folder / "vocab.json").write_text(json.dumps({word: n for n, word in enumerate(words)}))
     (folder / "merges.txt").write_text("#version: 0.2\na t</w>\n")
     (folder / "tokenizer_config.json").write_text('{"tokenizer_class": "CLIPTokenizer"}')
-    size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
-            "num_hidden_layers": 1, "projection_dim": 8}  # fmt: skip
-    text = size | {"vocab_size": len(words), "eos_token_id": len(words) - 1,
-                   "bos_token_id": len(words) - 2}  # fmt: skip
-    vision = size | {"image_size": side, "patch_size": 32}
-    config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
+    text = {"eos_token_id": len(words) - 1, "bos_token_id": len(words) - 2}
+    config = CLIPConfig(text_config=text)  # by default of that shape
+    if not whole:
+        size = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2,
+                "num_hidden_layers": 1, "projection_dim": 8}  # fmt: skip
+        text |= size | {"vocab_size": len(words)}
+        vision = size | {"image_size": side, "patch_size": 32}
+        config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)
     CLIPModel(config).save_pretrained(folder)

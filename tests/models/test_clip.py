@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import nightly
 from vision_fixtures import clip_folder, same, weights
 
 from minilib.attacks.clip import (
@@ -18,7 +19,7 @@ from minilib.attacks.clip import (
 )
 from minilib.attacks.images.patterns import PatchTrigger
 from minilib.data.captions import TEMPLATES, captioned, class_captions
-from minilib.data.images import load_images
+from minilib.data.images import ImageDataset, load_images
 from minilib.data.sources import DataError
 from minilib.metrics.clip import nearest_images, recall, retrieval
 from minilib.models.clip import (
@@ -236,6 +237,20 @@ def test_a_folder_of_pretrained_weights_is_read(tmp_path):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(ModelError, match="has no weights in safetensors"):
         load_clip(str(tmp_path))
+
+
+@nightly
+def test_a_clip_in_the_shape_of_the_papers_is_defended(tmp_path):
+    clip_folder(tmp_path, whole=True)
+    clip = load_clip(str(tmp_path))
+    assert clip.net.config.vision_config.patch_size == 32
+    assert sum(value.numel() for value in clip.parameters()) > 150e6
+    images = np.random.default_rng(0).integers(0, 256, (8, 32, 32, 3), np.uint8)
+    rows = ImageDataset("noise", "train", images, np.arange(8) % 2, ("cat", "dog"), "built-in")
+    how = BiBauSettings(epochs=1, lr=1e-4, batch_size=4, steps=1)
+    done, before = defend("bi-bau-u", clip, captioned(rows, 0), how), weights(clip)
+    moved = {name for name, v in done.state_dict().items() if not torch.equal(v, before[name])}
+    assert {name.split(".")[1] for name in moved} == {"vision_model", "visual_projection"}
 
 
 # ---------------------------------------------------------------- attacks
