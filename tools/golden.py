@@ -62,7 +62,8 @@ def recipes(root: Path = ROOT) -> list:
             cfg = settings.validate(name, {**(presets[name] or {}), **line})
             listed |= dict.fromkeys(chapter.trials(cfg))
             # What a page draws where the ledger has it, and does not ask for.
-            listed |= dict.fromkeys(getattr(chapter, "image_maps", lambda cfg: [])(cfg))
+            for part in ("image_maps", "image_scores"):
+                listed |= dict.fromkeys(getattr(chapter, part, lambda cfg: [])(cfg))
     return list(dict.fromkeys(smaller(one, changes) for one in listed))
 
 

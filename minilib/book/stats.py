@@ -8,6 +8,7 @@ import itertools
 import math
 import random
 import statistics
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 
 RESAMPLES = 2000
@@ -47,6 +48,42 @@ def interval(values: list[float], level: float = 0.95) -> tuple[float, float]:
     means = sorted(statistics.fmean(draw) for draw in draws)
     cut = math.floor(len(means) * (1 - level) / 2)
     return means[cut], means[-1 - cut]
+
+
+def ranks(values: Iterable[float]) -> list[float]:
+    """The rank of each value from 1 on; equal ones share the mean of theirs."""
+    values = list(values)
+    order = sorted(values)
+    return [(bisect_left(order, v) + 1 + bisect_right(order, v)) / 2 for v in values]
+
+
+def rank_correlation(pairs: Iterable[tuple[float, float]]) -> float:
+    """Spearman's rank correlation; NaN where either side does not vary."""
+    try:
+        return statistics.correlation(*map(ranks, zip(*pairs, strict=True)))
+    except (TypeError, statistics.StatisticsError):  # no pair, one, or no variance
+        return math.nan
+
+
+def rank_interval(
+    groups: Iterable[Iterable[tuple[float, float]]], level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap of the rank correlation over all pairs of all groups.
+
+    Whole groups are drawn with replacement, 2,000 times with a fixed seed: pairs of one group hang
+    together and count as one draw. Few groups make a rough interval; one makes none.
+    """
+    groups = [list(group) for group in groups]
+    if len(groups) < 2:
+        return math.nan, math.nan
+    source = random.Random(0)
+    draws = (source.choices(groups, k=len(groups)) for _ in range(RESAMPLES))
+    found = (rank_correlation(pair for group in draw for pair in group) for draw in draws)
+    found = sorted(value for value in found if not math.isnan(value))
+    if not found:
+        return math.nan, math.nan
+    cut = math.floor(len(found) * (1 - level) / 2)
+    return found[cut], found[-1 - cut]
 
 
 def chance(values: Iterable[float]) -> float:

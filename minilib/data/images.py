@@ -220,10 +220,30 @@ def defender_rows(
     Raises:
         ValueError: a share outside (0, 1].
     """
+    return dataset.select(_owned(dataset.labels, share, seed))
+
+
+def further_rows(dataset: ImageDataset, share: float, more: float, seed: int = 0) -> ImageDataset:
+    """Draw ``more`` of each class beside what the defender with ``share`` owns, to judge by.
+
+    A class with few rows may have none of them.
+
+    Raises:
+        ValueError: shares that are not in (0, 1] together, or nothing beyond the first.
+    """
+    rows = _owned(dataset.labels, share + more, seed)
+    rows = np.setdiff1d(rows, _owned(dataset.labels, share, seed))
+    if not len(rows):
+        raise ValueError(f"more is {more!r} beside {share!r}: no row; accepted: a larger share")
+    return dataset.select(rows)
+
+
+def _owned(labels: np.ndarray, share: float, seed: int | Sequence[int]) -> np.ndarray:
+    """Sorted rows of a share of each class; those of a larger share have them among them."""
     if not 0 < share <= 1:
         raise ValueError(f"share is {share!r}; accepted: in (0, 1]")
     rng, rows_by_class = np.random.default_rng(seed), []
-    for label in np.unique(dataset.labels):
-        rows = rng.permutation(np.flatnonzero(dataset.labels == label))
+    for label in np.unique(labels):
+        rows = rng.permutation(np.flatnonzero(labels == label))
         rows_by_class.append(rows[: max(1, round(share * len(rows)))])
-    return dataset.select(np.sort(np.concatenate(rows_by_class)))
+    return np.sort(np.concatenate(rows_by_class))

@@ -775,7 +775,7 @@ def image_proxy_measure(one: ImageProxyMeasure) -> list[dict]:
 
 @recipe
 class ImageProxyDefence:
-    """BI-BAU, with a defence's settings, on the backdoor that the defender planted."""
+    """A defence, with its settings, on the backdoor that the defender planted."""
 
     defence: ImageDefence
 
@@ -791,7 +791,63 @@ def image_proxy_defence(one: ImageProxyDefence) -> list[dict]:
     it = one.defence
     proxy = image_proxy(ImageProxy(victim=it.victim, seed=it.seed, share=it.share))
     settings = defence_settings(it, proxy.target)
-    return [planted_proxy.tried(proxy, settings)]
+    return [planted_proxy.tried(proxy, settings, it.method)]
+
+
+@recipe
+class ImageSurrogate:
+    """Clean images of a victim's defender, perturbed on the victim: they stand in for the trigger.
+
+    Attributes:
+        seed: of the defender's rows and of the perturbations.
+        share, held: of the clean training images, what a defence has and what is held back.
+    """
+
+    victim: ImageVictim
+    seed: int
+    share: float = 0.05
+    held: float = 0.1
+
+
+@cached(version=1)
+@ledger.kept_in_memory(1)
+def image_surrogate(one: ImageSurrogate):
+    """Perturb them: an ``unlearning.surrogate.Surrogate``, kept for this process only."""
+    from ..data.images import further_rows
+    from ..unlearning.surrogate import surrogate
+
+    tune = defender_of(one.victim, one.share, one.seed)
+    held = further_rows(case_of(one.victim.data).clean, one.share, one.held, one.seed)
+    ledger.note(held.info())
+    return surrogate(image_victim(one.victim)[0], tune, held, one.seed)
+
+
+@recipe
+class ImageDefenderScore:
+    """What the defender sees of a defended model, who has clean images and no trigger.
+
+    Attributes:
+        held: of the clean training images, held back to judge by, beside the defence's share.
+    """
+
+    defence: ImageDefence
+    held: float = 0.1
+
+
+@trial(version=1)
+def image_defender_score(one: ImageDefenderScore) -> list[dict]:
+    """Score a defended model; one row in percent, see ``unlearning.surrogate.scored``.
+
+    Nothing of the attack is seen.
+    """
+    from ..metrics.reactivation import RetuneSettings
+    from ..unlearning.surrogate import scored
+
+    it = one.defence
+    images = image_surrogate(
+        ImageSurrogate(victim=it.victim, seed=it.seed, share=it.share, held=one.held)
+    )
+    return [scored(image_defence(it)[0], images, RetuneSettings(seed=it.seed))]
 
 
 @recipe

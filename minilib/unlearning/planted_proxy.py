@@ -20,7 +20,7 @@ from ..training.images import (
     image_cross_entropy,
     image_data,
 )
-from . import BiBauSettings, defend
+from . import defend
 
 # ------------------------------------------------------------------- the defender's own proxy
 
@@ -132,16 +132,19 @@ def judge(proxy: Proxy, unlearned: ImageClassifier, precision: str = "auto") -> 
     return {"acc": rates["acc"], "asr": rates["asr"], "r_asr": r_asr}
 
 
-def tried(proxy: Proxy, settings: BiBauSettings) -> dict:
+def tried(proxy: Proxy, settings, method: str = "bi-bau") -> dict:
     """Purify the proxy and judge it, without a look at the attack.
+
+    Args:
+        settings: of the method, a key of ``unlearning.DEFENCES``.
 
     Returns: what ``judge`` measures, None where training diverged.
     """
     try:
-        unlearned = defend("bi-bau", proxy.model, proxy.tune, settings)
+        unlearned = defend(method, proxy.model, proxy.tune, settings)
     except Diverged:
         return {"acc": None, "asr": None, "r_asr": None}
-    return judge(proxy, unlearned, settings.precision)
+    return judge(proxy, unlearned, getattr(settings, "precision", "auto"))
 
 
 def chosen(rows: Sequence[Mapping], held: int, most: float = 20.0) -> str:

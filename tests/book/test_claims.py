@@ -3,6 +3,7 @@
 import ast
 import contextlib
 import json
+import math
 import re
 import statistics
 import subprocess
@@ -11,6 +12,7 @@ import types
 from pathlib import Path
 
 import ledger as pages  # the extension of the site in book/_ext
+import numpy as np
 import pandas as pd
 import pytest
 import yaml
@@ -468,6 +470,26 @@ class Rows:
         if len(gaps) < least:
             return "undecided" if gaps else "not run"
         return "holds" if min(gaps) > 0 else "fails" if max(gaps) < 0 else "undecided"
+
+
+def test_rank_correlation_and_its_interval_over_groups():
+    from scipy.stats import spearmanr
+
+    source = np.random.default_rng(0)
+    for _ in range(20):
+        x, y = source.integers(0, 6, (2, 15))  # ties
+        assert stats.rank_correlation(zip(x, y, strict=True)) == pytest.approx(
+            spearmanr(x, y).statistic
+        )
+    assert stats.ranks([3, 1, 3, 2]) == [3.5, 1, 3.5, 2]
+    assert math.isnan(stats.rank_correlation([(1, 2), (1, 3)]))
+    assert math.isnan(stats.rank_correlation([])) and math.isnan(stats.rank_correlation([(1, 2)]))
+    rising, falling = [(1, 1), (2, 2), (3, 3)], [(1, 3), (2, 2), (3, 1)]
+    assert stats.rank_interval([rising] * 6) == (1, 1)
+    # Whole groups are drawn: six alike out of two kinds happen, and the interval is wide.
+    low, high = stats.rank_interval([rising] * 3 + [falling] * 3)
+    assert low <= -0.6 and high >= 0.6
+    assert math.isnan(stats.rank_interval([rising])[0])
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 11])

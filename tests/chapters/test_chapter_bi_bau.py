@@ -1,10 +1,12 @@
 """Chapter 06 as a view over the ledger: its recipes, its rows, its page from the ledger alone."""
 
+import math
 import subprocess
 import sys
 from dataclasses import asdict, fields, replace
 from typing import get_args
 
+import matplotlib.pyplot as plt
 import pandas as pd
 import pytest
 from conftest import ROOT
@@ -18,6 +20,7 @@ from minilib.trials.images import (
     ImageEStep,
     ImageMeasure,
     ImageProxyDefence,
+    ImageRetuning,
     ImageVictim,
     ideal,
     image_e_step,
@@ -193,6 +196,58 @@ def test_the_baselines_are_measured_on_networks_of_other_families(monkeypatch):
     assert cells.loc["NC", "ASR"] == "31, 33" and len(cells.loc["ANP", "ASR"].split(", ")) == 3
     monkeypatch.setattr(ledger, "available", lambda recipes: [])
     assert "None has been computed" in figures.baselines()
+
+
+def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch):
+    from minilib import unlearning
+    from minilib.book.figures import bi_bau as figures
+
+    plan = chapter.scored()
+    assert len(plan) == len(set(plan)) == 2 * 3 * len(chapter.SCORED)
+    assert {one for one in plan} <= {one.victim for one in chapter.baselines()}
+    assert all("clean images" in unlearning.DEFENCES[one.method].needs or
+               one.method in ("clp", "ep") for one in plan)  # fmt: skip
+    retunings = chapter.retuned(plan[0])
+    assert [one.seed for one in retunings] == [0, 1, 2] and retunings[0].poisons == 5
+    assert {one.retuning for one in retunings} == {"original"}
+    asked = [(one, trial) for one in plan[:-1] for trial in
+             (*chapter.retuned(one), *chapter.scores(one))]  # fmt: skip
+    values, trials = {one: float(number) for number, one in enumerate(plan)}, {}
+    for one, trial in asked:
+        if isinstance(trial, ImageRetuning):
+            row = {"r_asr": values[one] + trial.seed}
+        elif isinstance(trial, ImageProxyDefence):
+            row = {"acc": 90.0, "asr": 1.0, "r_asr": 50.0 if one.seed else None}
+        else:
+            row = {"held_acc": 90.0, "perturbed_acc": 90 - values[one],
+                   "surrogate_asr": (7 * values[one]) % 50}  # fmt: skip
+        trials[trial] = kept(trial, [row])
+    parts = pd.DataFrame(chapter.rows(trials.values())).groupby("part").size()
+    assert parts.to_dict() == {"poisons": 3 * 71, "score": 71, "proxy": 71}
+    monkeypatch.setattr(ledger, "look", trials.get)
+    frame = figures._scores()
+    assert len(frame) == 71 and frame["r_asr"].tolist() == [values[one] + 1 for one in plan[:-1]]
+    found = figures.score_correlations(frame)
+    assert found["perturbed_acc"] == pytest.approx((-1, -1, -1))
+    assert all(value != value for value in found["proxy_r_asr"]), "it does not vary"
+    assert figures.chosen_score(found) == "perturbed_acc"
+    figure = figures.scores()
+    assert figure.axes[0].get_title() == "ρ = −1.00 [−1.00, −1.00]"
+    plt.close(figure)
+    trials.clear()
+    assert len(figures.scores().axes[0].texts) == 1
+
+
+def test_the_rule_takes_the_best_score_or_none():
+    from minilib.book.figures.bi_bau import chosen_score
+
+    found = {"perturbed_acc": (-0.5, -0.7, -0.1), "surrogate_asr": (0.6, 0.2, 0.7),
+             "proxy_r_asr": (-0.9, -0.95, -0.8)}  # fmt: skip
+    assert chosen_score(found) == "surrogate_asr"
+    assert chosen_score(found | {"surrogate_asr": (0.6, -0.1, 0.7)}) is None
+    assert chosen_score(found | {"perturbed_acc": (math.nan,) * 3}) == "surrogate_asr"
+    assert chosen_score({name: (math.nan,) * 3 for name in found}) is None
+    assert chosen_score(found | {"perturbed_acc": (-0.7, -0.8, -0.1)}) == "perturbed_acc"
 
 
 def test_candidates_are_named_by_what_differs():

@@ -541,6 +541,15 @@ def test_the_proxy_is_planted_beside_the_backdoor(case, victim):  # noqa: F811
     assert not torch.equal(other.trigger.pixels, proxy.trigger.pixels)
 
 
+def test_any_defence_is_tried_on_the_planted_backdoor(case, victim):  # noqa: F811
+    proxy = planted_proxy.plant_proxy(victim, case.defender, 1)
+    how = TuneSettings(epochs=2, **FP32)
+    found = planted_proxy.tried(proxy, how, "ft")
+    assert found == planted_proxy.judge(proxy, defend("ft", proxy.model, proxy.tune, how), "fp32")
+    pruned = planted_proxy.tried(proxy, DEFENCES["clp"].settings(), "clp")
+    assert pruned.keys() == found.keys()
+
+
 def test_candidates_are_judged_and_one_is_chosen(case, victim):  # noqa: F811
     proxy = planted_proxy.plant_proxy(victim, case.defender, 1)
     ideas = {"a": QUICK, "b": replace(QUICK, lr=1e-9), "c": replace(QUICK, epochs=3, lr=1e6)}

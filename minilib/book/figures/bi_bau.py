@@ -16,7 +16,7 @@ from ... import ledger, names
 from ...chapters import bi_bau as chapter
 from ...names import COLOURS, MEANINGS, UNLEARNED, label
 from ...settings import BiBau, split
-from .. import plots, tables
+from .. import plots, stats, tables
 from . import compare
 from .images import _show_image
 
@@ -200,6 +200,64 @@ def draw_sensitivity(frame: pd.DataFrame) -> plt.Figure:
     axis.invert_yaxis()
     axis.legend(fontsize=8)
     return figure
+
+
+# What a defender without the trigger can see: what it is called, and whether R-ASR rises with it.
+SCORES = {
+    "perturbed_acc": ("accuracy on images that fool $f_b$", -1),
+    "surrogate_asr": ("surrogate R-ASR", 1),
+    "proxy_r_asr": ("R-ASR of the planted backdoor", 1),
+}
+
+
+def draw_scores(frame: pd.DataFrame) -> plt.Figure:
+    """Draw R-ASR over what a defender can see, a panel per score, a mark per defended model.
+
+    Args:
+        frame: rows with ``model``, ``seed``, ``r_asr`` and the names in SCORES, in percent.
+    """
+    figure, axes = plt.subplots(1, len(SCORES), figsize=(7, 2.9), sharey=True, squeeze=False)
+    correlations = score_correlations(frame)
+    kinds = dict.fromkeys(frame["model"])
+    for axis, (name, (title, _)) in zip(axes[0], SCORES.items(), strict=True):
+        for kind, mark, shade in zip(kinds, "osD^", UNLEARNED, strict=False):
+            rows = frame[frame["model"] == kind]
+            axis.plot(
+                rows[name], rows["r_asr"], mark, ms=4, alpha=0.6, color=shade, label=label(kind)
+            )
+        rho, low, high = (f"{value:.2f}" for value in correlations[name])
+        interval = f"[{low}, {high}]".replace("-", "−")
+        axis.set(xlim=(-4, 104), ylim=(-4, 104))
+        axis.set_xlabel(f"{title} (%)", fontsize=8)
+        axis.set_title(f"ρ = {rho} {interval}".replace("-", "−"), fontsize=9)
+    axes[0, 0].set_ylabel("R-ASR (%)")
+    axes[0, 0].legend(fontsize=7)
+    return figure
+
+
+def score_correlations(frame: pd.DataFrame) -> dict[str, tuple[float, float, float]]:
+    """Score → its rank correlation with R-ASR over all models, and the interval over victims."""
+    found = {}
+    for name in SCORES:
+        known = frame.dropna(subset=[name])  # a planted backdoor whose defence diverged has none
+        victims = [
+            list(zip(rows[name], rows["r_asr"], strict=True))
+            for _, rows in known.groupby(["model", "seed"])
+        ]
+        all_pairs = [pair for pairs in victims for pair in pairs]
+        found[name] = (stats.rank_correlation(all_pairs), *stats.rank_interval(victims))
+    return found
+
+
+def chosen_score(correlations: Mapping[str, tuple[float, float, float]]) -> str | None:
+    """The score that the rule of ``chapters.bi_bau.scored`` takes; None where it takes none."""
+    claimed = {  # in the direction that the score claims: the correlation and its lower end
+        name: (sign * correlations[name][0], min(sign * end for end in correlations[name][1:]))
+        for name, (_, sign) in SCORES.items()
+        if correlations[name][0] == correlations[name][0]  # NaN where a score does not vary
+    }
+    best = max(claimed, key=claimed.__getitem__, default=None)
+    return best if best and claimed[best][1] > 0 else None
 
 
 def draw_costs(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
@@ -462,6 +520,29 @@ def baselines() -> pd.DataFrame | str:
         columns[f"{label(model)}, {100 * rate:.0f} %"] = means.join(shown)
     table = pd.concat(dict(reversed(columns.items())), axis=1)
     return table.reindex([label(name) for name in order if label(name) in table.index]).fillna("–")
+
+
+def _scores() -> pd.DataFrame:
+    """R-ASR and the defender's scores of each defended model, as far as the ledger has all."""
+    rows = []
+    for one in chapter.scored():
+        trials = [ledger.look(trial) for trial in (*chapter.retuned(one), *chapter.scores(one))]
+        if all(trials):
+            *attacks, score, proxy = (trial.rows[0] for trial in trials)
+            rows.append({
+                "model": one.victim.model, "seed": one.seed, "method": one.method,
+                "r_asr": float(np.mean([row["r_asr"] for row in attacks])),
+                **score, "proxy_acc": proxy["acc"], "proxy_r_asr": proxy["r_asr"],
+            })  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def scores() -> plt.Figure:
+    """What a defender can see of a defended model, against what retuning brings back."""
+    frame = _scores()
+    if frame.empty:
+        return plots.empty("not computed yet: see chapters.bi_bau.scored")
+    return draw_scores(frame)
 
 
 def costs(cfg: BiBau) -> plt.Figure:
