@@ -2,17 +2,19 @@
 
 A module calls ``register`` for each of its methods. The modules are those of the entry points in
 the group "minilib.methods" of installed packages, and those named in MINILIB_METHODS (separated by
-commas). They are imported when a name is first looked up. What a method is, is named as
-"module:attribute" and imported when it is first used, so that settings, claims and the command line
-go on without PyTorch.
+commas), by name or as a file. They are imported when a name is first looked up. What a method is,
+is named as "module:attribute" and imported when it is first used, so that settings, claims and the
+command line go on without PyTorch.
 """
 
 from __future__ import annotations
 
 import importlib
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from . import names
@@ -83,21 +85,41 @@ def register(kind: str, name: str, target: Callable | str, label: str = "") -> N
 
 
 def load_outside() -> None:
-    """Import what registers methods, once. Raises ValueError for a module that cannot be had."""
-    wanted = [name.strip() for name in os.environ.get("MINILIB_METHODS", "").split(",")]
+    """Import what registers methods, once. Raises ValueError for what cannot be imported."""
+    wanted = _named()
     if "entry points" not in _loaded:
         _loaded.append("entry points")
         from importlib.metadata import entry_points
 
         wanted += [point.value for point in entry_points(group="minilib.methods")]
-    for module in filter(None, wanted):
+    for module in wanted:
         if module not in _loaded:
             _loaded.append(module)
             try:
                 importlib.import_module(module)
-            except ImportError as error:
+            except Exception as error:  # a file of somebody's own can fail in any way
                 _loaded.remove(module)
                 raise ValueError(f"MINILIB_METHODS names {module!r}; {error}") from error
+
+
+def _named() -> list[str]:
+    """The modules that MINILIB_METHODS names; of a file such as ``my_methods.py``, the one in it.
+
+    The `minilib` command does not look for modules in the working folder, and a notebook's kernel
+    works in another one. So the file's folder joins the places where Python looks, and its path is
+    written down in full for the processes that this one starts.
+    """
+    entries = [name.strip() for name in os.environ.get("MINILIB_METHODS", "").split(",")]
+    entries = [
+        str(Path(n).expanduser().resolve()) if n.endswith(".py") else n for n in entries if n
+    ]
+    files = [Path(name) for name in entries if name.endswith(".py")]
+    if files:
+        os.environ["MINILIB_METHODS"] = ",".join(entries)
+    for folder in dict.fromkeys(str(path.parent) for path in files):
+        if folder not in sys.path:
+            sys.path.append(folder)
+    return [Path(name).stem if name.endswith(".py") else name for name in entries]
 
 
 def find(kind: str, name: str) -> Any:

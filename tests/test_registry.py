@@ -13,16 +13,20 @@ from minilib import registry, settings
 GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PART = GUIDE.partition("## Bring a method of your own")[2].partition("\n## ")[0]
 PROGRAM = re.search(r"```python\n(.*?)```", PART, re.DOTALL)[1]
-COMMANDS = re.search(r"```bash\n(.*?)```", PART, re.DOTALL)[1].strip().splitlines()
+EXPORT, *COMMANDS = re.search(r"```bash\n(.*?)```", PART, re.DOTALL)[1].strip().splitlines()
+# The command, as it is installed: it does not look for modules where it is called.
+MINILIB = "import sys; sys.path.remove(''); from minilib.cli import main; sys.exit(main())"
 
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
-    """A folder with the guide's file, and the environment of somebody who works there."""
+    """A folder with the guide's file, and the environment of somebody who works there.
+
+    The folder is on no path on which Python looks: the guide's own words must do.
+    """
     folder = tmp_path_factory.mktemp("mine")
     (folder / "my_methods.py").write_text(PROGRAM)
-    paths = filter(None, [str(folder), str(ROOT), os.environ.get("PYTHONPATH")])
-    own = {"PYTHONPATH": os.pathsep.join(paths), "MINILIB_METHODS": "my_methods"}
+    own = {"PYTHONPATH": str(ROOT), "MINILIB_METHODS": EXPORT.partition("=")[2].split()[0]}
     return folder, os.environ | nothing(folder) | own
 
 
@@ -34,9 +38,10 @@ def test_the_guide_registers_one_of_each_kind():
 def test_the_guides_commands_work(place, command):
     folder, environ = place
     assert command.startswith("minilib run ")
-    words = [sys.executable, "-m", "minilib.cli", *command.split()[1:]]
+    assert EXPORT.startswith("export MINILIB_METHODS=")
+    words = [sys.executable, "-c", MINILIB, *command.split()[1:]]
     words += ["--out", str(folder / "runs"), "-p", "victim_epochs=2"]
-    done = subprocess.run(words, cwd=ROOT, env=environ, capture_output=True, text=True)
+    done = subprocess.run(words, cwd=folder, env=environ, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ok in" in done.stdout
 
@@ -111,3 +116,17 @@ def test_what_cannot_be_had_is_one_line(kept, monkeypatch):
     monkeypatch.setenv("MINILIB_METHODS", "nowhere_to_be_found")
     with pytest.raises(ValueError, match="MINILIB_METHODS names 'nowhere_to_be_found'; No module"):
         registry.load_outside()
+
+
+@pytest.mark.parametrize("program, says", [
+    ("def f(:", "invalid syntax"), ("1 / 0", "division by zero"),
+    ("from minilib.registry import register as r\nr('detector', 'rap', 'a:b')", "which is taken"),
+])  # fmt: skip
+def test_a_file_that_fails_is_one_line(kept, monkeypatch, tmp_path, program, says):
+    path = tmp_path / f"broken_{abs(hash(program))}.py"
+    path.write_text(program)
+    monkeypatch.setenv("MINILIB_METHODS", str(path))
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    for _ in range(2):  # asked again it does not pass for loaded
+        with pytest.raises(settings.SettingsError, match=says):
+            settings.validate("02_detection", {"detectors": "cube"})

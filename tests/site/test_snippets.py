@@ -36,6 +36,7 @@ OUTSIDE = "from minilib.registry import"
 # Not executed: they change the machine that reads them, or the name stands for the reader's own.
 LEFT = {
     "source .venv/bin/activate",
+    "export MINILIB_METHODS=my_methods.py",
     "minilib run 03_ga_rga --preset smoke -p attack=suffix -p methods=ga,half-ga",
     "pip install pre-commit && pre-commit install",
     "minilib COMMAND --help",
