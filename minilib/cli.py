@@ -169,7 +169,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def check_numbers(options) -> None:
     """Raise UsageError for a number of workers, hours or minutes that cannot be meant."""
-    for name in ("workers", "per_gpu", "max_hours", "time_limit", "top"):
+    for name in ("workers", "per_gpu", "max_hours", "time_limit", "top", "sample"):
         value = getattr(options, name, None)
         if value is not None and not value > 0:
             raise UsageError(f"--{name.replace('_', '-')} must be above 0, not {value}")
@@ -468,7 +468,7 @@ def do_claims(options) -> None:
     for claim, verdict in verdicts:
         holm = "" if verdict.holm is None else f"{verdict.holm:.3f}"
         said = verdict.shown or verdict.missing
-        print(f"{verdict.verdict:10}{holm:7}{claim.id:22}{said}")
+        print(f"{verdict.verdict:10}{holm:7}{claim.id:23}{said}")
     words = [verdict.verdict for _, verdict in verdicts]
     print(", ".join(f"{words.count(word)} {word}" for word in claims.VERDICTS))
     print(claims.told(verdicts))

@@ -74,9 +74,13 @@ def names(known: Sequence[str], *more: str, together: bool = False):
     def check(value: str) -> str:
         load_outside()
         accepted = (*known, *more)
-        for item in split(value):
+        items = split(value)
+        for item in items:
             if item not in accepted:
                 raise ValueError(f"{item!r} is unknown; accepted: a list of {', '.join(accepted)}")
+        if "none" in items and len(items) > 1:
+            raise ValueError("'none' stands beside others; accepted: it alone, or without it")
+        once(items)
         return value
 
     return Annotated[str, AfterValidator(check), () if together else known]
@@ -95,10 +99,11 @@ def name_in(known: Sequence[str], *more: str):
     return Annotated[str, AfterValidator(check)]
 
 
-def numbers(kind: type, above: float, upto: float):
-    """A comma-separated list of numbers in (above, upto], in a str."""
+def numbers(kind: type, above: float, upto: float, again: bool = False):
+    """A comma-separated list of numbers in (above, upto], in a str; ``again``: one may be twice."""
 
     def check(value: str) -> str:
+        found = []
         for item in split(value):
             try:
                 number = kind(item)
@@ -106,9 +111,27 @@ def numbers(kind: type, above: float, upto: float):
                 raise ValueError(f"{item!r} is not a number of type {kind.__name__}") from None
             if not above < number <= upto:
                 raise ValueError(f"{item} is out of range; accepted: above {above}, up to {upto}")
+            found.append(number)
+        if not again:
+            once(found)
         return value
 
     return Annotated[str, AfterValidator(check)]
+
+
+def once(items: Sequence) -> None:
+    """Refuse a list that names one thing twice: it would stand twice in tables, too."""
+    for item in items:
+        if items.count(item) > 1:
+            raise ValueError(f"{item!r} stands twice; accepted: each once")
+
+
+def round_order(value: str) -> str:
+    """Check BTU's rounds: the third runs without the tokens of a second before it."""
+    items = split(value)
+    if "3" in items and "2" not in items[: items.index("3")]:
+        raise ValueError("accepted: a round 3 only after a round 2")
+    return value
 
 
 def pairs(value: str) -> str:
@@ -292,7 +315,9 @@ class Btu(OneVictim):
     exclude: str = Field(
         "none", description="tokens never flagged; on OLID the released code has @,user; or: none"
     )
-    rounds: numbers(int, 0, 3) = Field("1,2,3", description="rounds of detection, in order")
+    rounds: Annotated[numbers(int, 0, 3, again=True), AfterValidator(round_order)] = Field(
+        "1,2,3", description="rounds of detection, in order"
+    )
     round_epochs: int = Field(
         1, ge=1, le=100, description="epochs of embedding-only training per round"
     )

@@ -97,7 +97,11 @@ def environment() -> dict:
         ("trials list speed", "no kind of trial 'speed'"),
         ("trials list text_measure lr", "NAME=VALUE"),
         ("trials find", "trials takes list KIND, show KEY or diff KEY KEY, not 'find'"),
+        ("trials list text_measure lr>fast", "'lr>fast' compares with 'fast'; accepted: a number"),
+        ("trials list text_measure lr>>1", "'lr>>1' compares with '>1'; accepted: a number"),
         ("verify", "no trial is published"),
+        ("verify --sample 0", "--sample must be above 0, not 0"),
+        ("verify --sample -3", "--sample must be above 0, not -3"),
         ("sweep none.yml", "cannot read none.yml"),
     ],
 )
@@ -145,7 +149,9 @@ def test_a_value_out_of_the_chapters_range_is_refused(book, capsys, no_kernel):
     (book / "presets" / "smoke.yml").write_text("03_ga_rga: {}\n")
     code, _, err = call(capsys, "run 03_ga_rga --preset smoke -p alpha=-1")
     assert code == 2 and err.count("\n") == 1
-    assert "alpha" in err and "-1" in err
+    assert "alpha" in err and "-1" in err and err.count("03_ga_rga") == 1
+    code, _, err = call(capsys, "run 03_ga_rga --preset smoke -p methods=ga,rga,ga")
+    assert code == 2 and "methods is 'ga,rga,ga'; 'ga' stands twice; accepted: each once" in err
 
 
 def test_a_chapter_missing_from_a_preset_is_refused(book, capsys, no_kernel):

@@ -232,8 +232,9 @@ def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) ->
     }
     try:
         recipes = recipes_of(chapter.name, settings_of(chapter.name, params))
-    except ValueError as error:  # a rule of the chapter, or of a recipe
-        raise UsageError(f"{chapter.name}: {error}") from None
+    except ValueError as error:  # a rule of the chapter, which names it, or of a recipe
+        said = str(error).removeprefix(f"{chapter.name}: ")
+        raise UsageError(f"{chapter.name}: {said}") from None
     name = run_id(chapter.name, chapter.code, params, recipes)
     changed = {name: value for name, value in params.items() if value != known[name][1]}
     place, url = storage.local(out, chapter.root)

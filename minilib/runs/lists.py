@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import math
 import operator
 import re
 from collections.abc import Iterable, Mapping
@@ -141,12 +142,20 @@ def chosen(
             raise UsageError(f"expected NAME=VALUE, or another of {signs}, not {text!r}")
         name, sign, wanted = match.groups()
         check(name)
+        if sign[0] in "<>" and not _is_number(wanted):
+            raise UsageError(f"{text!r} compares with {wanted!r}; accepted: a number")
         items = [one for one in items if name in one.values
                  and _accepts(one.values[name], sign, wanted)]  # fmt: skip
     if sort and check(sort):
         items = [one for one in items if isinstance(one.values.get(sort), (int, float))]
         items.sort(key=lambda one: -one.values[sort])
     return items[:top]
+
+
+def _is_number(text: str) -> bool:
+    with contextlib.suppress(ValueError):
+        return not math.isnan(float(text))
+    return False
 
 
 def _accepts(value: object, sign: str, wanted: str) -> bool:

@@ -505,6 +505,11 @@ def test_several_triggers_share_one_training_set():
         ({"alpha": 0}, "04_btu: alpha is 0; "),
         ({"alpha": 101}, "04_btu: alpha is 101; "),
         ({"rounds": "1,4"}, "4 is out of range; accepted: above 0, up to 3"),
+        ({"rounds": "3,2"}, "rounds is '3,2'; accepted: a round 3 only after a round 2"),
+        ({"methods": "btu, btu"}, "'btu' stands twice; accepted: each once"),
+        ({"layers": "1, 2,1"}, "1 stands twice; accepted: each once"),
+        ({"quantity_rates": "0.1,0.10"}, "0.1 stands twice; accepted: each once"),
+        ({"defences": "none,cube"}, "'none' stands beside others; accepted: it alone"),
         ({"methods": "btu,erase"}, "'erase' is unknown; accepted: a list of btu, btu-code"),
         ({"defences": ""}, "the list is empty"),
     ],
@@ -512,3 +517,7 @@ def test_several_triggers_share_one_training_set():
 def test_bad_parameters_are_refused_before_any_work(params, message):
     with pytest.raises(SettingsError, match=message):
         validate("04_btu", params)
+
+
+def test_rounds_may_run_again():
+    assert validate("04_btu", {"rounds": "1,1,2,3"}).rounds == "1,1,2,3"
