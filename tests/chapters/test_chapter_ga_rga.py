@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import pandas as pd
 import pytest
 import torch
 
@@ -108,6 +109,15 @@ def test_the_figures_draw_from_the_ledger_alone(results, monkeypatch):
         getattr(figures, name)(TOY)
     plt.close("all")
     assert len(figures.identity_gaps()) == 2
+
+
+def test_the_best_two_rates_are_those_of_one_method():
+    from minilib.book.figures import ga_rga as figures
+
+    rows = {"ga": (88.0, 87.4, 80.0), "rga": (85.0, 86.9, 86.0), "npo": (90.0, 90.0, 70.0)}
+    frame = pd.DataFrame([{"method": m, "dev_cacc": v} for m, vs in rows.items() for v in vs])
+    assert figures._dev_gap(frame) == "0.9"  # of rga; over methods they lie further apart
+    assert figures._dev_gap(frame[:1]) == "0.0"
 
 
 # ---------------------------------------------------------------- answers to single reviews

@@ -330,6 +330,12 @@ def _chosen(cfg: GaRga) -> pd.Series:
     return usable.sort_values("dev_cacc").groupby("method")["lr"].last()
 
 
+def _dev_gap(frame: pd.DataFrame) -> str:
+    """The largest distance over methods between the dev accuracies of their best two rates."""
+    best = frame.groupby("method")["dev_cacc"].nlargest(2).groupby("method")
+    return f"{(best.max() - best.min()).max():.1f}"
+
+
 def rates(cfg: GaRga):
     """The search over learning rates."""
     frame = _searched(cfg)
@@ -429,6 +435,7 @@ def glue_rates(cfg: GaRga) -> None:
     rate = trial.rows[0]["dev_cacc"] / 100
     plots.glue("dev_rows", dev_rows)
     plots.glue("dev_error", 100 * (rate * (1 - rate) / dev_rows) ** 0.5)
+    plots.glue("dev_gap", _dev_gap(_searched(cfg)))
     for name in _methods(cfg):
         for value in ("dpacc", "lfr"):
             plots.glue(f"own_{name}_{value}", tables.cell(_own(cfg), value, method=name))

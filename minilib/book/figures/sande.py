@@ -382,6 +382,11 @@ def glue_numbers(cfg: Sande) -> None:
                 digits = 2 if "ppl" in metric else 1
                 text = tables.cell(frame, metric, digits, method=name, domain=domain)
                 plots.glue(f"{name}_{domain}_{metric}", text)
+    again = every(cfg)
+    again = again[(again["what"] == "retune") & (again["epoch"] == cfg.retune_epochs)]
+    for name in ("base", "fine-mixing", "osft"):  # the figure has them in the first domain
+        text = tables.cell(again, "retune_asr", method=name, domain="out")
+        plots.glue(f"{name}_out_retune", text)
     paths = _paths(cfg)
     last_row = paths[paths["epoch"] == paths["epoch"].max()].set_index("method").loc["sande"]
     for metric in ("kl", "effect", "cosine", "cosine_any"):
