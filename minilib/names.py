@@ -46,6 +46,8 @@ LABELS_BY_KIND = {
         "ft": "FT", "nc": "NC", "bti-dbf": "BTI-DBF", "anp": "ANP", "ep": "EP", "rnp": "RNP",
         "anp-code": "ANP (code)", "ep-code": "EP (code)", "bnp-code": "BNP (code)",
         "rnp-code": "RNP (code)", "rnp-silent": "RNP (code), shifts too",
+        "nc-code": "NC (code)", "sau-code": "SAU (code)", "pam-code": "PAM (code)",
+        "bti-dbf-code": "BTI-DBF (code)",
         "clp": "CLP", "i-bau": "I-BAU", "i-bau-code": "I-BAU (code)", "sau": "SAU", "pam": "PAM",
         "ibu": "IBU (bound)", "bi-bau-u": "BI-BAU (U)", "bi-bau-t": "BI-BAU (T)",
         "cleanclip": "CleanCLIP",

@@ -523,6 +523,7 @@ IMAGE_DEFENCES = Names(
     "defence",
     "ft", "nc", "bti-dbf", "anp", "ep", "rnp", "clp", "i-bau", "i-bau-code", "sau", "pam",
     "bi-bau-u", "bi-bau-t", "ibu", "anp-code", "ep-code", "bnp-code", "rnp-code", "rnp-silent",
+    "nc-code", "bti-dbf-code", "sau-code", "pam-code",
 )  # fmt: skip
 BIBAU_KNOBS = (
     "likelihood", "prior", "ewc", "inverse", "temperature", "ceiling", "lr", "epochs", "steps",

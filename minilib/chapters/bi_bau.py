@@ -257,7 +257,8 @@ FOREIGN_SHARE = 0.2  # 550 images, about as many as the papers' authors have (50
 # In the order of what they cost. The released readings stand beside ours.
 BASELINES = (
     "clp", "ep", "bnp-code", "ep-code", "ft", "rnp", "rnp-code", "rnp-silent",
-    "pam", "i-bau", "bti-dbf", "anp", "anp-code", "sau", "i-bau-code", "nc",
+    "pam", "i-bau", "bti-dbf", "anp", "anp-code", "sau", "pam-code", "bti-dbf-code", "sau-code",
+    "i-bau-code", "nc", "nc-code",
 )  # fmt: skip
 ANP_EFFORT = 0.1  # 200 steps of its 2,000, which would cost more than all else together
 

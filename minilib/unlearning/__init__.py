@@ -16,6 +16,7 @@ from ..data.images import ImageDataset
 from ..models.images import ImageClassifier
 from .adversarial import (
     RELEASED_I_BAU,
+    RELEASED_SAU,
     IBauSettings,
     SauSettings,
     implicit_unlearning,
@@ -24,7 +25,7 @@ from .adversarial import (
 )
 from .bi_bau import BiBauSettings, blind_inversion
 from .common import check_clean
-from .fine_tuning import PamSettings, TuneSettings, path_aware, plain_tuning, towards
+from .fine_tuning import RELEASED_PAM, PamSettings, TuneSettings, path_aware, plain_tuning, towards
 from .pruning import (
     RELEASED_RNP,
     AnpSettings,
@@ -40,6 +41,8 @@ from .pruning import (
 )
 from .retraining import IbuSettings, ideal_unlearning
 from .trigger_inversion import (
+    RELEASED_BTI,
+    RELEASED_NC,
     BtiSettings,
     CleanseSettings,
     benign_mask,
@@ -94,6 +97,12 @@ DEFENCES = {
         RELEASED_RNP | {"shifts": False},
     ),
     "i-bau-code": Defence(implicit_unlearning, IBauSettings, "clean images", RELEASED_I_BAU),
+    "nc-code": Defence(neural_cleanse, CleanseSettings, "clean images", RELEASED_NC),
+    "bti-dbf-code": Defence(
+        decoupled_unlearning, BtiSettings, "clean images, a linear head", RELEASED_BTI
+    ),
+    "sau-code": Defence(shared_unlearning, SauSettings, "clean images", RELEASED_SAU),
+    "pam-code": Defence(path_aware, PamSettings, "clean images, a linear head", RELEASED_PAM),
     "sau": Defence(shared_unlearning, SauSettings, "clean images"),
     "pam": Defence(path_aware, PamSettings, "clean images, a linear head"),
     "bi-bau": Defence(*_BI_BAU),  # whatever its settings say
@@ -150,6 +159,7 @@ def defend(
 POISON_OF = {"ibu": "poison", "ep-code": "mixed"}  # the setting that takes an attack's poison
 STEPS = (
     "epochs", "recover_epochs", "steps", "inner_steps", "outer_steps", "mask_steps", "rounds",
+    "identity_epochs",
 )  # fmt: skip
 
 

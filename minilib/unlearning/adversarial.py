@@ -196,6 +196,12 @@ class SauSettings(SgdSettings):
         bound: L∞, images in 0 … 1. steps, step: of the inner ascent.
         clean_weight, shared_weight: λ1, λ2 of the outer loss.
         adversarial_weight, share_weight: λ3, λ4 of the inner one.
+        released: as the released code does it: Adam; batch norm keeps its statistics; the ascent
+            starts at the bound, leaves 0 … 1 where it wants to, and adds no cross-entropy for a
+            model that is fooled; what counts as fooled is another class than the model's own of the
+            clean image, not than the label; and the second loss is divided by all images.
+
+    ``RELEASED_SAU`` has what else differs there: a hundred passes at a rate of 0.0001.
     """
 
     epochs: int = 20
@@ -207,10 +213,20 @@ class SauSettings(SgdSettings):
     shared_weight: float = 1.0
     adversarial_weight: float = 0.01
     share_weight: float = 1.0
+    released: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         above_zero(self, "bound", "steps", "step")
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """A new SGD, or the released code's Adam, which keeps the largest second moment."""
+        if self.released:
+            return torch.optim.Adam(parameters, self.lr, amsgrad=True)
+        return super().optimizer(parameters)
+
+
+RELEASED_SAU = {"released": True, "epochs": 100, "lr": 1e-4}
 
 
 def shared_divergence(logits: Tensor, reference: Tensor) -> Tensor:
@@ -237,19 +253,37 @@ def shared_images(
     Returns: (B, C, H, W) float in 0 … 1. Source: Wei et al. (2023).
     """
 
+    if settings.released:
+        with torch.no_grad():
+            own, reference_own = model(x).argmax(1), reference(x).argmax(1)
+
     def loss(delta: Tensor) -> Tensor:
         logits, reference_logits = model(x + delta).float(), reference(x + delta).float()
-        cross_entropy = (F.cross_entropy(logits, y) + F.cross_entropy(reference_logits, y)) / 2
-        classes = logits.argmax(1)
-        unshared = (classes != reference_logits.argmax(1)) | (classes == y)
+        classes, reference_classes = logits.argmax(1), reference_logits.argmax(1)
+        unshared = classes != reference_classes
+        if settings.released:
+            fooled, reference_fooled = classes != own, reference_classes != reference_own
+            unshared = unshared | ~fooled | ~reference_fooled
+            cross_entropy = (
+                F.cross_entropy(logits, y, reduction="none") * ~fooled
+                + F.cross_entropy(reference_logits, y, reduction="none") * ~reference_fooled
+            ).mean() / 2
+        else:
+            unshared = unshared | (classes == y)
+            cross_entropy = (F.cross_entropy(logits, y) + F.cross_entropy(reference_logits, y)) / 2
         divergence = (shared_divergence(logits, reference_logits) * unshared).mean()
         return settings.share_weight * divergence - settings.adversarial_weight * cross_entropy
 
     def project(delta: Tensor) -> Tensor:
-        return (x + delta.clamp(-settings.bound, settings.bound)).clamp(0, 1) - x
+        delta = delta.clamp(-settings.bound, settings.bound)
+        return delta if settings.released else (x + delta).clamp(0, 1) - x
 
+    move = signed(settings.step)
+    if settings.released:
+        start = torch.full_like(x, settings.bound)
+        return x + pgd(loss, start, settings.steps, move, project)
     start = project(torch.empty_like(x).uniform_(-settings.bound, settings.bound))
-    return (x + pgd(loss, start, settings.steps, signed(settings.step), project)).clamp(0, 1)
+    return (x + pgd(loss, start, settings.steps, move, project)).clamp(0, 1)
 
 
 def shared_unlearning(
@@ -269,22 +303,36 @@ def shared_unlearning(
         x, y = unit(batch.images), batch.labels
         model.eval().requires_grad_(False)  # the examples are for the model as it is used
         perturbed_images = shared_images(model, reference, x, y, settings)
-        model.train().requires_grad_(True)
+        model.train(not settings.released).requires_grad_(True)
         with torch.no_grad():
             reference_classes = reference(perturbed_images).argmax(1)
+            active = reference_classes != y
+            if settings.released:
+                active &= reference_classes != reference(x).argmax(1)
         clean_logits, perturbed_logits = (
             model(torch.cat([x, perturbed_images])).float().split(len(x))
         )
         clean_loss = F.cross_entropy(clean_logits, y)
-        # log(1 - p) from the other classes' logits, for 1 - p is 0 in float where p is near 1.
-        other_logits = perturbed_logits.masked_fill(
-            F.one_hot(reference_classes, perturbed_logits.shape[1]).bool(), -torch.inf
-        )
-        forget_losses = perturbed_logits.logsumexp(1) - other_logits.logsumexp(1)
-        active = (reference_classes != y).float()
-        shared_loss = (forget_losses * active).sum() / active.sum().clamp(min=1)
+        forget_losses = _unlikeliness(perturbed_logits, reference_classes, settings.released)
+        count = len(x) if settings.released else active.sum().clamp(min=1)
+        shared_loss = (forget_losses * active.float()).sum() / count
         value = settings.clean_weight * clean_loss + settings.shared_weight * shared_loss
         return value, {"clean": clean_loss.detach(), "shared": shared_loss.detach()}
 
     fit(model, ImageBatches(data, settings.batch_size), loss, settings)
     return model
+
+
+def _unlikeliness(logits: Tensor, classes: Tensor, released: bool) -> Tensor:
+    """``- log(1 - p)`` of each row (B,), p the softmax of the row's class.
+
+    From the other classes' logits, for 1 - p is 0 in float where p is near 1. The released code
+    takes the mean of that logarithm in two forms, and neither has a slope below one per cent of p
+    or where the rest of it is a millionth.
+    """
+    others = F.one_hot(classes, logits.shape[1]).bool()
+    if not released:
+        return logits.logsumexp(1) - logits.masked_fill(others, -torch.inf).logsumexp(1)
+    p = logits.softmax(1)
+    rest, own = p.masked_fill(others, 0).sum(1), p.gather(1, classes[:, None])[:, 0]
+    return -((1e-6 + rest.clamp(max=0.999)).log() + (1 + 1e-6 - own.clamp(min=0.001)).log()) / 2

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -15,8 +15,14 @@ from ..data.images import ImageDataset
 from ..models.images import ImageClassifier
 from ..training.fitting import SgdSettings, fit
 from ..training.images import ImageBatches, image_cross_entropy
-from .common import check_clean, prepared
-from .trigger_inversion import BtiSettings, decoupled_inversion
+from .common import check_clean, prepared, unit
+from .trigger_inversion import (
+    RELEASED_BTI,
+    BtiSettings,
+    ReleasedGenerator,
+    RoundBatches,
+    decoupled_inversion,
+)
 
 
 @dataclass(frozen=True)
@@ -49,16 +55,28 @@ class PamSettings(SgdSettings):
     Attributes:
         rho: length of the step towards the backdoored weights at which gradients are taken.
         inversion: how BTI-DBF makes the backdoor-like images that are unlearned.
+        released: as the released code does it: the released generator, trained on in each of
+            ``inversion.rounds`` rounds of ``epochs``, and a share of one batch in place of a second
+            batch.
+
+    ``RELEASED_PAM`` has what else differs there.
     """
 
     epochs: int = 20
     batch_size: int = 128
     rho: float = 0.5
     inversion: BtiSettings = field(default_factory=BtiSettings)
+    released: bool = False
 
     def __post_init__(self):
         super().__post_init__()
         not_negative(self, "rho")
+
+
+RELEASED_PAM = {
+    "released": True, "epochs": 30, "momentum": 0.1, "weight_decay": 0.0,
+    "inversion": BtiSettings(**RELEASED_BTI | {"rounds": 3, "share": 0.2}),
+}  # fmt: skip
 
 
 def towards(
@@ -104,6 +122,8 @@ def path_aware(
     Source: Min et al. (2024).
     """
     check_clean(model, clean)
+    if settings.released:
+        return _released_path(model, clean, settings)
     make = decoupled_inversion(model, clean, settings.inversion)
     goal = {name: w.detach().clone() for name, w in model.named_parameters()}
     model, data = prepared(model, clean)
@@ -118,4 +138,24 @@ def path_aware(
 
     around = towards(model, goal, settings.rho)
     fit(model, ImageBatches(data, settings.batch_size), loss, settings, around=around)
+    return model
+
+
+def _released_path(
+    model: ImageClassifier, clean: ImageDataset, settings: PamSettings
+) -> ImageClassifier:
+    goal = {name: w.detach().clone() for name, w in model.named_parameters()}
+    model, data = prepared(model, clean)
+    generator = ReleasedGenerator(model, data, settings.inversion)
+
+    def loss(model: nn.Module, batch) -> tuple[Tensor, dict]:
+        value = F.cross_entropy(model(generator.mixed(unit(batch.images))).float(), batch.labels)
+        return value, {"loss": value.detach()}
+
+    batches = RoundBatches(
+        ImageBatches(data, settings.batch_size), settings.epochs, lambda: generator.renew(model)
+    )
+    around = towards(model, goal, settings.rho)
+    rounds = replace(settings, epochs=settings.epochs * settings.inversion.rounds)
+    fit(model, batches, loss, rounds, around=around)
     return model

@@ -17,6 +17,7 @@ from minilib.data.images import ImageDataset
 from minilib.metrics.reactivation import image_rates
 from minilib.models.images import (
     ImageClassifier,
+    ImageToImage,
     frozen_copy,
     image_classifier,
     model_copy,
@@ -57,6 +58,7 @@ from minilib.unlearning.adversarial import (
     universal_perturbation,
 )
 from minilib.unlearning.common import prepared
+from minilib.unlearning.fine_tuning import RELEASED_PAM
 from minilib.unlearning.pruning import (
     RELEASED_RNP,
     _far_out,
@@ -67,6 +69,13 @@ from minilib.unlearning.pruning import (
     rescaled,
     spacing_entropy,
     unlearn_clean,
+)
+from minilib.unlearning.trigger_inversion import (
+    RELEASED_BTI,
+    RELEASED_NC,
+    decoupled_unlearning,
+    released_triggers,
+    stamped_rows,
 )
 
 GENERATOR = replace(SMOKE, epochs=20, lr=3e-3, batch_size=32)
@@ -660,6 +669,268 @@ def test_ep_and_bnp_as_released():
     assert (bnp[1].bias[pruned[1]] == 0).all()
     with pytest.raises(ValueError, match="mixed is None; accepted: the poisoned training set"):
         defend("ep-code", model, clean)
+
+
+@pytest.mark.parametrize("released", [False, True])
+def test_sau_step_by_step(released):
+    """The paper's and the released code's, each from the first step to the last, by hand."""
+    model, clean = tiny()
+    with torch.no_grad():  # sure enough of its classes that images fool it, or do not
+        model.head.weight.mul_(4)
+    how = SauSettings(epochs=3, lr=0.05, batch_size=20, bound=0.1, step=0.1, precision="fp32")
+    how = replace(how, adversarial_weight=1.0, released=released)
+    data, seen = image_data(clean), []
+    by_hand, old = model_copy(model), frozen_copy(model)
+    moving = list(by_hand.parameters())
+    adam = torch.optim.Adam(moving, 0.05, amsgrad=True)
+    sgd = torch.optim.SGD(moving, 0.05, momentum=0.9, weight_decay=5e-4)
+    with seeded(0, torch.device("cpu")) as rng:
+        for _ in range(3):
+            for rows in np.array_split(rng.permutation(40), 2):
+                x, y = data.images[rows] / 255, data.labels[rows]
+                by_hand.eval()
+                own = [part(x).argmax(1) if released else y for part in (by_hand, old)]
+                delta = torch.full_like(x, 0.1)
+                if not released:
+                    delta.uniform_(-0.1, 0.1)
+                    delta = (x + delta).clamp(0, 1) - x
+                for _ in range(5):
+                    delta.requires_grad_(True)
+                    logits = [part(x + delta) for part in (by_hand, old)]
+                    p, q = (part.softmax(1) for part in logits)
+                    fooled = [part.argmax(1) != k for part, k in zip(logits, own, strict=True)]
+                    shared = fooled[0] & fooled[1] & (logits[0].argmax(1) == logits[1].argmax(1))
+                    m = (p + q) / 2
+                    divergence = ((p * (p / m).log() + q * (q / m).log()).sum(1) / 2)[~shared].sum()
+                    errors = [F.cross_entropy(part, y, reduction="none") for part in logits]
+                    if released:
+                        errors = [e[~done] for e, done in zip(errors, fooled, strict=True)]
+                    value = (divergence - sum(e.sum() for e in errors) / 2) / len(x)
+                    delta = delta.detach() - 0.1 * torch.autograd.grad(value, delta)[0].sign()
+                    delta = delta.clamp(-0.1, 0.1)
+                    delta = delta if released else (x + delta).clamp(0, 1) - x
+                    seen.append(torch.stack(fooled).float().mean().item())
+                by_hand.train(not released)
+                logits, perturbed = by_hand(torch.cat([x, x + delta])).split(len(x))
+                classes = old(x + delta).argmax(1)
+                active = classes != y
+                p = perturbed.softmax(1)[range(len(x)), classes]
+                if released:
+                    active &= classes != old(x).argmax(1)
+                    low, high = (1 - p).clamp(max=0.999), p.clamp(min=0.001)
+                    forget = -(torch.log(1e-6 + low) + torch.log(1 + 1e-6 - high)) / 2
+                    forget = forget[active].sum() / len(x)
+                else:
+                    forget = -(1 - p).log()[active].sum() / max(1, active.sum())
+                for weight, slope in zip(
+                    moving, torch.autograd.grad(F.cross_entropy(logits, y) + forget, moving),
+                    strict=True,
+                ):  # fmt: skip
+                    weight.grad = slope
+                (adam if released else sgd).step()
+    assert 0.05 < np.mean(seen) < 0.95  # some are fooled, some not
+    ours = adversarial.shared_unlearning(model, clean, how)
+    for found, wanted in zip(ours.parameters(), moving, strict=True):
+        torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+    kept = torch.equal(ours.encoder.norm.running_mean, model.encoder.norm.running_mean)
+    assert kept == released and not same(ours, weights(model))
+
+
+def by_hand_generator(model, data, how):
+    """BTI-DBF's released generator in plain loops: ``renew(model)``, and the network."""
+    plain = how.generator
+    torch.manual_seed(how.seed)
+    network = ImageToImage(1, 1).train()
+    square = nn.MSELoss()
+
+    def passes(count):
+        rng = np.random.default_rng(plain.seed)
+        for _ in range(count):
+            for rows in np.array_split(rng.permutation(40), -(-40 // plain.batch_size)):
+                yield data.images[rows] / 255
+
+    adam = torch.optim.Adam(network.parameters(), plain.lr)
+    for x in passes(how.identity_epochs):
+        made = network(x)
+        before, after = model.features(x), model.features(made)
+        p, q = model.head(before).softmax(1), model.head(after).softmax(1)
+        value = -(q * p.log_softmax(1)).sum(1).mean() + square(before, after)
+        size = square(made, x)
+        value = value + (100 if size > 0.1 else 0.01) * size
+        adam.zero_grad()
+        value.backward()
+        adam.step()
+    network.eval()
+    target, held = [], []
+
+    def renew(model):
+        copy = model_copy(model).train()
+        torch.manual_seed(how.seed)
+        rng = np.random.default_rng(how.seed)
+        raw = torch.randn(6, requires_grad=True)
+        adam = torch.optim.Adam([raw], 0.01)
+        order = [rows for _ in range(9) for rows in np.array_split(rng.permutation(40), 2)]
+        for rows in order[: how.mask_steps]:
+            h, y = copy.features(data.images[rows] / 255).detach(), data.labels[rows]
+            mask = raw.tanh() / 2 + 0.5
+            value = F.cross_entropy(copy.head(mask * h), y)
+            value = value - F.cross_entropy(copy.head((1 - mask) * h), y)
+            adam.zero_grad()
+            value.backward()
+            adam.step()
+        mask = (raw.tanh() / 2 + 0.5).detach()
+        copy.eval()
+        network.train()
+        adam = torch.optim.Adam(network.parameters(), plain.lr)
+        for x in passes(plain.epochs):
+            made = network(x)
+            before, after = copy.features(x), copy.features(made)
+            benign = square(mask * before, mask * after)
+            other = square((1 - mask) * before, (1 - mask) * after)
+            size = square(x, made)
+            held.append(bool(size > how.bound or benign > how.feature_bound))
+            value = size if held[-1] else 0.01 * benign - other
+            if target:
+                goals = torch.full((len(x),), target[0])
+                value = value + F.cross_entropy(copy.head(after), goals)
+            adam.zero_grad()
+            value.backward()
+            adam.step()
+        network.eval()
+        if not target:
+            torch.manual_seed(how.seed)
+            x = data.images / 255
+            with torch.no_grad():
+                classes = model_copy(model).eval()(network(x + 0.03 * torch.randn_like(x)))
+            target.append(int(classes.argmax(1).bincount().argmax()))
+
+    return renew, network, held
+
+
+@pytest.mark.parametrize("method", ["bti-dbf-code", "pam-code"])
+def test_bti_and_pam_as_released_step_by_step(method):
+    """Three rounds by hand: what is kept between them, what is not, and which share is made."""
+    model, clean = tiny()
+    how = BtiSettings(
+        **RELEASED_BTI | {"rounds": 3, "epochs": 2, "mask_steps": 5, "lr": 0.01},
+        identity_epochs=2, bound=0.08, batch_size=20, precision="fp32",
+    )  # fmt: skip
+    generator = replace(how.generator, epochs=3, lr=0.01, batch_size=20, precision="fp32")
+    how = replace(how, generator=generator)
+    pam = replace(
+        PamSettings(**RELEASED_PAM), epochs=2, batch_size=20, precision="fp32",
+        inversion=replace(how, share=0.2),
+    )  # fmt: skip
+    data, start, state = image_data(clean), list(model_copy(model).parameters()), weights(model)
+    by_hand = model_copy(model)
+    path = method == "pam-code"
+    share = 0.2 if path else 0.1
+    renew, network, held = by_hand_generator(model_copy(model), data, how)
+    moving = list(by_hand.parameters())
+    adam = torch.optim.Adam(moving, 0.01)
+    sgd = torch.optim.SGD(moving, 0.01, momentum=0.1)
+    rng = np.random.default_rng(0)
+    torch.manual_seed(0)
+    for epoch in range(6):
+        if epoch % 2 == 0:
+            with torch.random.fork_rng():
+                renew(by_hand)
+        by_hand.train()
+        for rows in np.array_split(rng.permutation(40), 2):
+            x, y = data.images[rows] / 255, data.labels[rows]
+            made = torch.randperm(20)[: int(share * 20 + 1)]
+            mixed, before = x.clone(), [w.detach().clone() for w in moving]
+            with torch.no_grad():
+                mixed[made] = network(x[made])
+                away = [a - b for a, b in zip(start, before, strict=True)]
+                norm = sum(d.square().sum() for d in away) ** 0.5
+                if path and norm > 0:
+                    for w, d in zip(moving, away, strict=True):
+                        w += 0.5 * d / norm
+            if path:
+                value = F.cross_entropy(by_hand(mixed), y)
+            else:
+                h, g = by_hand.features(x), by_hand.features(mixed)
+                value = F.cross_entropy(by_hand.head(g), y) + (h - g).square().mean()
+            slopes = torch.autograd.grad(value, moving)
+            for w, b, slope in zip(moving, before, slopes, strict=True):
+                w.data, w.grad = b, slope
+            (sgd if path else adam).step()
+    assert any(held) and not all(held)
+    run, ours_how = (path_aware, pam) if path else (decoupled_unlearning, how)
+    ours = run(model, clean, ours_how)
+    # Adam makes one step of a slope whatever its size, and so of what rounding leaves of it.
+    bar = 1e-6 if path else 2e-3
+    for found, wanted in zip(ours.parameters(), moving, strict=True):
+        torch.testing.assert_close(found, wanted, atol=bar, rtol=1e-3)
+    moved = max((a - b).abs().max() for a, b in zip(ours.parameters(), start, strict=True))
+    assert same(model, state) and moved > 25 * bar
+
+
+def test_cleanse_as_released_step_by_step():
+    """BackdoorBench's counters written out, for classes that are reached and one that is not."""
+    model, clean = tiny()
+    with torch.no_grad():
+        model.head.bias[2] = -20.0  # no image is led to this class
+    data = image_data(clean)
+    how = CleanseSettings(**RELEASED_NC | {"steps": 90, "images": 20}, precision="fp32")
+    model, rng, passes, wanted = frozen_copy(model), np.random.default_rng(how.seed), [], []
+    for goal in range(3):
+        mask_raw, pattern_raw = torch.ones(1, 6, 6), torch.ones(1, 6, 6)
+        both = [mask_raw.requires_grad_(True), pattern_raw.requires_grad_(True)]
+        adam = torch.optim.Adam(both, 0.1, betas=(0.5, 0.9))
+        cost, best, best_size, ever, stale = 1e-3, None, math.inf, math.inf, 0
+        up = down = 0
+        was_up = was_down = False
+        passes.append(0)
+        for _ in range(90):
+            passes[-1] += 1
+            hits, sizes = [], []
+            for rows in np.array_split(rng.permutation(40), 2):
+                x = data.images[rows] / 255
+                mask, pattern = (part.tanh() / 2 + 0.5 for part in both)
+                logits = model((1 - mask) * x + mask * pattern)
+                goals = torch.full((20,), goal)
+                adam.zero_grad()
+                (F.cross_entropy(logits, goals) + cost * mask.abs().sum()).backward()
+                adam.step()
+                hits.append((logits.argmax(1) == goal).float().mean().item())
+                sizes.append(mask.sum().item())
+            now = [(part.detach().tanh() / 2 + 0.5).clone() for part in both]
+            success, size = np.mean(hits) >= 0.98, np.mean(sizes)
+            if success and size < best_size:
+                best, best_size = now, size
+            if best_size < math.inf:
+                stale = stale + 1 if best_size >= 0.99 * ever else 0
+            ever = min(ever, best_size)
+            if was_up and was_down and stale >= 25:
+                break
+            up, down = (up + 1, 0) if success else (0, down + 1)
+            if up == 5:
+                cost, up, was_up = cost * 2, 0, True
+            elif down == 5:
+                cost, down, was_down = cost / 2**1.5, 0, True
+            best = best or now
+        wanted.append(torch.cat(best))
+    masks, patterns = released_triggers(model, data, how)
+    torch.testing.assert_close(
+        torch.cat([masks, patterns], 1), torch.stack(wanted), atol=1e-3, rtol=0
+    )
+    assert min(passes) < 90 and passes[2] == 90  # one ends early; one never succeeds
+    assert masks[2].mean() > 0.8 and masks[:2].mean() < 0.8
+
+    stamped = stamped_rows(data, masks[:2], patterns[:2], how)
+    assert len(stamped) == 32 + 2 * 8  # a fifth of the rows, once for each trigger
+    order = np.random.default_rng(how.seed).permutation(40)
+    last = data.images[order[32:]] / 255
+    cover = (masks[1] - masks[1].min()) / (masks[1].max() - masks[1].min())
+    patch = masks[1] * patterns[1]
+    patch = (patch - patch.min()) / (patch.max() - patch.min())
+    by_hand = (255 * (last * (1 - cover) + patch).clamp(0, 1)).to(torch.uint8)
+    assert torch.equal(stamped.images[40:], by_hand)
+    assert torch.equal(stamped.labels[40:], data.labels[order[32:]])
+    assert torch.equal(stamped.images[:32], data.images[order[:32]])
+    assert how.schedule == "cosine" and CleanseSettings().schedule == "constant"
 
 
 @pytest.mark.parametrize("count", [10, 11])
