@@ -133,12 +133,7 @@ def reads(self, *names: str, of: Iterable[str]) -> None:
     """
     for field in _fields(type(self)):
         if field.name in of and field.name not in names:
-            object.__setattr__(self, field.name, _default(field))
-
-
-def _default(field: dataclasses.Field):
-    made = field.default_factory is not dataclasses.MISSING
-    return field.default_factory() if made else field.default
+            object.__setattr__(self, field.name, field.default)
 
 
 def described(one, versions: bool = True) -> dict:
@@ -160,7 +155,7 @@ def described(one, versions: bool = True) -> dict:
     fields = {
         field.name: value_of(value)
         for field in _fields(type(one))
-        if (value := getattr(one, field.name)) != _default(field)
+        if (value := getattr(one, field.name)) != field.default
     }
     reasons = getattr(type(one), "revisions", {}).get(getattr(one, "name", None), {})
     return fields | ({"revision": max(reasons)} if reasons and versions else {})
@@ -194,9 +189,11 @@ def key_of(one) -> str:
 
 
 @functools.lru_cache(maxsize=65536)
-def _lineage(one) -> str:
-    """As ``key_of`` without any version: equal for a trial and its older versions."""
-    return _hashed(kind_of(one).name, described(one, versions=False))
+def _family(one) -> str:
+    """As ``key_of`` without any version and without its class's free fields: see ``stand_in``."""
+    free = getattr(type(one), "free", ())
+    fields = described(one, versions=False)
+    return _hashed(kind_of(one).name, {n: value for n, value in fields.items() if n not in free})
 
 
 def kind_of(one) -> Kind:
@@ -237,8 +234,8 @@ def columns(one) -> dict[str, Any]:
 
 
 def _declare(
-    function: Callable, version: int, why: Mapping[int, str] | None, large: bool = False
-) -> None:
+    version: int, why: Mapping[int, str] | None, function: Callable, large: bool = False
+) -> Callable:
     why, name = dict(why or {}), function.__name__
     if version < 1 or sorted(why) != list(range(2, version + 1)):
         raise ValueError(f"{name}: version {version} needs a reason for each version from 2 on")
@@ -250,6 +247,7 @@ def _declare(
     if name in KINDS or cls in _KIND_OF:
         raise ValueError(f"{name} or its recipe {cls.__name__} is declared twice")
     KINDS[name] = _KIND_OF[cls] = Kind(name, version, why, cls, function, large)
+    return function if large else functools.wraps(function)(lambda one: get(one))
 
 
 def trial(version: int, why: Mapping[int, str] | None = None) -> Callable:
@@ -262,12 +260,7 @@ def trial(version: int, why: Mapping[int, str] | None = None) -> Callable:
     Args:
         version: to be raised when numbers move. why: version → reason, from 2 on.
     """
-
-    def declare(function: Callable) -> Callable:
-        _declare(function, version, why)
-        return functools.wraps(function)(lambda one: get(one))
-
-    return declare
+    return functools.partial(_declare, version, why)
 
 
 def cached(version: int, why: Mapping[int, str] | None = None) -> Callable:
@@ -276,12 +269,7 @@ def cached(version: int, why: Mapping[int, str] | None = None) -> Callable:
     Its version counts in the keys of all trials whose recipes hold this one. The function itself
     keeps what it makes, with ``minilib.cache.kept_model``.
     """
-
-    def declare(function: Callable) -> Callable:
-        _declare(function, version, why, large=True)
-        return function
-
-    return declare
+    return functools.partial(_declare, version, why, large=True)
 
 
 # ---------------------------------------------------------------- one trial
@@ -327,8 +315,7 @@ class Trial:
     def record(self) -> dict:
         """What is written down of it."""
         values = {name: getattr(self, name) for name in RECORDED}
-        values |= {"arrays": list(self.arrays), "data": list(self.data)}
-        return {name: value for name, value in values.items() if value not in ("", [], None)}
+        return {name: value for name, value in values.items() if value not in ("", (), None)}
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -364,11 +351,10 @@ def _read_trial(item: dict, tier: str, folder: Path) -> Trial:
 
     try:
         values = {name: item[name] for name in RECORDED if name in item}
-        values |= {name: tuple(values.get(name, ())) for name in ("arrays", "data")}
         trial = _checked()(values | {"tier": tier, "folder": folder})
     except ValidationError as error:
         raise ValueError(f"it is no record of a trial: {provenance.first_fault(error)}") from None
-    except (TypeError, AttributeError):
+    except TypeError:
         raise ValueError("it is no record of a trial") from None
     if not KIND.fullmatch(trial.kind):
         raise ValueError(f"{provenance.shown(trial.kind)} is no name of a kind")
@@ -455,21 +441,18 @@ def _published_file(path: Path, _mtime: int, _size: int) -> dict[str, Trial]:
 
 
 @functools.lru_cache(maxsize=256)
-def _published_index(path: Path, mtime: int, size: int) -> dict[str, Trial]:
-    """Of one file: the longest current trial by ``_without`` its class's free fields, and the
-    newest of an older version by its ``_lineage``."""
-    index: dict[str, Trial] = {}
+def _published_families(path: Path, mtime: int, size: int) -> dict[str, Trial]:
+    """family → the trial of one file that stands in for its others."""
+    by_family: dict[str, Trial] = {}
     for trial in map(_current, _published_file(path, mtime, size).values()):
         if (recipe := recipe_of(trial)) is not None:
-            name = _without(recipe) if trial.current else _lineage(recipe)
-            rank = (lambda one: len(one.rows)) if trial.current else (lambda one: one.version)
-            index[name] = max(index.get(name, trial), trial, key=rank)
-    return index
+            family = _family(recipe)
+            by_family[family] = max(by_family.get(family, trial), trial, key=_rank)
+    return by_family
 
 
-def _indexed(kind: str, name: str) -> Trial | None:
-    file = _file_of(kind)
-    return _published_index(*file).get(name) if file else None
+def _rank(one: Trial) -> tuple:
+    return one.current, one.version, len(one.rows)
 
 
 def _local(kind: str, key: str, folder: Path | None = None) -> Trial | None:
@@ -524,41 +507,30 @@ def look(one) -> Trial | None:
     return trial
 
 
-def tiers(kind: str, key: str, base: Path | None = None) -> dict[str, Trial]:
-    """A trial as each tier has it: ``published``, ``local``, ``fresh``; base: another local one."""
-    base = base or local_folder()
-    by_tier = {"published": _published(kind).get(key), "local": _local(kind, key, base)}
-    if fresh := _local(kind, key, base / "fresh"):
+def tiers(kind: str, key: str) -> dict[str, Trial]:
+    """A trial as each tier has it: ``published``, ``local``, ``fresh``."""
+    by_tier = {"published": _published(kind).get(key), "local": _local(kind, key)}
+    if fresh := _local(kind, key, local_folder() / "fresh"):
         by_tier["fresh"] = dataclasses.replace(fresh, tier="fresh")
     return {name: one for name, one in by_tier.items() if one is not None}
 
 
-def older(one) -> Trial | None:
-    """The newest published trial of an older version of this recipe, marked as not current."""
-    return _indexed(kind_of(one).name, _lineage(one))
-
-
-def alike(one) -> Trial | None:
-    """A trial whose recipe differs in nothing but its class's ``free`` fields, the longest first.
+def stand_in(one) -> Trial | None:
+    """What may be shown of a recipe that the ledger does not have.
 
     A recipe class names under ``free`` what says which rows there are and not what is in them: the
-    tenth epoch of thirty is the tenth of ten where the learning rate is constant.
+    tenth epoch of thirty is the tenth of ten where the learning rate is constant. So the longest
+    trial that differs in nothing else stands in; failing that, the newest published one of an older
+    version, marked as not current.
     """
-    if not getattr(type(one), "free", ()):
-        return None
-    kind, name = kind_of(one).name, _without(one)
-    trials = [] if _published_alone.get() else [_current(item) for item in _local_trials(kind)]
-    trials = [item for item in trials if item.current and _without(recipe_of(item)) == name]
-    trials = filter(None, [_indexed(kind, name), *trials])
-    return max(trials, key=lambda item: len(item.rows), default=None)
-
-
-@functools.lru_cache(maxsize=65536)
-def _without(one) -> str:
-    """A recipe's description without its class's ``free`` fields."""
-    free = getattr(type(one), "free", ())
-    fields = {name: value for name, value in described(one).items() if name not in free}
-    return json.dumps(fields, sort_keys=True)
+    kind, family = kind_of(one).name, _family(one)
+    file, trials = _file_of(kind), []
+    if getattr(type(one), "free", ()) and not _published_alone.get():
+        current = (item for item in map(_current, _local_trials(kind)) if item.current)
+        trials = [item for item in current if _family(recipe_of(item)) == family]
+    if file and (published_trial := _published_families(*file).get(family)):
+        trials.append(published_trial)
+    return max(trials, key=_rank, default=None)
 
 
 def missing(recipes: Iterable) -> list:
@@ -567,14 +539,11 @@ def missing(recipes: Iterable) -> list:
 
 
 def available(recipes: Iterable) -> Results:
-    """The trials of those recipes that the ledger has.
-
-    Where it has not this very one, one that is ``alike``, else an older version of it.
-    """
+    """The trials of those recipes that the ledger has, or what is its ``stand_in``."""
     unique = dict.fromkeys(recipes)
     token = _files.set({})  # a thousand look-ups ask once what state each file is in
     try:
-        trials = [look(item) or alike(item) or older(item) for item in unique]
+        trials = [look(item) or stand_in(item) for item in unique]
     finally:
         _files.reset(token)
     by_key = {one.key: one for one in trials if one is not None}
@@ -683,23 +652,16 @@ def locked(folder: Path, key: str, what: str = "trials") -> Iterator[None]:
 
     try:
         (folder / ".locks").mkdir(parents=True, exist_ok=True)
-        lock = filelock.FileLock(folder / ".locks" / key)  # freed by the system if its holder dies
-        lock.acquire()
+        # Freed by the system if its holder dies.
+        lock = filelock.FileLock(folder / ".locks" / key).acquire()
     except OSError as error:
         remedy = "set MINILIB_LEDGER to" if what == "trials" else "give --out"
         raise LedgerError(
             f"{what} cannot be kept in {folder} ({error.strerror or error}); {remedy} a folder "
             "that can be written to"
         ) from None
-    try:
+    with lock:
         yield
-    finally:
-        lock.release()
-
-
-def busy(one) -> bool:
-    """Whether somebody is computing a recipe's trial at this moment."""
-    return held(local_folder() / kind_of(one).name, key_of(one))
 
 
 def held(folder: Path, key: str) -> bool:
@@ -912,10 +874,9 @@ class Results(list):
 def matches(values: Mapping, where: Mapping) -> bool:
     """Whether a mapping has these values; a list or tuple accepts any of its items."""
     return all(
-        values.get(name) in accepted if isinstance(accepted, (list, tuple, set)) else
-        values.get(name) == accepted
+        values.get(name) in (accepted if isinstance(accepted, (list, tuple, set)) else [accepted])
         for name, accepted in where.items()
-    )  # fmt: skip
+    )
 
 
 def trials_of(kind: str) -> list[Trial]:
@@ -958,13 +919,9 @@ def over(
     """
     if seeds is None:
         seeds = known_seeds({kind_of(one).name for one in plan(cfg)})
-    recipes: dict = {}
-    for seed, *point in itertools.product(
-        dict.fromkeys([cfg.seed, *sorted(seeds)]), *values.values()
-    ):
-        point_cfg = dataclasses.replace(cfg, seed=seed, **dict(zip(values, point, strict=True)))
-        recipes |= dict.fromkeys(plan(point_cfg))
-    return available(recipes)
+    axes = {"seed": [cfg.seed, *sorted(seeds)], **values}
+    points = (dict(zip(axes, point, strict=True)) for point in itertools.product(*axes.values()))
+    return available(one for point in points for one in plan(dataclasses.replace(cfg, **point)))
 
 
 def known_seeds(kinds: Iterable[str]) -> set[int]:
@@ -1080,8 +1037,7 @@ def publish(trials: Iterable[Trial], folder: Path, replace: bool = False) -> lis
     """
     by_kind: dict[str, dict[str, Trial]] = {}
     for trial in trials:
-        reason = why_not(trial)
-        if reason:
+        if reason := why_not(trial):
             raise LedgerError(f"{trial.kind} {trial.key} cannot be published: {reason}")
         by_kind.setdefault(trial.kind, {})[trial.key] = trial
     added_trials = []
@@ -1095,16 +1051,17 @@ def publish(trials: Iterable[Trial], folder: Path, replace: bool = False) -> lis
                 content = (trial.folder / f"{trial.key}.npz").read_bytes()
                 provenance.write_bytes(folder / kind / f"{trial.key}.npz", content)
         # What an older version measured goes when the new one is there.
-        lineages = set(map(_lineage_of, new_trials.values()))
-        kept = {key: one for key, one in old_trials.items() if _lineage_of(one) not in lineages}
+        lineages = set(map(_lineage, new_trials.values()))
+        kept = {key: one for key, one in old_trials.items() if _lineage(one) not in lineages}
         write_published(folder / f"{kind}.jsonl", (kept | new_trials).values())
         added_trials += new_trials.values()
     return added_trials
 
 
-def _lineage_of(one: Trial) -> str:
+def _lineage(one: Trial) -> str:
+    """Equal for a trial and its older versions; its key where its recipe's class has changed."""
     recipe = recipe_of(one)
-    return _lineage(recipe) if recipe is not None else one.key
+    return one.key if recipe is None else json.dumps(described(recipe, versions=False))
 
 
 def write_published(path: Path, trials: Iterable[Trial]) -> None:

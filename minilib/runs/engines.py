@@ -153,7 +153,7 @@ def busy(work) -> bool:
     """Whether somebody is at it."""
     if isinstance(work, execute.Plan):
         return ledger.held(work.folder.parent, work.run_id)
-    return ledger.busy(work)
+    return ledger.held(ledger.local_folder() / ledger.kind_of(work).name, ledger.key_of(work))
 
 
 # ---------------------------------------------------------------- one piece of work

@@ -349,10 +349,10 @@ def test_where_all_wait_for_one_victim_work_is_handed_out_all_the_same(book):
 def test_what_another_process_is_at_comes_last(book):
     work = some(1, 3)
     with ledger.locked(ledger.local_folder() / "swept", ledger.key_of(work[0])):
-        assert ledger.busy(work[0]) and not ledger.busy(work[1])
+        assert engines.busy(work[0]) and not engines.busy(work[1])
         queue = engines.Queue(work)
         assert victims(queue.take(), queue.take(), queue.take()) == [(0, 1), (0, 2), (0, 0)]
-    assert not ledger.busy(work[0])
+    assert not engines.busy(work[0])
 
 
 def test_lost_work_is_tried_once_more_and_at_once(book):
