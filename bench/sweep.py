@@ -21,8 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from minilib import chapters, ledger, provenance
-from minilib.runs import engines, execute, sweep
+from minilib import chapters, cli, ledger, provenance
+from minilib.runs import execute, sweep
 
 if TYPE_CHECKING:
     from .timing import Options
@@ -110,7 +110,8 @@ def engine(name: str, count: int) -> dict:
     """Many trials that do nothing, through an engine."""
     with planned(count) as (many,):
         before, clock = os.times(), time.monotonic()
-        code = sweep.sweep(many, name, engines.Options(WORKERS), notebooks=False)
+        words = f"sweep {NOTHING} --workers {WORKERS} --no-notebooks --engine {name}"
+        code = sweep.sweep(many, cli.parser().parse_args(words.split()))
         wall, after = time.monotonic() - clock, os.times()
     if code:
         raise RuntimeError(f"the sweep ended with {code}")

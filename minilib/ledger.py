@@ -386,17 +386,22 @@ def fresh_kinds() -> frozenset[str]:
     return frozenset(filter(None, os.environ.get("MINILIB_FRESH", "").split(",")))
 
 
+@contextlib.contextmanager
+def _within(variable: ContextVar, value) -> Iterator:
+    """Let a context variable have a value inside."""
+    token = variable.set(value)
+    try:
+        yield value
+    finally:
+        variable.reset(token)
+
+
 _published_alone: ContextVar[bool] = ContextVar("published_alone", default=False)
 
 
-@contextlib.contextmanager
-def published_only() -> Iterator[None]:
+def published_only() -> contextlib.AbstractContextManager:
     """Read the published tier alone inside, as what decides a claim must."""
-    token = _published_alone.set(True)
-    try:
-        yield
-    finally:
-        _published_alone.reset(token)
+    return _within(_published_alone, True)
 
 
 _files: ContextVar[dict | None] = ContextVar("files", default=None)  # while many are looked up
@@ -541,11 +546,8 @@ def missing(recipes: Iterable) -> list:
 def available(recipes: Iterable) -> Results:
     """The trials of those recipes that the ledger has, or what is its ``stand_in``."""
     unique = dict.fromkeys(recipes)
-    token = _files.set({})  # a thousand look-ups ask once what state each file is in
-    try:
+    with _within(_files, {}):  # a thousand look-ups ask once what state each file is in
         trials = [look(item) or stand_in(item) for item in unique]
-    finally:
-        _files.reset(token)
     by_key = {one.key: one for one in trials if one is not None}
     _read.update(by_key)
     return Results(by_key.values())
@@ -558,30 +560,25 @@ _computed: dict[str, Trial] = {}
 _unkept: dict[tuple[Path, str], Trial] = {}  # computed by this process, and the disk was full
 _memories: list[dict] = []
 unchecked: set[str] = set()  # data sets that are not known to be what their name stands for
-_noted: ContextVar[list | None] = ContextVar("noted", default=None)
+_noted: ContextVar[tuple[list, ...]] = ContextVar("noted", default=())  # outermost first
 
 
 def note(info: Mapping) -> None:
     """Say that a data set was read (its ``info()``), for the trial that is being computed."""
-    infos, info = _noted.get(), dict(info)
+    info = dict(info)
     if info.get("name", "").partition("+")[0] in unchecked:
         info["checked"] = False
-    if infos is not None and info not in infos:
-        infos.append(info)
+    for infos in _noted.get():
+        if info not in infos:
+            infos.append(info)
 
 
 @contextlib.contextmanager
 def noting() -> Iterator[list]:
-    """Collect what ``note`` is told inside, and hand it on to whoever collects outside."""
+    """Collect what ``note`` is told inside; whoever collects outside gets it, too."""
     infos: list = []
-    outer_infos = _noted.get()
-    token = _noted.set(infos)
-    try:
+    with _within(_noted, (*_noted.get(), infos)):
         yield infos
-    finally:
-        _noted.reset(token)
-        if outer_infos is not None:
-            outer_infos.extend(info for info in infos if info not in outer_infos)
 
 
 def kept_in_memory(size: int = 1) -> Callable:
@@ -793,7 +790,7 @@ def _bar(total: int, had: int):
 
     terminal = os.environ.get("MINILIB_TTY")  # of the `minilib run` that started this kernel
     in_notebook = "ipykernel" in sys.modules and "MINILIB_RUN" not in os.environ
-    bar = tqdm if in_notebook and not terminal else plain_tqdm
+    bar = tqdm if in_notebook else plain_tqdm
     off = had == total or not (terminal or in_notebook or sys.stderr.isatty())
     with open(terminal, "w") if terminal else contextlib.nullcontext() as file:
         says = f"trials ({had} from the ledger)"

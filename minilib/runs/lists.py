@@ -6,7 +6,8 @@ import json
 import math
 import operator
 import re
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 
 import minilib.trials  # noqa: F401  (declares the kinds)
@@ -24,19 +25,23 @@ CONDITION = re.compile(r"([\w.-]+?)\s*(!=|<=|>=|=|<|>)\s*(.*)")
 # ---------------------------------------------------------------- chapters
 
 
-def chapters(root: Path) -> list[dict]:
-    """Name, title, number of parameters and presets of each chapter."""
+def chapters(options) -> None:
+    """`minilib list`: what each chapter is called and how many parameters it has; those of one."""
+    root = provenance.find_root()
     presets = sorted(path.stem for path in (root / "presets").glob("*.yml"))
-    rows = []
-    for name in execute.chapters(root):
+    if options.chapter:
+        execute.read_notebook(root, options.chapter)  # or there is no such chapter
+        options.result = settings.described(options.chapter)
+    for name in () if options.chapter else execute.chapters(root):
         cells = execute.read_notebook(root, name)["cells"]
         titles = re.findall(r"^# +(.+)", "\n".join(cell["source"] for cell in cells[:2]), re.M)
-        of_it = ",".join(one for one in presets if name in settings.preset(root, one))
-        count = len(execute.parameters(root, name))
-        rows.append(
-            {"chapter": name, "title": (titles or [""])[0], "parameters": count, "presets": of_it}
-        )
-    return rows
+        options.result.append({
+            "chapter": name,
+            "title": (titles or [""])[0],
+            "parameters": len(execute.parameters(root, name)),
+            "presets": ",".join(one for one in presets if name in settings.preset(root, one)),
+        })  # fmt: skip
+    print(as_text(options.result))
 
 
 # ---------------------------------------------------------------- trials and runs
@@ -120,15 +125,13 @@ def compared(a: Item, b: Item) -> dict:
 
 
 def chosen(
-    items: Iterable[Item], conditions: Iterable[str], sort: str | None = None,
-    top: int | None = None,
-) -> list[Item]:  # fmt: skip
+    items: list[Item], conditions: Iterable[str], sort: str | None, top: int | None
+) -> list[Item]:
     """The items that meet conditions as `lr=1e-5` or `pacc>=0.9`; the highest in ``sort`` first.
 
     Raises:
         UsageError: no item has a value of a name, or a condition is none.
     """
-    items = list(items)
     known = {name: None for item in items for name in item.values}
 
     def check(name: str) -> str:
@@ -170,12 +173,80 @@ def kinds() -> list[dict]:
     rows = []
     for name, kind in sorted(ledger.KINDS.items()):
         if not kind.large:
-            tiers = [one.tier for one in ledger.trials_of(name)]
-            older = sum(not one.current for one in ledger.trials_of(name))
-            rows.append({"kind": name, "version": kind.version,
-                         "published": tiers.count("published"), "local": tiers.count("local"),
-                         "older": older})  # fmt: skip
+            every = ledger.trials_of(name)
+            tiers = Counter(one.tier for one in every)
+            counts = {tier: tiers[tier] for tier in ("published", "local")}
+            counts["older"] = sum(not one.current for one in every)
+            rows.append({"kind": name, "version": kind.version, **counts})
     return rows
+
+
+def items(options) -> None:
+    """`minilib trials` and `minilib runs`: list, rank and export them; show one; compare two."""
+    verb, *words = options.words or ["list"]
+    of_trials = options.verb == "trials"
+    every_run = [] if of_trials else runs(provenance.find_root(), options.out)
+
+    def item_of(key: str) -> Item:
+        return of_trial(ledger.find(key)) if of_trials else run_of(every_run, key)
+
+    if verb == "show" and len(words) == 1:
+        record = item_of(words[0]).record
+        again = {"make_again": f"minilib verify {record['key']}"} if of_trials else {}
+        options.result = [record | again]
+        print(json.dumps(options.result[0], indent=1, ensure_ascii=False))
+    elif verb == "diff" and len(words) == 2:
+        told = compared(*map(item_of, words))
+        options.result = [told]
+        for name, (first, second) in told["settings"].items():
+            print(f"{name}: {first!r} → {second!r}")
+        print(told.get("deviations", ""))
+    elif of_trials and not options.words:
+        options.result = kinds()
+        print(as_csv(options.result) if options.csv else as_text(options.result))
+    elif verb == "list" and (words or not of_trials):
+        every = trials(words.pop(0)) if of_trials else every_run
+        ranked = chosen(every, words, options.sort, options.top)
+        options.result = [one.record for one in ranked]
+        rows = [row for one in ranked for row in one.rows]
+        brief = [one.brief | ({by: f"{one.values[by]:.6g}"} if (by := options.sort) else {})
+                 for one in ranked]  # fmt: skip
+        print(as_csv(rows) if options.csv else as_text(brief, 200))
+    else:
+        accepted = "list KIND, show KEY" if of_trials else "list, show KEY"
+        text = " ".join(options.words)
+        raise UsageError(f"{options.verb} takes {accepted} or diff KEY KEY, not {text!r}")
+
+
+# ---------------------------------------------------------------- claims
+
+
+def claims(options) -> None:
+    """`minilib claims`: a line per claim, with its corrected p-value, and a count.
+
+    What failed is no error.
+    """
+    from minilib.book import claims as book_claims
+
+    try:
+        verdicts = book_claims.verdicts(provenance.find_root(), options.chapter)
+    except (OSError, book_claims.ClaimError) as error:
+        raise UsageError(f"the ledger cannot be read: {error}") from None
+    if not verdicts:
+        known = sorted({claim.chapter for claim in book_claims.read(provenance.find_root())})
+        raise UsageError(f"no claim of {options.chapter!r}; chapters are {', '.join(known)}")
+    options.result = [
+        {"id": claim.id, "chapter": claim.chapter, "claim": claim.claim, "verdict": verdict.verdict,
+         "shown": verdict.shown, "scale": verdict.scale, "missing": verdict.missing}
+        for claim, verdict in verdicts
+    ]  # fmt: skip
+    for claim, verdict in verdicts:
+        holm = "" if verdict.holm is None else f"{verdict.holm:.3f}"
+        said = verdict.shown or verdict.missing
+        print(f"{verdict.verdict:10}{holm:7}{claim.id:23}{said}")
+    words = [verdict.verdict for _, verdict in verdicts]
+    print(", ".join(f"{words.count(word)} {word}" for word in book_claims.VERDICTS))
+    print(book_claims.told(verdicts))
 
 
 # ---------------------------------------------------------------- output
@@ -201,8 +272,8 @@ def as_csv(rows: list[dict]) -> str:
 # ---------------------------------------------------------------- the cache
 
 
-def clean_cache(dry_run: bool) -> str:
-    """Remove the models that trials were made from; they are trained again where one is needed."""
+def clean(options) -> None:
+    """`minilib clean --cache`: remove models of which trials were made; they are made again."""
     import filelock
 
     count, size = 0, 0
@@ -212,10 +283,10 @@ def clean_cache(dry_run: bool) -> str:
             with contextlib.suppress(filelock.Timeout):  # it is in use
                 with filelock.FileLock(note.with_suffix(".lock"), timeout=0):
                     count, size = count + 1, size + sum(path.stat().st_size for path in files)
-                    for path in () if dry_run else files:
+                    for path in () if options.dry_run else files:
                         path.unlink(missing_ok=True)
-    verb = "would be removed" if dry_run else "removed"
-    return f"{count} models, {size / 2**20:.0f} MiB, {verb} from {provenance.cache_dir()}"
+    verb = "would be removed" if options.dry_run else "removed"
+    print(f"{count} models, {size / 2**20:.0f} MiB, {verb} from {provenance.cache_dir()}")
 
 
 # ---------------------------------------------------------------- the shell
@@ -230,15 +301,17 @@ BASH = """_minilib() {{
 complete -o default -F _minilib minilib"""
 
 
-def completion(shell: str, options: Mapping[str, Iterable[str]]) -> str:
-    """A script with which bash or zsh completes commands, options and chapters.
+def completion(options) -> None:
+    """`minilib completion`: a script with which bash or zsh completes commands, options, chapters.
 
-    options: command → its options.
+    To be read by the shell, as in `source <(minilib completion bash)`.
     """
     chapter_names = " ".join(execute.chapters(provenance.find_root()))
-    cases = "\n".join(
-        f'  {verb}) [ "$COMP_CWORD" -gt 1 ] && words="{" ".join(sorted(names))} {chapter_names}";;'
-        for verb, names in options.items()
-    )
-    script = BASH.format(verbs=" ".join(options), cases=cases)
-    return f"autoload -U +X bashcompinit && bashcompinit\n{script}" if shell == "zsh" else script
+    cases = []
+    for verb, command in options.verbs.items():
+        names = sorted(name for name in command._option_string_actions if name.startswith("--"))
+        words = " ".join([*names, chapter_names])
+        cases.append(f'  {verb}) [ "$COMP_CWORD" -gt 1 ] && words="{words}";;')
+    if options.shell == "zsh":
+        print("autoload -U +X bashcompinit && bashcompinit")
+    print(BASH.format(verbs=" ".join(options.verbs), cases="\n".join(cases)))

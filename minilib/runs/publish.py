@@ -1,49 +1,38 @@
 """Publishing: the trials that a finished run read, and the page that shows them."""
 
 import shutil
-from pathlib import Path
 
 from minilib import ledger
 from minilib.provenance import UsageError, find_root
-from minilib.runs import execute, verify
+from minilib.runs import execute, storage, verify
 
 
-def publish(
-    preset: str,
-    chapters: list[str],
-    overrides: dict,
-    out: Path | None = None,
-    replace: bool = False,
-) -> None:
-    """Publish each chapter's run; nothing is written if any of them cannot be.
-
-    replace: also put trials that the run computed anew in the place of published ones.
-    """
-    root = find_root()
+def command(options) -> None:
+    """`minilib publish`: each chapter's run; nothing is written if any of them cannot be."""
+    if storage.is_url(options.out):
+        raise UsageError(f"publish reads a folder, not {options.out}; copy the runs here first")
+    root, trials, lines = find_root(), {}, {}
     jobs = [
-        execute.plan(name, preset, overrides, root=root, out=out)
-        for name in chapters or execute.chapters(root)
+        execute.plan(name, options.preset, options.params, root=root, out=options.out)
+        for name in options.chapter or execute.chapters(root)
     ]
-    trials: dict[str, ledger.Trial] = {}
-    lines: dict[str, str] = {}
     for job in jobs:
-        count = len(lines)
-        for old, new in trials_of(job, overrides):
-            trials[new.key] = new
-            if old is not None:
-                lines[new.key] = f"  {verify.moved(old, new)}"
-        if len(lines) > count and not replace:
+        pairs = trials_of(job, options.params)
+        trials |= {new.key: new for _, new in pairs}
+        moved = {new.key: f"  {verify.moved(old, new)}" for old, new in pairs if old is not None}
+        if moved and not options.replace:
             raise UsageError(
-                f"{job.chapter}: {len(lines) - count} of the trials that it shows would replace "
+                f"{job.chapter}: {len(moved)} of the trials that it shows would replace "
                 "published ones; --replace does so"
             )
-    added = ledger.publish(trials.values(), root / "results", replace)
+        lines |= moved
+    added = ledger.publish(trials.values(), root / "results", options.replace)
     for job in jobs:
         page = root / "book" / "_executed" / f"{job.chapter}.ipynb"
         page.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(job.folder / "notebook.ipynb", page)
         keys = job.done(fresh=True)["keys"].values()
-        print(f"{job.chapter}: {preset} run {job.run_id}, {sum(map(len, keys))} trials")
+        print(f"{job.chapter}: {job.preset} run {job.run_id}, {sum(map(len, keys))} trials")
     print(f"{len(added)} trials written to results/, {len(lines)} of them replaced others")
     for line in lines.values():
         print(line)

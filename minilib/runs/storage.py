@@ -103,12 +103,6 @@ def pull(out: Path | str, root: Path, preset: str, chapter: str) -> None:
             temp_path.replace(here / name)
 
 
-def mark_unsent(folder: Path) -> None:
-    """Say of a run's folder that it has to be sent."""
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / UNSENT).touch()
-
-
 def push(folder: Path, url: str) -> None:
     """Copy a run's files to `url`, the record last."""
     system, base = _open(url)

@@ -16,6 +16,7 @@ import shutil
 import statistics
 import sys
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Required
@@ -23,7 +24,7 @@ from typing import Annotated, Any, Required
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from typing_extensions import TypedDict  # pydantic wants it before Python 3.12
 
-from minilib import chapters, ledger, provenance, settings
+from minilib import chapters, ledger, provenance
 from minilib.provenance import UsageError, counted
 from minilib.runs import engines, execute, storage
 
@@ -34,7 +35,32 @@ GIVE_UP = 5  # pieces of work in a row that the machine failed
 TIME_IS_UP = 3  # exit code
 
 
+def command(options) -> int:
+    """`minilib sweep`, and its `status`, `table` and `clean`."""
+    *verb, source = options.words
+    if verb not in ([], ["status"], ["table"], ["clean"]):
+        raise UsageError(f"sweep takes status, table or clean and a file, not {options.words}")
+    planned = plan(
+        source, options.out, options.only,
+        preset=options.preset, base=options.params, seeds=options.seeds,
+    )  # fmt: skip
+    code = 0
+    if verb == ["status"]:
+        status(planned, options)
+    elif verb == ["table"]:
+        show_table(planned)
+    elif verb == ["clean"]:
+        clean(planned, options.dry_run)
+    else:
+        code = sweep(planned, options)
+    if options.json:
+        options.result.append(survey(planned).told(planned))
+    return code
+
+
 # ---------------------------------------------------------------- the file
+
+FORMS = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}
 
 
 def spelled_out(values):
@@ -42,24 +68,21 @@ def spelled_out(values):
 
     The last of a range counts where it is met; a step may be left out for 1. Raises ValueError.
     """
-    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= {"range", "log"}):
+    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= FORMS.keys()):
         return values
-    ((way, numbers),) = values.items()
-    if way == "range" and isinstance(numbers, list) and len(numbers) == 2:
-        numbers = [*numbers, 1]
-    are_numbers = isinstance(numbers, list) and all(
-        type(one) in (int, float) and abs(one) < 1e300 for one in numbers
-    )
-    if not are_numbers or len(numbers) != 3:
-        form = {"range": "[first, last] or [first, last, step]", "log": "[first, last, count]"}
-        raise ValueError(f"{way} is {numbers!r}; accepted: {form[way]}")
+    ((way, given),) = values.items()
+    numbers = given if isinstance(given, list) else []
+    numbers = [*numbers, 1] if way == "range" and len(numbers) == 2 else numbers
+    are_finite = (type(one) in (int, float) and abs(one) < 1e300 for one in numbers)
+    if len(numbers) != 3 or not all(are_finite):
+        raise ValueError(f"{way} is {given!r}; accepted: {FORMS[way]}")
     first, last, step = numbers
     if way == "range":
         count = math.floor((last - first) / step + 1e-9) + 1 if step else 0
     else:
         count = step if isinstance(step, int) and step > 1 and min(first, last) > 0 else 0
     if not 0 < count <= MOST_RUNS:
-        raise ValueError(f"{way} is {numbers!r}, which names no value, or too many")
+        raise ValueError(f"{way} is {given!r}, which names no value, or too many")
     if way == "log":
         ratio = (last / first) ** (1 / (count - 1))
         return [float(f"{first * ratio**number:.6g}") for number in range(count)]
@@ -111,7 +134,9 @@ def checked(spec: dict, what: Path | str, base: Iterable[str] = ()) -> Spec:
     names += ["seed", *base] if "seeds" in spec else base
     if twice := [name for name in names if names.count(name) > 1]:
         raise UsageError(f"{what}: {twice[0]} is varied in two places")
-    if (size := size_of(spec)) > MOST_RUNS:
+    size = math.prod(map(len, _axes(spec)))
+    size = min(size, spec["sample"]["runs"]) if "sample" in spec else size
+    if (size := size * len(spec.get("seeds", [0]))) > MOST_RUNS:
         raise UsageError(
             f"{what}: a sweep of {size} runs; accepted: up to {MOST_RUNS}, or a sample"
         )
@@ -158,13 +183,6 @@ def combinations(spec: Spec) -> Iterator[dict]:
             yield {**spec["base"], **point, **seed}
 
 
-def size_of(spec: Spec) -> int:
-    """How many runs a sweep has."""
-    size = math.prod(map(len, _axes(spec)))
-    drawn = min(size, spec["sample"]["runs"]) if "sample" in spec else size
-    return drawn * len(spec.get("seeds", [0]))
-
-
 # ---------------------------------------------------------------- planning
 
 
@@ -179,22 +197,15 @@ class Sweep:
     name: str
     spec: dict
     chapter: execute.Chapter
-    out: Path | str | None
     only: dict[str, list]
     size: int = 0
     varied: tuple[str, ...] = ()
 
     def __iter__(self) -> Iterator[execute.Plan]:
         for params in combinations(self.spec):
-            job = execute.plan_at(self.chapter, params, self.out)
+            job = self.chapter.plan(params)
             if all(job.params[name] in accepted for name, accepted in self.only.items()):
                 yield job
-
-    @property
-    def folder(self) -> Path:
-        """Where the runs of this chapter and preset lie."""
-        inner = self.chapter.preset, self.chapter.name
-        return storage.local(self.out, self.chapter.root)[0].joinpath(*inner)
 
     def label(self, work) -> str:
         """What a line of output calls a run, or a trial of one."""
@@ -227,7 +238,7 @@ def plan(
     spec = checked(spec, what, base or ())
     spec["base"] = {**(spec.get("base") or {}), **(base or {})}
     chapter = execute.chapter_at(root, spec["chapter"], spec["preset"], out)
-    planned = Sweep(file.stem, spec, chapter, out, _only(chapter, only))
+    planned = Sweep(file.stem, spec, chapter, _only(chapter, only))
     marks, first_params, varied_names = set(), {}, set()
     for job in planned:
         mark = int(job.run_id, 16)
@@ -249,11 +260,7 @@ def _only(chapter: execute.Chapter, texts: Iterable[str]) -> dict[str, list]:
         name, equals, value = text.partition("=")
         if not equals:
             raise UsageError(f"--only takes NAME=VALUE, not {text!r}")
-        if name not in chapter.known:
-            unknown = provenance.unknown("parameter", name, chapter.known)
-            raise UsageError(f"{chapter.name}: {unknown}")
-        value = settings.coerce(name, value, chapter.known[name][0])
-        accepted_values.setdefault(name, []).append(value)
+        accepted_values.setdefault(name, []).append(chapter.value(name, value))
     return accepted_values
 
 
@@ -282,7 +289,7 @@ class Survey:
         again = ("outside", "lost")
         return {name for name, note in self.failed.items() if note.get("cause") not in again}
 
-    def todo(self, retry_failed: bool = False) -> tuple[list, list[execute.Plan]]:
+    def todo(self, retry_failed: bool) -> tuple[list, list[execute.Plan]]:
         """The trials and the runs that a sweep has to do."""
         final = set() if retry_failed else self.final
         return tuple(
@@ -318,18 +325,13 @@ def survey(planned: Sweep) -> Survey:
     return result
 
 
-def status(
-    planned: Sweep,
-    options: engines.Options | None = None,
-    retry_failed: bool = False,
-    every: bool = True,
-) -> Survey:
+def status(planned: Sweep, options, every: bool = True) -> Survey:
     """Say what is there, what failed and why, and how long the rest may take.
 
     every: a line for each trial and run that is not there, too.
     """
     result = survey(planned)
-    trials, _ = result.todo(retry_failed)
+    trials, _ = result.todo(options.retry_failed)
     if every:
         lacking = [*result.missing, *result.runs]
         for one in lacking[:SHOWN]:
@@ -349,7 +351,7 @@ def status(
     if unknown_count:
         text += f"; no trial in the ledger tells how long {unknown_count} of them take"
     if unknown_count < len(trials):
-        workers = len(engines.environments(options or engines.Options()))
+        workers = len(engines.environments(options))
         about = "at least" if unknown_count else "about"
         text += f"; {about} {span(seconds / workers)} on {counted(workers, 'worker')}"
     print(text, flush=True)
@@ -370,20 +372,17 @@ def estimate(recipes: list) -> tuple[float, int]:
     def but_seeds(settings: dict) -> tuple:
         return tuple(pair for pair in settings.items() if not pair[0].endswith("seed"))
 
-    past_seconds: dict[str, dict[tuple, list[float]]] = {}
-    total, unknown_count = 0.0, 0
-    for recipe in recipes:
-        kind = ledger.kind_of(recipe).name
-        if kind not in past_seconds:
-            past_seconds[kind] = {(): []}
-            for one in ledger.trials_of(kind):
-                for name in ((), but_seeds(one.settings)) if one.settings and one.seconds else ():
-                    past_seconds[kind].setdefault(name, []).append(one.seconds)
-        past = past_seconds[kind]
-        seconds = past.get(but_seeds(ledger.columns(recipe))) or past[()]
-        total += statistics.median(seconds) if seconds else 0.0
-        unknown_count += not seconds
-    return total, unknown_count
+    alike, of_kind = defaultdict(list), defaultdict(list)  # seconds of trials
+    kinds = [ledger.kind_of(one).name for one in recipes]
+    for kind in set(kinds):
+        for one in ledger.trials_of(kind):
+            if one.settings and one.seconds:
+                alike[kind, but_seeds(one.settings)].append(one.seconds)
+                of_kind[kind].append(one.seconds)
+    past = [alike.get((kind, but_seeds(ledger.columns(one)))) or of_kind.get(kind)
+            for kind, one in zip(kinds, recipes, strict=True)]  # fmt: skip
+    medians = [statistics.median(seconds) for seconds in past if seconds]
+    return sum(medians), len(recipes) - len(medians)
 
 
 def span(seconds: float) -> str:
@@ -396,37 +395,25 @@ def span(seconds: float) -> str:
 # ---------------------------------------------------------------- running
 
 
-def sweep(
-    planned: Sweep,
-    engine: str = "local",
-    options: engines.Options | None = None,
-    *,
-    dry_run: bool = False,
-    retry_failed: bool = False,
-    notebooks: bool = True,
-    max_hours: float | None = None,
-) -> int:
+def sweep(planned: Sweep, options) -> int:
     """Compute what is missing of a sweep's trials, then execute its notebooks.
 
-    Args:
-        retry_failed: also what failed by itself; what was lost otherwise is always done again.
-        max_hours: begin nothing after that many hours.
+    options: of the command line; those that concern it are an engine's ``Options``.
 
     Returns 0 if all is there, 1 if something failed, 3 if time was up, 130 if interrupted.
     """
-    options = options or engines.Options()
-    result = status(planned, options, retry_failed, every=dry_run)
-    trials, runs = result.todo(retry_failed)
-    if dry_run:
+    result = status(planned, options, every=options.dry_run)
+    trials, runs = result.todo(options.retry_failed)
+    if options.dry_run:
         return 0
-    if notebooks and runs:
-        storage.probe(planned.out, planned.chapter.root)
-    queue = engines.Queue(trials, time.monotonic() + 3600 * (max_hours or math.inf))
+    if options.notebooks and runs:
+        storage.probe(planned.chapter.out, planned.chapter.root)
+    queue = engines.Queue(trials, time.monotonic() + 3600 * (options.max_hours or math.inf))
     lacking, executed = set(map(ledger.key_of, result.missing)), set()
     try:
         with execute.signals_interrupt():
-            lacking -= feed(engines.ENGINES[engine], queue, options, planned.label)
-            if notebooks and not queue.stopped:
+            lacking -= feed(engines.ENGINES[options.engine], queue, options, planned.label)
+            if options.notebooks and not queue.stopped:
                 queue.waiting = [
                     job for job in runs if lacking.isdisjoint(map(ledger.key_of, job.recipes()))
                 ]
@@ -434,13 +421,13 @@ def sweep(
     except KeyboardInterrupt:
         print("stopped; what is done stays done, and the same command goes on", file=sys.stderr)
         return 130
-    runs_left = len(result.runs) - len(executed) if notebooks else 0
+    runs_left = len(result.runs) - len(executed) if options.notebooks else 0
     computed = counted(len(result.missing) - len(lacking), "trial")
     print(f"{computed} computed, {len(lacking)} lacking; "
           f"{counted(len(executed), 'notebook')} executed, {runs_left} lacking")  # fmt: skip
     with contextlib.suppress(OSError):  # where the disk is full, the table has no room either
         show_table(planned)
-    if result.final and not retry_failed:
+    if result.final and not options.retry_failed:
         print("--retry-failed tries again what failed before", file=sys.stderr)
     if queue.stopped:
         print(f"{queue.stopped}; the same command goes on", file=sys.stderr)
@@ -498,7 +485,7 @@ def _remember(work, outcome: engines.Outcome) -> None:
 # ---------------------------------------------------------------- afterwards
 
 
-def clean(planned: Sweep, dry_run: bool = False) -> None:
+def clean(planned: Sweep, dry_run: bool) -> None:
     """Forget what failed of this sweep, and remove what is left of runs that are not whole."""
     result = survey(planned)
     notes = [_note(one) for one in result.missing if engines.name_of(one) in result.failed]
@@ -528,10 +515,11 @@ def show_table(planned: Sweep) -> None:
     frame = pd.DataFrame(rows).drop_duplicates()
     texts = [name for name in frame if frame[name].dtype.kind == "O"]  # to be of one type
     frame = frame.assign(**{name: frame[name].map(str, na_action="ignore") for name in texts})
-    path = planned.folder.parents[1] / "sweeps" / f"{planned.name}.parquet"
+    folder, url = storage.local(planned.chapter.out, planned.chapter.root)
+    path = folder / "sweeps" / f"{planned.name}.parquet"
     provenance.write_bytes(path, frame.to_parquet())
-    if storage.is_url(planned.out):
-        storage.push(path.parent, f"{str(planned.out).rstrip('/')}/sweeps")
+    if url:
+        storage.push(path.parent, f"{url}/sweeps")
     table = tables.over_seeds(frame, settings, (*planned.varied, *TELLING))
     print(table.to_string(max_rows=SHOWN))
     print(f"table of {counted(frame['key'].nunique(), 'trial')}: {os.path.relpath(path)}")

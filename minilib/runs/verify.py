@@ -99,7 +99,7 @@ def again(one: ledger.Trial, folder: Path) -> ledger.Trial:
     return trial
 
 
-def chosen(keys: Iterable[str], sample: int | None, seed: int) -> list[ledger.Trial]:
+def chosen(keys: Iterable[str], sample: int, seed: int) -> list[ledger.Trial]:
     """The published trials of these keys, and some drawn at random. Raises LookupError."""
     trials = {one.key: one for one in map(ledger.find, keys)}
     for one in trials.values():
@@ -111,16 +111,22 @@ def chosen(keys: Iterable[str], sample: int | None, seed: int) -> list[ledger.Tr
     every = [one for kind in ledger.KINDS for one in ledger.trials_of(kind)]
     every = [one for one in every if one.tier == "published" and one.current]
     every.sort(key=lambda one: one.key)
-    draws = random.Random(seed).sample(every, min(sample or 0, len(every)))
+    draws = random.Random(seed).sample(every, min(sample, len(every)))
     return list((trials | {one.key: one for one in draws}).values())
 
 
-def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
-    """Compute trials from nothing and say how far they move; 1 if one should not have.
+def command(options) -> int:
+    """`minilib verify`: compute published trials from nothing and say how far they move.
 
-    log: gets a line for each trial, if given.
+    Each adds a line to `results/verified.jsonl`. Returns 1 if one moved that should not have.
     """
-    failures = 0
+    seed = random.randrange(10**6) if options.seed is None else options.seed
+    trials = chosen(options.key, options.sample or (0 if options.key else 5), seed)
+    if not trials:
+        raise provenance.UsageError("no trial is published")
+    count = provenance.counted(len(trials), "trial")
+    print(f"{count} (--seed {seed}), tolerance {TOLERANCE:g}", flush=True)
+    results, failures = provenance.find_root() / "results", 0
     for trial in trials:
         print(f"{title(trial)}: ", end="", flush=True)
         with tempfile.TemporaryDirectory() as folder:
@@ -138,10 +144,10 @@ def verify(trials: Iterable[ledger.Trial], log: Path | None) -> int:
         elif max(gaps.values(), default=0.0) > TOLERANCE:
             failures, line = failures + 1, f"MOVED: {line}"
         print(f"{line}, {rerun.seconds:.0f} s{origin}", flush=True)
-        if log is not None:
+        if results.is_dir():
             when = provenance.now()
             entry = {"key": trial.key, "kind": trial.kind, "when": when, "env": rerun.env,
                     "commit": rerun.commit, "deviations": provenance.plain(gaps)}  # fmt: skip
-            with open(log, "a", encoding="utf-8") as file:
+            with open(results / "verified.jsonl", "a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
     return 1 if failures else 0

@@ -604,7 +604,7 @@ def test_a_missing_data_set_is_no_fault_of_the_trial(book, capsys):
     out = call(capsys, f"{STATUS}no-data")[1]  # counted as the sweep counted it
     assert "1 failed, 0 missing; 1 of those that failed did not by themselves" in out
     planned = sweep.plan(toy.CHAPTER, preset="smoke", base={"method": "no-data"})
-    assert len(sweep.survey(planned).todo()[0]) == 1
+    assert len(sweep.survey(planned).todo(retry_failed=False)[0]) == 1
 
 
 def test_a_notebook_that_fails_is_told_and_final(book, capsys):
@@ -616,7 +616,7 @@ def test_a_notebook_that_fails_is_told_and_final(book, capsys):
         in call(capsys, f"{STATUS}fails-in-the-notebook")[1]
     )
     planned = sweep.plan(toy.CHAPTER, preset="smoke", base={"method": "fails-in-the-notebook"})
-    assert sweep.survey(planned).todo() == ([], []) and log("notebook") == ["0"]
+    assert sweep.survey(planned).todo(retry_failed=False) == ([], []) and log("notebook") == ["0"]
 
 
 # ---------------------------------------------------------------- faults
