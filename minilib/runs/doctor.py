@@ -5,7 +5,6 @@ The standard library is enough to run it: what else is missing is what it is the
 """
 
 import contextlib
-import importlib
 import importlib.metadata
 import os
 import re
@@ -25,16 +24,6 @@ LEAST_GIB = 5  # below this, a run may end in a full disk
 
 
 Report = tuple[list[tuple[str, str]], list[str]]  # rows (name, what is so), and fixes
-
-
-def tables(kind: str, modules: tuple[str, ...]) -> dict:
-    """Name → file or repository, from every dict named `kind`_… in those modules of `minilib`."""
-    sources = {}
-    for name in modules:
-        for key, value in vars(importlib.import_module(f"minilib.{name}")).items():
-            if key.startswith(kind) and isinstance(value, dict):
-                sources |= value
-    return sources
 
 
 # ---------------------------------------------------------------- what a preset needs
@@ -103,12 +92,14 @@ def hub_cache() -> Path:
 def preset_rows(root: Path) -> Report:
     """Rows on each preset's needs, and fixes for what is missing."""
     from minilib import settings
+    from minilib.data import chat, images, text
+    from minilib.models import causal
+    from minilib.models.text import HUB_MODELS
     from minilib.runs import execute
 
-    mirrors, hub = (
-        tables(kind, ("data.text", "data.chat", "data.images")) for kind in ("MIRROR_", "HUB_")
-    )
-    models = tables("HUB_", ("models.text", "models.causal"))
+    mirrors = text.MIRROR_TEXT | chat.MIRROR_CHAT | images.MIRROR_IMAGES
+    hub = text.HUB_TEXT | chat.HUB_CHAT | images.HUB_IMAGES
+    models = HUB_MODELS | causal.HUB_CAUSAL
     sets = set(mirrors) | set(hub) | {"toy-reviews", "toy-topics", "digits"}
     state_of = {
         "data": lambda name: data_state(name, mirrors, hub),

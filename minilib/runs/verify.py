@@ -5,7 +5,7 @@ import math
 import random
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 from minilib import ledger, provenance
@@ -59,17 +59,16 @@ def moved(old: ledger.Trial | None, new: ledger.Trial) -> str:
 
 def title(one: ledger.Trial) -> str:
     """A trial's kind and key, and what its recipe says off the defaults, for a line of output."""
-    values: dict[str, object] = {}
 
-    def collect(description: Mapping) -> None:
+    def said(description: Mapping) -> Iterator[tuple]:
         for value in description.values():  # first, so that the outermost of a name counts
             if isinstance(value, dict):
-                collect(value)
+                yield from said(value)
         for name, value in description.items():
             if isinstance(value, (str, int, float)) and name not in ("is", "version"):
-                values[name] = value
+                yield name, value
 
-    collect(one.recipe)
+    values = dict(said(one.recipe))
     return " ".join([one.kind, one.key, *(f"{name}={value}" for name, value in values.items())])
 
 

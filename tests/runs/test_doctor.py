@@ -121,6 +121,7 @@ def test_presets_are_told_with_their_machine(tmp_path, monkeypatch):
         path.unlink()
     given = (
         'dataset: str = "sst2"\nmodel: str = "minilm"\nattack: str = "stylebkd"\nseed: int = 0\n'
+        'split: str = "train"\n'  # a word that the Hub's tables have, and no data set
     )
     write_chapter(root, "03_toy", None, given)
     (root / "presets" / "smoke.yml").write_text(
