@@ -17,7 +17,7 @@ import pandas as pd
 import pytest
 import yaml
 
-from minilib import chapters, cli, ledger, settings
+from minilib import chapters, cli, ledger, provenance, settings
 from minilib.book import claims, paper_tables, stats
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +187,7 @@ def test_a_ledger_that_cannot_be_read_is_one_line(tmp_path, text, says, monkeypa
         claims.read(tmp_path)
     assert says in str(refused.value)
     assert len(str(refused.value)) <= 300 and "\n" not in str(refused.value)
-    monkeypatch.setattr(cli, "find_root", lambda: tmp_path)
+    monkeypatch.setattr(provenance, "find_root", lambda: tmp_path)
     assert cli.main(["claims"]) == 2
     assert says in capsys.readouterr().err
 
