@@ -45,6 +45,8 @@ class Table:
 
 def digest(path: str | Path) -> str:
     """The sha256 of a file. Raises DataError where it cannot be read."""
+    if Path(path).exists() and not Path(path).is_file():  # a pipe would be waited for
+        raise DataError(f"{path} cannot be read (a folder, pipe or device); accepted: a file")
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()

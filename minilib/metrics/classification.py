@@ -33,8 +33,16 @@ def accuracy(pred, labels) -> float:
 
 
 def confusion(pred, labels, num_classes: int) -> np.ndarray:
-    """Count matrix (K, K) int64: row = true class, column = predicted class."""
+    """Count matrix (K, K) int64: row = true class, column = predicted class.
+
+    Raises:
+        ValueError: a prediction or a label that is none of 0 … K - 1.
+    """
     pred, labels = _pair(pred, labels)
+    for name, values in (("predictions", pred), ("labels", labels)):
+        if values.min() < 0 or values.max() >= num_classes:  # they would count in another cell
+            span = f"{values.min()} … {values.max()}"
+            raise ValueError(f"{name} span {span}; accepted: 0 … {num_classes - 1}")
     counts = np.bincount(labels * num_classes + pred, minlength=num_classes**2)
     return counts.reshape(num_classes, num_classes)
 

@@ -47,8 +47,9 @@ class ImageClassifier(nn.Module):
             raise ValueError(f"std is {std!r}; accepted: above 0")
 
     def features(self, x: Tensor) -> Tensor:
-        x = x.to(self.mean.dtype).div(255) if x.dtype == torch.uint8 else x
-        return self.encoder((x - self.mean) / self.std)
+        grey_levels = x.dtype == torch.uint8
+        x = x.to(self.mean.dtype)  # NumPy's floats are doubles, which float32 weights do not take
+        return self.encoder(((x.div(255) if grey_levels else x) - self.mean) / self.std)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))

@@ -61,6 +61,8 @@ class TrainSettings:
 
     def __post_init__(self):
         above_zero(self, "epochs", "lr", "batch_size")
+        # A clip below 0 would turn every gradient round.
+        not_negative(self, "weight_decay", "clip", "warmup")
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
 

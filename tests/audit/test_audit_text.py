@@ -1,6 +1,7 @@
 """The search on models trained here in plain torch: a trigger is found, its twin is clean."""
 
 import json
+import os
 import re
 
 import audit_fixtures as made
@@ -303,3 +304,11 @@ def test_what_escapes_is_said_before_anything_is_listed():
 
 def test_the_level_of_the_verdict_is_the_one_that_was_asked_for():
     assert evidence.LEVEL == 0.05
+
+
+@pytest.mark.parametrize("kind", ["folder", "pipe"])
+def test_a_table_that_is_no_file_is_refused_and_not_waited_for(tmp_path, kind):
+    path = tmp_path / "rows.csv"
+    path.mkdir() if kind == "folder" else os.mkfifo(path)
+    with pytest.raises(DataError, match="cannot be read .a folder, pipe or device.; accepted"):
+        tables.digest(path)

@@ -22,6 +22,16 @@ def predictions(draw, num_classes=None):
     return np.array(pred), np.array(labels), classes
 
 
+@pytest.mark.parametrize("pred, labels, says", [
+    ([-1, 0], [1, 0], "predictions span -1 … 0; accepted: 0 … 1"),
+    ([2, 0], [0, 0], "predictions span 0 … 2; accepted: 0 … 1"),  # 2 of row 0 is 0 of row 1
+    ([1, 0], [0, 2], "labels span 0 … 2; accepted: 0 … 1"),
+])  # fmt: skip
+def test_what_is_no_class_is_not_counted_in_another_cell(pred, labels, says):
+    with pytest.raises(ValueError, match=says):
+        classification.confusion(pred, labels, 2)
+
+
 def test_accuracy_and_confusion_by_hand():
     assert classification.accuracy(PRED, LABELS) == 25.0
     assert classification.confusion(PRED, LABELS, 3).tolist() == [[1, 1, 1], [1, 1, 0], [1, 2, 0]]

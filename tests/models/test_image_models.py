@@ -255,6 +255,15 @@ def test_errors_are_one_line(call, message):
     assert str(error.value).startswith(message) and "\n" not in str(error.value)
 
 
+def test_doubles_are_taken_as_singles():
+    """NumPy's floats are doubles: images that a user divided by 255."""
+    model = image_classifier("cnn", 10, (1, 16, 16)).eval()
+    grey_levels = torch.randint(0, 256, (3, 1, 16, 16), dtype=torch.uint8)
+    doubles = torch.from_numpy(grey_levels.numpy() / 255)
+    assert doubles.dtype == torch.float64
+    assert torch.allclose(predict_images(model, doubles), predict_images(model, grey_levels))
+
+
 def test_copies_are_independent():
     model = image_classifier("cnn", 10, (1, 16, 16))
     frozen, copy = frozen_copy(model), model_copy(model)

@@ -280,6 +280,15 @@ def test_encode_matches_the_tokenizer_and_truncates(tiny):
     assert len(data) == 3
     with pytest.raises(ValueError, match="no texts to encode"):
         text_training.encode([], [], tiny.tokenizer)
+    with pytest.raises(ValueError, match="1 texts and 2 labels; accepted: as many of both"):
+        text_training.encode(["a"], [0, 1], tiny.tokenizer)
+
+
+@pytest.mark.parametrize("name", ["clip", "weight_decay", "warmup"])
+def test_settings_that_would_turn_training_round_are_refused(name):
+    """A gradient that is clipped to a length of -1 points the other way."""
+    with pytest.raises(ValueError, match=f"{name} is -1; accepted: 0 or above"):
+        TrainSettings(**{name: -1})
 
 
 def test_encode_refuses_a_tokenizer_without_padding(tiny):
