@@ -90,7 +90,8 @@ def chance(values: Iterable[float]) -> float:
     """How often chance alone puts a mean this far from 0: two-sided p-value of Student's t-test.
 
     It takes the values to be normal, which three of them cannot show. Of equal values it is 0
-    (or 1, where they are 0): nothing in them is left to chance. NaN for fewer than two.
+    (or 1, where they are 0): right of counts, and too sure of a rate that is at its end in each.
+    NaN for fewer than two.
     """
     values = [float(value) for value in values]
     if len(values) < 2:
