@@ -204,7 +204,10 @@ def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch
 
     plan = chapter.scored()
     assert len(plan) == len(set(plan)) == 2 * 3 * len(chapter.SCORED)
-    assert {one for one in plan} <= {one.victim for one in chapter.baselines()}
+    known = {one.victim for one in chapter.baselines()}
+    assert {one for one in plan if one.method != "sau"} < known
+    assert {one.effort for one in plan if one.method == "sau"} == {0.5}
+    assert {replace(one, effort=1.0) for one in plan if one.method == "sau"} < known
     assert all("clean images" in unlearning.DEFENCES[one.method].needs or
                one.method in ("clp", "ep") for one in plan)  # fmt: skip
     retunings = chapter.retuned(plan[0])
@@ -231,11 +234,20 @@ def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch
     assert found["perturbed_acc"] == pytest.approx((-1, -1, -1))
     assert all(value != value for value in found["proxy_r_asr"]), "it does not vary"
     assert figures.chosen_score(found) == "perturbed_acc"
+    told = {}
+    monkeypatch.setattr(figures.plots, "glue", told.__setitem__)
+    figures._glue_scores()
+    assert told["scored_models"] == 71 and told["scored_networks"] == 6
+    assert told["scored_methods"].startswith("CLP, EP, ")
+    assert told["scored_choice"] == figures.SCORES["perturbed_acc"][0]
+    assert told["perturbed_acc_within"] == "−1.00" and told["proxy_r_asr_within"] == "–"
     figure = figures.scores()
     assert figure.axes[0].get_title() == "ρ = −1.00 [−1.00, −1.00]"
     plt.close(figure)
     trials.clear()
     assert len(figures.scores().axes[0].texts) == 1
+    figures._glue_scores()
+    assert told["scored_models"] == 0 and told["scored_choice"] == "none of them"
 
 
 def test_the_rule_takes_the_best_score_or_none():

@@ -204,7 +204,7 @@ def draw_sensitivity(frame: pd.DataFrame) -> plt.Figure:
 
 # What a defender without the trigger can see: what it is called, and whether R-ASR rises with it.
 SCORES = {
-    "perturbed_acc": ("accuracy on images that fool $f_b$", -1),
+    "perturbed_acc": ("accuracy on perturbed images", -1),
     "surrogate_asr": ("surrogate R-ASR", 1),
     "proxy_r_asr": ("R-ASR of the planted backdoor", 1),
 }
@@ -239,14 +239,18 @@ def score_correlations(frame: pd.DataFrame) -> dict[str, tuple[float, float, flo
     """Score → its rank correlation with R-ASR over all models, and the interval over victims."""
     found = {}
     for name in SCORES:
-        known = frame.dropna(subset=[name])  # a planted backdoor whose defence diverged has none
-        victims = [
-            list(zip(rows[name], rows["r_asr"], strict=True))
-            for _, rows in known.groupby(["model", "seed"])
-        ]
+        victims = _pairs_by_victim(frame, name)
         all_pairs = [pair for pairs in victims for pair in pairs]
         found[name] = (stats.rank_correlation(all_pairs), *stats.rank_interval(victims))
     return found
+
+
+def _pairs_by_victim(frame: pd.DataFrame, score: str) -> list[list[tuple[float, float]]]:
+    known = frame.dropna(subset=[score])  # a planted backdoor whose defence diverged has none
+    return [
+        list(zip(rows[score], rows["r_asr"], strict=True))
+        for _, rows in known.groupby(["model", "seed"])
+    ]
 
 
 def chosen_score(correlations: Mapping[str, tuple[float, float, float]]) -> str | None:
@@ -532,9 +536,9 @@ def _scores() -> pd.DataFrame:
             rows.append({
                 "model": one.victim.model, "seed": one.seed, "method": one.method,
                 "r_asr": float(np.mean([row["r_asr"] for row in attacks])),
-                **score, "proxy_acc": proxy["acc"], "proxy_r_asr": proxy["r_asr"],
+                **score, "proxy_r_asr": proxy["r_asr"],
             })  # fmt: skip
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=["model", "seed", "method", "r_asr", *SCORES])
 
 
 def scores() -> plt.Figure:
@@ -584,6 +588,22 @@ def glue_numbers(cfg: BiBau) -> None:
             plots.glue(f"{name}_{metric}", tables.cell(sets, metric, method=name))
     _glue_defences(cfg, main_rows)
     _glue_closely(cfg)
+    _glue_scores()
+
+
+def _glue_scores() -> None:
+    """Which of the defender's scores tell how much comes back, over networks and within one."""
+    frame = _scores()
+    chosen = chosen_score(score_correlations(frame))
+    methods = [label(name) for name in chapter.SCORED if name in set(frame["method"])]
+    plots.glue("scored_models", len(frame))
+    plots.glue("scored_networks", len(frame.groupby(["model", "seed"])))
+    plots.glue("scored_methods", ", ".join(methods) or "none")
+    plots.glue("scored_choice", SCORES[chosen][0] if chosen else "none of them")
+    for name in SCORES:
+        each = [stats.rank_correlation(pairs) for pairs in _pairs_by_victim(frame, name)]
+        each = [value for value in each if value == value]  # NaN where one side does not vary
+        plots.glue(f"{name}_within", f"{np.mean(each):.2f}".replace("-", "−") if each else "–")
 
 
 def _glue_defences(cfg: BiBau, main: pd.DataFrame) -> None:
