@@ -71,17 +71,18 @@ def rank_interval(
     """Percentile bootstrap of the rank correlation over all pairs of all groups.
 
     Whole groups are drawn with replacement, 2,000 times with a fixed seed: pairs of one group hang
-    together and count as one draw. Few groups make a rough interval; one makes none.
+    together and count as one draw. A draw in which a side does not vary counts as 0: to leave it
+    out would be to ask only those that agree. Few groups make a rough interval; one makes none.
     """
     groups = [list(group) for group in groups]
     if len(groups) < 2:
         return math.nan, math.nan
     source = random.Random(0)
     draws = (source.choices(groups, k=len(groups)) for _ in range(RESAMPLES))
-    found = (rank_correlation(pair for group in draw for pair in group) for draw in draws)
-    found = sorted(value for value in found if not math.isnan(value))
-    if not found:
+    found = [rank_correlation(pair for group in draw for pair in group) for draw in draws]
+    if all(map(math.isnan, found)):
         return math.nan, math.nan
+    found = sorted(0.0 if math.isnan(value) else value for value in found)
     cut = math.floor(len(found) * (1 - level) / 2)
     return found[cut], found[-1 - cut]
 

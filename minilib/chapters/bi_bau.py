@@ -293,10 +293,11 @@ def baselines() -> list[ImageMeasure]:
 
 # ---------------------------------------------------------------- what a defender can choose by
 
-# Of the baselines those that need clean images alone and leave a model that does not guess.
+# Of the baselines those that need clean images alone and leave a model that does not guess; and
+# the bound, whose backdoor is gone.
 SCORED = (
     "clp", "ep", "bnp-code", "ft", "rnp", "pam", "sau", "anp", "rnp-code", "rnp-silent",
-    "bti-dbf", "anp-code",
+    "bti-dbf", "anp-code", "ibu",
 )  # fmt: skip
 SCORED_EFFORT = {"sau": 0.5}  # of the epochs and of the steps in each: a fifth of its time
 SCORED_SEEDS = (0, 1, 2)  # of the retuning attack: one is noise
@@ -313,8 +314,8 @@ def scored() -> list[ImageDefence]:
     the direction that it claims (the first falls, the others rise), if the interval of that
     correlation over victims stays above 0. Else by none of them.
 
-    Those that are published are not all, and not in this order: after the first two networks every
-    R-ASR was near 100, so EP and SAU were taken on all networks first.
+    What is published is a part of it, and not in this order: on the first two networks every
+    R-ASR was near 100. So the bound was added, and it and EP were taken on the others.
     """
     victims = [foreign_victim(name, 0.2, seed) for seed in FOREIGN_SEEDS for name in FOREIGN]
     defences = [foreign_defence(one, method) for one in victims for method in SCORED]
@@ -323,17 +324,31 @@ def scored() -> list[ImageDefence]:
 
 def retuned(one: ImageDefence) -> list[ImageRetuning]:
     """The attack by the attacker's own poisons, as its authors make it: what a score foretells."""
-    data = one.victim.data
+    return _retuned(one, one.victim)
+
+
+def unpoisoned() -> list[ImageRetuning]:
+    """The same attack on networks that were never poisoned, the control."""
+    victims = [foreign_victim(name, 0.2, seed) for seed in FOREIGN_SEEDS for name in FOREIGN]
+    return [trial for one in victims for trial in _retuned(ideal(one), one)]
+
+
+def _retuned(network: ImageDefence | ImageVictim, victim: ImageVictim) -> list[ImageRetuning]:
+    data = victim.data
     poisons = retuning_poisons(data.trigger.attack)
     return [
-        ImageRetuning(network=one, data=data, seed=seed, poisons=poisons, retuning="original")
+        ImageRetuning(network=network, data=data, seed=seed, poisons=poisons, retuning="original")
         for seed in SCORED_SEEDS
     ]
 
 
 def scores(one: ImageDefence) -> list:
-    """What the defender sees of a defended model: surrogate and planted backdoor."""
-    return [ImageDefenderScore(defence=one), ImageProxyDefence(defence=one)]
+    """What the defender sees of a defended model: surrogate and planted backdoor.
+
+    The bound has the attacker's poison, and none of the planted backdoor's.
+    """
+    proxy = [] if one.method == "ibu" else [ImageProxyDefence(defence=one)]
+    return [ImageDefenderScore(defence=one), *proxy]
 
 
 def image_scores(cfg: Settings) -> list:

@@ -490,6 +490,9 @@ def test_rank_correlation_and_its_interval_over_groups():
     low, high = stats.rank_interval([rising] * 3 + [falling] * 3)
     assert low <= -0.6 and high >= 0.6
     assert math.isnan(stats.rank_interval([rising])[0])
+    still = [(1, 1), (2, 1)]
+    assert stats.rank_interval([rising, still])[0] == 0, "a draw without variation says nothing"
+    assert math.isnan(stats.rank_interval([still, still])[0])
 
 
 @pytest.mark.parametrize("count", [2, 3, 4, 5, 6, 11])

@@ -205,7 +205,7 @@ def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch
     plan = chapter.scored()
     assert len(plan) == len(set(plan)) == 2 * 3 * len(chapter.SCORED)
     known = {one.victim for one in chapter.baselines()}
-    assert {one for one in plan if one.method != "sau"} < known
+    assert {one for one in plan if one.method not in ("sau", "ibu")} < known
     assert {one.effort for one in plan if one.method == "sau"} == {0.5}
     assert {replace(one, effort=1.0) for one in plan if one.method == "sau"} < known
     assert all("clean images" in unlearning.DEFENCES[one.method].needs or
@@ -226,21 +226,31 @@ def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch
                    "surrogate_asr": (7 * values[one]) % 50}  # fmt: skip
         trials[trial] = kept(trial, [row])
     parts = pd.DataFrame(chapter.rows(trials.values())).groupby("part").size()
-    assert parts.to_dict() == {"poisons": 3 * 71, "score": 71, "proxy": 71}
+    assert parts.to_dict() == {"poisons": 3 * 77, "score": 77, "proxy": 72}, (
+        "the bound has no proxy"
+    )
     monkeypatch.setattr(ledger, "look", trials.get)
     frame = figures._scores()
-    assert len(frame) == 71 and frame["r_asr"].tolist() == [values[one] + 1 for one in plan[:-1]]
+    assert len(frame) == 77 and frame["r_asr"].tolist() == [values[one] + 1 for one in plan[:-1]]
     found = figures.score_correlations(frame)
     assert found["perturbed_acc"] == pytest.approx((-1, -1, -1))
     assert all(value != value for value in found["proxy_r_asr"]), "it does not vary"
     assert figures.chosen_score(found) == "perturbed_acc"
+    controls = chapter.unpoisoned()
+    assert len(controls) == 18 and all(isinstance(one.network, ImageVictim) for one in controls)
+    controls = [kept(controls[0], [{"r_asr": 7.5}]), kept(controls[-1], [{"r_asr": 5.0}])]
+    monkeypatch.setattr(ledger, "available", lambda recipes: controls)
     told = {}
     monkeypatch.setattr(figures.plots, "glue", told.__setitem__)
     figures._glue_scores()
-    assert told["scored_models"] == 71 and told["scored_networks"] == 6
+    assert told["scored_models"] == 77 and told["scored_networks"] == 6
     assert told["scored_methods"].startswith("CLP, EP, ")
     assert told["scored_choice"] == figures.SCORES["perturbed_acc"][0]
-    assert told["perturbed_acc_within"] == "−1.00" and told["proxy_r_asr_within"] == "–"
+    assert told["scored_r_asr"] == "1.0 to 77.0" and told["scored_r_asr_gone"] == "13.0 to 65.0"
+    assert told["scored_proxies"] == 48 and told["scored_soothed"] == 0
+    assert told["scored_clean"] == "5.0 to 7.5"
+    assert told["scored_perturbed_acc_within"] == "−1.00"
+    assert told["scored_proxy_r_asr_within"] == "–", "it does not vary"
     figure = figures.scores()
     assert figure.axes[0].get_title() == "ρ = −1.00 [−1.00, −1.00]"
     plt.close(figure)

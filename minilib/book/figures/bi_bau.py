@@ -214,22 +214,25 @@ def draw_scores(frame: pd.DataFrame) -> plt.Figure:
     """Draw R-ASR over what a defender can see, a panel per score, a mark per defended model.
 
     Args:
-        frame: rows with ``model``, ``seed``, ``r_asr`` and the names in SCORES, in percent.
+        frame: rows with ``model``, ``seed``, ``method``, ``r_asr`` and the names in SCORES, in
+            percent. The bound has a colour of its own.
     """
     figure, axes = plt.subplots(1, len(SCORES), figsize=(7, 2.9), sharey=True, squeeze=False)
     correlations = score_correlations(frame)
-    kinds = dict.fromkeys(frame["model"])
+    frame = frame.assign(bound=frame["method"] == "ibu")
+    shades = {False: UNLEARNED[0], True: MEANINGS["reference"]}
+    marks = dict(zip(dict.fromkeys(frame["model"]), "osD^", strict=False))
     for axis, (name, (title, _)) in zip(axes[0], SCORES.items(), strict=True):
-        for kind, mark, shade in zip(kinds, "osD^", UNLEARNED, strict=False):
-            rows = frame[frame["model"] == kind]
+        for (kind, bound), rows in frame.dropna(subset=[name]).groupby(["model", "bound"]):
+            text = f"{label(kind)}, {label('ibu') if bound else 'defences'}"
             axis.plot(
-                rows[name], rows["r_asr"], mark, ms=4, alpha=0.6, color=shade, label=label(kind)
-            )
-        rho, low, high = (f"{value:.2f}" for value in correlations[name])
-        interval = f"[{low}, {high}]".replace("-", "−")
+                rows[name], rows["r_asr"], marks[kind], ms=5, alpha=0.6, color=shades[bound],
+                label=text,
+            )  # fmt: skip
+        rho, low, high = (f"{value:.2f}".replace("nan", "–") for value in correlations[name])
         axis.set(xlim=(-4, 104), ylim=(-4, 104))
         axis.set_xlabel(f"{title} (%)", fontsize=8)
-        axis.set_title(f"ρ = {rho} {interval}".replace("-", "−"), fontsize=9)
+        axis.set_title(f"ρ = {rho} [{low}, {high}]".replace("-", "−"), fontsize=9)
     axes[0, 0].set_ylabel("R-ASR (%)")
     axes[0, 0].legend(fontsize=7)
     return figure
@@ -527,18 +530,21 @@ def baselines() -> pd.DataFrame | str:
 
 
 def _scores() -> pd.DataFrame:
-    """R-ASR and the defender's scores of each defended model, as far as the ledger has all."""
+    """R-ASR and the defender's scores of each defended model, as far as the ledger has them."""
     rows = []
     for one in chapter.scored():
-        trials = [ledger.look(trial) for trial in (*chapter.retuned(one), *chapter.scores(one))]
-        if all(trials):
-            *attacks, score, proxy = (trial.rows[0] for trial in trials)
-            rows.append({
-                "model": one.victim.model, "seed": one.seed, "method": one.method,
-                "r_asr": float(np.mean([row["r_asr"] for row in attacks])),
-                **score, "proxy_r_asr": proxy["r_asr"],
-            })  # fmt: skip
-    return pd.DataFrame(rows, columns=["model", "seed", "method", "r_asr", *SCORES])
+        score, *proxy = (ledger.look(trial) for trial in chapter.scores(one))
+        attacks = [ledger.look(trial) for trial in chapter.retuned(one)]
+        if score is None or None in attacks:
+            continue
+        rows.append({
+            "model": one.victim.model, "seed": one.seed, "method": one.method,
+            "r_asr": float(np.mean([trial.rows[0]["r_asr"] for trial in attacks])),
+            "proxy_r_asr": proxy[0].rows[0]["r_asr"] if any(proxy) else None,
+            **score.rows[0],
+        })  # fmt: skip
+    frame = pd.DataFrame(rows, columns=["model", "seed", "method", "r_asr", *SCORES])
+    return frame.astype({"proxy_r_asr": float})
 
 
 def scores() -> plt.Figure:
@@ -592,18 +598,40 @@ def glue_numbers(cfg: BiBau) -> None:
 
 
 def _glue_scores() -> None:
-    """Which of the defender's scores tell how much comes back, over networks and within one."""
+    """What the defender's scores say where the backdoor comes back and where it is gone."""
     frame = _scores()
     chosen = chosen_score(score_correlations(frame))
-    methods = [label(name) for name in chapter.SCORED if name in set(frame["method"])]
-    plots.glue("scored_models", len(frame))
-    plots.glue("scored_networks", len(frame.groupby(["model", "seed"])))
-    plots.glue("scored_methods", ", ".join(methods) or "none")
-    plots.glue("scored_choice", SCORES[chosen][0] if chosen else "none of them")
+    clean = [row["r_asr"] for trial in ledger.available(chapter.unpoisoned()) for row in trial.rows]
+    bound = frame["method"] == "ibu"
+    defended, gone = frame[~bound], frame[bound]
+    methods = [label(name) for name in chapter.SCORED if name in set(defended["method"])]
+    proxies = defended["proxy_r_asr"].dropna()
+    numbers = {
+        "models": len(frame),
+        "networks": len(frame.groupby(["model", "seed"])),
+        "methods": ", ".join(methods) or "none",
+        "choice": SCORES[chosen][0] if chosen else "none of them",
+        "clean": _range(clean),
+        "proxies": len(proxies),
+        "soothed": int((proxies < 20).sum()),
+    }
+    for name in ("r_asr", "perturbed_acc", "surrogate_asr"):
+        numbers |= {name: _range(defended[name]), f"{name}_gone": _range(gone[name])}
     for name in SCORES:
-        each = [stats.rank_correlation(pairs) for pairs in _pairs_by_victim(frame, name)]
-        each = [value for value in each if value == value]  # NaN where one side does not vary
-        plots.glue(f"{name}_within", f"{np.mean(each):.2f}".replace("-", "−") if each else "–")
+        within = [stats.rank_correlation(pairs) for pairs in _pairs_by_victim(frame, name)]
+        within = [value for value in within if value == value]  # NaN where a side does not vary
+        mean = f"{np.mean(within):.2f}".replace("-", "−") if within else "–"
+        numbers |= {f"{name}_within": mean}
+    for name, value in numbers.items():
+        plots.glue(f"scored_{name}", value)
+
+
+def _range(values: Sequence[float]) -> str:
+    """From the smallest to the largest, a decimal each."""
+    if not len(values):
+        return "–"
+    low, high = (f"{value:.1f}" for value in (min(values), max(values)))
+    return low if low == high else f"{low} to {high}"
 
 
 def _glue_defences(cfg: BiBau, main: pd.DataFrame) -> None:
