@@ -244,7 +244,7 @@ def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch
     monkeypatch.setattr(figures.plots, "glue", told.__setitem__)
     figures._glue_scores()
     assert told["scored_models"] == 77 and told["scored_networks"] == 6
-    assert told["scored_methods"].startswith("CLP, EP, ")
+    assert told["scored_methods"].startswith("CLP; EP; ")
     assert told["scored_choice"] == figures.SCORES["perturbed_acc"][0]
     assert told["scored_r_asr"] == "1.0 to 77.0" and told["scored_r_asr_gone"] == "13.0 to 65.0"
     assert told["scored_proxies"] == 48 and told["scored_soothed"] == 0

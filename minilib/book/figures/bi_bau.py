@@ -609,7 +609,7 @@ def _glue_scores() -> None:
     numbers = {
         "models": len(frame),
         "networks": len(frame.groupby(["model", "seed"])),
-        "methods": ", ".join(methods) or "none",
+        "methods": "; ".join(methods) or "none",
         "choice": SCORES[chosen][0] if chosen else "none of them",
         "clean": _range(clean),
         "proxies": len(proxies),
