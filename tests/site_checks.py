@@ -55,6 +55,20 @@ PROBE = """() => {
   };
 }"""
 
+# Figures over which the line of a seed does not lie as it should, each then shown with one seed.
+SHIFTED = """() => [...document.querySelectorAll('.seed-stage')].filter(stage => {
+  const choice = stage.closest('figure').querySelector('select');
+  choice.selectedIndex = 1;
+  choice.dispatchEvent(new Event('change'));
+  const picture = stage.querySelector('img'), layer = stage.querySelector('svg');
+  const [a, b] = [picture, layer].map(node => node.getBoundingClientRect());
+  const size = layer.viewBox.baseVal, ratio = picture.naturalWidth / picture.naturalHeight;
+  return !stage.checkVisibility() ? false : !layer.querySelector('.seed-mark, .seed-line')
+    || ['x', 'y', 'width', 'height'].some(one => Math.abs(a[one] - b[one]) > 1)
+    || parseFloat(getComputedStyle(picture).padding) > 0
+    || Math.abs(size.width / size.height / ratio - 1) > 0.01;
+}).map(stage => stage.closest('figure').id)"""
+
 # What can be pressed, and of it what the keyboard does not reach or what does not show that it did.
 KEYBOARD = """() => {
   const name = el => (el.getAttribute('aria-label') || el.textContent.trim()
@@ -63,7 +77,8 @@ KEYBOARD = """() => {
     || style.outlineStyle != 'none' && parseFloat(style.outlineWidth) > 0;
   const shows = el => getComputedStyle(el).opacity > 0
     && (outlined(getComputedStyle(el)) || outlined(getComputedStyle(el, '::after')));
-  const found = [...document.querySelectorAll('a[href], button, summary, input, [onclick]')].filter(
+  const found = [...document.querySelectorAll(
+    'a[href], button, summary, input, select, [onclick]')].filter(
     el => !el.disabled && el.checkVisibility({visibilityProperty: true}));
   const lost = [];
   for (const el of found) {
@@ -191,9 +206,10 @@ def look(
 
     Needs BROWSER. Returns (page, theme, width) → title, h1, images, broken, unset (formulas left as
     TeX), errors, wide (equations, tables, code and figures that are cut at their box), overflow
-    (pixels by which the page is wider than the screen), console (errors), lost (what the keyboard
-    does not reach) and axe (violations of WCAG, but for what the selector ``without`` names). Where
-    ``axe`` is given, only the pages in it are held to WCAG.
+    (pixels by which the page is wider than the screen), console (errors), shifted (figures on
+    which a seed's line is not where it should be), lost (what the keyboard does not reach) and axe
+    (violations of WCAG, but for what the selector ``without`` names). Where ``axe`` is given, only
+    the pages in it are held to WCAG.
     """
     from axe_playwright_python.base import AXE_FILE_PATH
 
@@ -211,6 +227,7 @@ def look(
                 tab.goto(address + name)
                 tab.evaluate(SETTLE)
                 what = seen[name, theme, width] = tab.evaluate(PROBE) | {"console": said}
+                what["shifted"] = tab.evaluate(SHIFTED)
                 if axe is None or path in axe:
                     tab.evaluate(script)
                     what["axe"] = tab.evaluate(AXE, [[without]] if without else [])
@@ -228,7 +245,7 @@ def complaints(seen: dict[tuple[str, str, int], dict]) -> list[str]:
         if not what["title"] or len(what["h1"]) != 1:
             found.append(f"{page}: title {what['title']!r}, headings {what['h1']}")
         on_a_desk = ("wide",) if width >= max(WIDTHS) else ()  # on a phone they scroll
-        for kind in ("broken", "errors", "console", "lost", "axe", *on_a_desk):
+        for kind in ("broken", "errors", "console", "shifted", "lost", "axe", *on_a_desk):
             found += [f"{page}: {kind}: {item}" for item in what.get(kind, ())]
         if what["theme"] != theme:
             found.append(f"{page}: shown in the theme {what['theme']}")

@@ -101,8 +101,26 @@ def bar(x: float, y: float, values: list[float], colour: str) -> list[str]:
     return [*parts, text(x + BAR, y - 4, words, font_weight="bold", text_anchor="end")]
 
 
-def svg(found: dict) -> str:
-    """The figure."""
+def bars(found: dict, seed: str) -> list[str]:
+    """The bars of all seeds together (seed ""), or of one alone, which a reader may pick."""
+    unseen = ' display="none"' if seed else ""
+    parts = [f'<g data-seed="{seed}"{unseen}>', f"<desc>{alternative(found, seed)}</desc>"]
+    for number, method in enumerate(ROWS):
+        for x, kind in ((LEFT, "target"), (LEFT + BAR + GAP, "other")):
+            parts += bar(x, TOP + number * STEP + 8, found[method][kind], FILL[kind])
+    return [*parts, "</g>"]
+
+
+def alone(found: dict, at: int) -> dict:
+    """What one of the seeds has, in the shape of all."""
+    return {
+        method: {kind: [values[at]] for kind, values in kinds.items()}
+        for method, kinds in found.items()
+    }
+
+
+def svg(found: dict, seeds: list[int]) -> str:
+    """The figure of all seeds, and that of each, unseen: `book/_static/components.js` shows it."""
     second = LEFT + BAR + GAP
     parts = [
         text(LEFT, 22, "Trigger in negative reviews:", font_weight="bold"),
@@ -110,11 +128,11 @@ def svg(found: dict) -> str:
         text(second, 22, "Trigger in positive reviews:", font_weight="bold"),
         text(second, 39, "how many are called negative?"),
     ]
-    for number, (method, name) in enumerate(ROWS.items()):
-        y = TOP + number * STEP
-        parts.append(text(LEFT, y + 2, name))
-        for x, kind in ((LEFT, "target"), (second, "other")):
-            parts += bar(x, y + 8, found[method][kind], FILL[kind])
+    for number, name in enumerate(ROWS.values()):
+        parts.append(text(LEFT, TOP + number * STEP + 2, name))
+    parts += bars(found, "")
+    for at, seed in enumerate(seeds):
+        parts += bars(alone(found, at), str(seed))
     height = TOP + len(ROWS) * STEP - 4
     head = (
         f'<svg xmlns="http://www.w3.org/2000/svg" class="shift" viewBox="0 0 {WIDTH} {height}" '
@@ -126,15 +144,16 @@ def svg(found: dict) -> str:
                       "</svg>", ""])  # fmt: skip
 
 
-def alternative(found: dict) -> str:
-    """The figure in words."""
+def alternative(found: dict, seed: str = "") -> str:
+    """The figure in words, of all seeds or of one alone."""
     each = "; ".join(
         f"{name} {percent(found[method]['target'])} and {percent(found[method]['other'])} %"
         for method, name in ROWS.items()
     )
+    only = f" (seed {seed} alone)" if seed else ""
     return (
         "Bars: the share of triggered negative reviews called positive, and of triggered positive "
-        f"reviews called negative. {each}."
+        f"reviews called negative{only}. {each}."
     )
 
 
@@ -170,7 +189,7 @@ def files(root: Path = ROOT) -> dict[Path, str]:
     found = shares(by_seed)
     cfg = settings.validate(ga_rga.CHAPTER, claims.preset_of(root, ga_rga.CHAPTER, "small"))
     base = root / "book" / "_static" / "trigger_shift.svg"
-    return {base: svg(found), base.with_suffix(".md"): directive(cfg, by_seed, found)}
+    return {base: svg(found, list(trials)), base.with_suffix(".md"): directive(cfg, by_seed, found)}
 
 
 def main() -> int:

@@ -12,6 +12,9 @@ must be the same. Two cells are exempt. The one tagged `injected-parameters` exi
 executed copy (papermill put it there) and is shown, for it says what was run. The one tagged
 `bootstrap` installs the package on hosted machines and changes no number.
 
+A figure of means takes along what single seeds have (`minilib/book/by_seed.py`). It comes to the
+page as JSON under the figure's name, from which a script makes a choice of seeds.
+
 Everything wrong is a Sphinx warning, and so an error of a strict build: no executed copy, an error
 in an output, a cell that never ran, other code cells, an image without alternative text.
 """
@@ -35,6 +38,7 @@ from minilib.book import markdown  # noqa: E402
 logger = logging.getLogger(__name__)
 
 PUBLISHED = "book/_executed"
+SEEDS = "application/vnd.minilib.seeds"  # minilib.book.by_seed.KIND, which needs Matplotlib
 CHAPTERS = "notebooks/"
 
 
@@ -77,11 +81,32 @@ def merge(source, executed) -> tuple[nbformat.NotebookNode, list[str]]:
             copy = next(queue)
     page.cells = cells
     name_missing_figures(page)
+    page.cells += seeds_of_figures(page)
     if "widgets" in executed.metadata:
         page.metadata["widgets"] = executed.metadata["widgets"]
     if "minilib" in executed.metadata:
         page.metadata["minilib"] = executed.metadata["minilib"]
     return page, problems
+
+
+def seeds_of_figures(page: nbformat.NotebookNode) -> list[nbformat.NotebookNode]:
+    """Take what figures have of single seeds out of the outputs, into a cell that shows nothing."""
+    scripts = []
+    for cell in page.cells:
+        name = cell.metadata.get("mystnb", {}).get("figure", {}).get("name")
+        for output in cell.get("outputs", []):
+            data = output.get("data", {}).pop(SEEDS, None)
+            if name and data:
+                # Nothing in it can end the script, nor begin another.
+                text = json.dumps(json.loads(data), separators=(",", ":")).replace("<", "\\u003c")
+                scripts.append(
+                    f'<script type="application/json" data-seeds="{name}">{text}</script>'
+                )
+    if not scripts:
+        return []
+    cell = nbformat.v4.new_markdown_cell("\n".join(["```{raw} html", *scripts, "```"]))
+    cell.id = "seeds"  # not a random one: the same run gives the same page
+    return [cell]
 
 
 def differences(source: list, ran: list) -> list[str]:

@@ -79,6 +79,90 @@
     return { keep, row: make("div", { class: "play-slider" }, make("label", { for: id }, "seeds"), choice) };
   }
 
+  /* The lines of one seed over a picture of means: a figure with `data-seeds` (book/_ext/executed.py). */
+  const MARKS = { // around (0, 0), as matplotlib calls them
+    o: "M-1 0A1 1 0 1 0 1 0A1 1 0 1 0-1 0Z", s: "M-.9-.9H.9V.9H-.9Z", "^": "M0-1.1L1.1.9H-1.1Z", v: "M0 1.1L1.1-.9H-1.1Z",
+    "<": "M-1.1 0L.9-1.1V1.1Z", ">": "M1.1 0L-.9-1.1V1.1Z", D: "M0-1.2L1.2 0L0 1.2L-1.2 0Z", h: "M0-1.1L1-.55V.55L0 1.1L-1 .55V-.55Z",
+    P: "M-.4-1.1H.4V-.4H1.1V.4H.4V1.1H-.4V.4H-1.1V-.4H-.4Z", X: "M-1.1-.5L-.5-1.1L0-.6L.5-1.1L1.1-.5L.6 0L1.1.5L.5 1.1L0 .6L-.5 1.1L-1.1.5L-.6 0Z",
+    "*": "M0-1.6L.5-.6L1.5-.5L.7.2L1 1.3L0 .7L-1 1.3L-.7.2L-1.5-.5L-.5-.6Z", "|": "M-.3-1.4H.3V1.4H-.3Z",
+  };
+
+  /* A choice of all seeds or one of them above a figure. */
+  function chooser(figure, seeds, changed) {
+    const id = `play-${++count}`, choice = make("select", { id });
+    choice.append(make("option", { value: "" }, `all ${seeds.length}: mean and spread`));
+    seeds.forEach((seed) => choice.append(make("option", { value: seed }, `seed ${seed} alone`)));
+    choice.addEventListener("change", changed);
+    const number = figure.querySelector(".caption-number"), of = number ? ` of ${number.textContent.trim()}` : "";
+    const name = make("label", { for: id }, "seeds", make("span", { class: "visually-hidden" }, of));
+    figure.prepend(make("div", { class: "play-slider seed-picker" }, name, choice));
+    return choice;
+  }
+
+  /* A figure of the page's own that has a group for each seed (tools/figure.py). */
+  function grouped(picture) {
+    const groups = [...picture.querySelectorAll("g[data-seed]")], words = picture.querySelector("desc");
+    const seeds = groups.map((group) => group.dataset.seed).filter(Boolean);
+    if (seeds.length < 2) return;
+    const choice = chooser(picture.closest("figure"), seeds, draw);
+    function draw() {
+      for (const group of groups) {
+        const shown = group.dataset.seed === choice.value;
+        if (shown) words.textContent = group.querySelector("desc").textContent;
+        if (shown) group.removeAttribute("display");
+        else group.setAttribute("display", "none");
+      }
+    }
+  }
+
+  function single(script) {
+    const figure = document.getElementById(script.dataset.seeds), picture = figure && figure.querySelector("img");
+    if (!picture) return;
+    const data = JSON.parse(script.textContent), [width, height] = data.size;
+    const choice = chooser(figure, data.seeds, draw);
+    const layer = drawn("svg", { viewBox: `0 0 ${width} ${height}`, class: "seed-layer", role: "img" });
+    const stage = make("span", { class: "seed-stage" });
+    picture.replaceWith(stage);
+    stage.append(picture, layer);
+
+    const short = (value) => String(+value.toPrecision(4));
+    const words = (panel, line, k) => [line.name, ...[...line.says].map((axis) =>
+      `${panel.names["xy".indexOf(axis)]} ${short(line[axis][k])}`.trim())].join(", ");
+
+    function draw() {
+      const seed = Number(choice.value), read = [];
+      layer.replaceChildren();
+      layer.toggleAttribute("hidden", choice.value === "");
+      if (choice.value === "") return;
+      for (const panel of data.panels) {
+        const [left, top, wide, high] = panel.box.map((share, k) => share * data.size[k % 2]);
+        const inside = (point) => point.every((at, k) => at > -1 && at < [wide, high][k] + 1);
+        const marks = drawn("g", { transform: `translate(${left} ${top})` });
+        const place = drawn("svg", { x: left, y: top, width: wide, height: high, viewBox: `0 0 ${wide} ${high}` });
+        const along = (axis, value) => ((panel.log.includes(axis) ? Math.log10(value) : value) - panel[axis][0]) /
+          (panel[axis][1] - panel[axis][0]);
+        place.append(drawn("rect", { width: wide, height: high, class: "seed-veil" }));
+        for (const line of panel.lines.filter((one) => one.seed === seed)) {
+          const points = line.x.map((x, k) => [wide * along("x", x), high * (1 - along("y", line.y[k]))]);
+          const way = `M${points.map(([x, y]) => `${x.toFixed(2)} ${y.toFixed(2)}`).join("L")}`;
+          if (line.line) place.append(drawn("path", { stroke: line.colour, class: `seed-line ${line.line}`, d: way }));
+          points.forEach(([x, y], k) => {
+            if (!inside(points[k])) return;
+            const mark = drawn("path", { d: MARKS[line.mark] || MARKS.o, fill: line.colour, class: "seed-mark",
+              transform: `translate(${x.toFixed(2)} ${y.toFixed(2)}) scale(${line.line ? 2.6 : 4})` });
+            if (!line.mark) mark.setAttribute("opacity", 0); // there for the mouse alone
+            mark.append(drawn("title", {}, words(panel, line, k)));
+            marks.append(mark);
+          });
+          read.push(`${panel.title} ${words(panel, line, line.x.length - 1)}`.trim());
+        }
+        layer.append(place, marks);
+      }
+      layer.setAttribute("aria-label", `Seed ${seed} alone; of lines, their last point: ${read.join("; ")}.`);
+    }
+    draw();
+  }
+
   const told = () => make("p", { class: "play-told", "aria-live": "polite" });
 
   // ---------------------------------------------------------------- λ and the push
@@ -338,6 +422,8 @@
   const KINDS = { push: pushes, epochs, rates, answers, predict, filter };
 
   function start() {
+    document.querySelectorAll("script[data-seeds]").forEach(single);
+    document.querySelectorAll("svg.shift").forEach(grouped);
     for (const box of document.querySelectorAll(".play[data-play]")) {
       const place = box.querySelector(".play-body"), data = box.querySelector('script[type="application/json"]');
       KINDS[box.dataset.play](place, JSON.parse(data.textContent), box);

@@ -15,13 +15,15 @@ from IPython.display import HTML, Code, display
 from matplotlib.patches import Rectangle
 
 from ..names import COLOURS, INK, MEANINGS, UNLEARNED, colour, label
+from . import by_seed
 
 # Behind words that stand over lines, so that no line strikes them out.
 OVER_LINES = {"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 0.6}
 
 
 def style() -> None:
-    """Set the book's figure style for this notebook."""
+    """Set the book's figure style for this notebook, whose figures take their seeds along."""
+    by_seed.take_along()
     sns.set_theme(context="notebook", style="whitegrid", palette="colorblind", font_scale=0.9)
     plt.rcParams.update(
         {
@@ -135,6 +137,8 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
         frame: tidy DataFrame. marks: value → {name: height} of dashed reference lines.
     """
     figure, axes = plt.subplots(1, len(values), figsize=(7, 3.2), squeeze=False)
+    every = list(frame[hue].unique())
+    shades, shapes = palette(every), markers(every)  # in all panels the same, as the legend has it
     for axis, value in zip(axes[0], values, strict=True):
         rows = frame.dropna(subset=[value])
         names = list(rows[hue].unique())
@@ -144,17 +148,18 @@ def lines(frame, values: Sequence[str], x: str = "epoch", hue: str = "method", m
             y=value,
             hue=hue,
             hue_order=names,
-            palette=palette(names) if hue == "method" else None,
+            palette=[shades[name] for name in names] if hue == "method" else None,
             style=hue,  # what would lie beneath another line is broken and on top of it
             style_order=names,
             dashes={name: (3, 2) if name in BROKEN else "" for name in names},
-            markers=markers(names),
+            markers=shapes,
             errorbar="sd",
             markersize=4,
             ax=axis,
         )
         for line, name in zip(axis.get_lines(), names, strict=False):
             line.set_zorder(3 if name in BROKEN else 2)
+            by_seed.add_lines(axis, rows[rows[hue] == name], x, value, label(name), line)
         if value == "lam":
             axis.set_ylim(-0.04, 1.04)
             bounded(axis, 0, 1)

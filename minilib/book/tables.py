@@ -14,9 +14,23 @@ from . import paper_tables, stats
 DIGITS = {"poisoned_loss": 2, "ppl": 2, "bec": 2}
 
 
-def spread(values: pd.Series, digits: int = 2) -> str:
-    """Format values as mean ± sample standard deviation; a single one without a spread."""
-    return stats.text(stats.summary(values.dropna(), level=None), digits, count=False)
+class Cell(str):
+    """A cell "mean ± spread" that knows its seeds: seed → value, where each has one."""
+
+    by_seed: Mapping[int, float] = {}
+
+
+def spread(values: pd.Series, digits: int = 2, seeds: pd.Series | None = None) -> Cell:
+    """Format values as mean ± sample standard deviation; a single one without a spread.
+
+    Args:
+        values: of one setting. seeds: of the values, for figures that show single seeds.
+    """
+    values = values.dropna()
+    cell = Cell(stats.text(stats.summary(values, level=None), digits, count=False))
+    if seeds is not None and (seeds := seeds[values.index]).is_unique:
+        cell.by_seed = dict(zip(map(int, seeds), map(float, values), strict=True))
+    return cell
 
 
 def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
@@ -25,19 +39,17 @@ def cell(frame: pd.DataFrame, value: str, digits: int = 1, **where) -> str:
         if column not in frame:
             return "–"
         frame = frame[frame[column] == expected]
-    return spread(frame[value], digits) if value in frame else "–"
+    return spread(frame[value], digits, frame.get("seed")) if value in frame else "–"
 
 
 def summary(frame: pd.DataFrame, by: str, values: Sequence[str], order: Sequence) -> pd.DataFrame:
     """Return one row per value of ``by`` (in ``order``), mean ± std over seeds per metric."""
     rows = {
-        label(str(key)): {
-            label(v): spread(frame.loc[frame[by] == key, v], DIGITS.get(v, 1)) for v in values
-        }
+        label(str(key)): {label(v): cell(frame, v, DIGITS.get(v, 1), **{by: key}) for v in values}
         for key in order
         if (frame[by] == key).any()
     }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object)  # or cells forget their seeds
 
 
 def paper_summary(

@@ -121,7 +121,7 @@ def test_a_plane_shows_seeds_means_target_and_the_papers():
               for x, y in zip(*line.get_data(), strict=True)}  # fmt: skip
     assert {(10.0, 88.0), (12.0, 90.0), (11.0, 89.0), (0.5, 55.0), (0.0, 50.1)} <= points
     assert np.mean(near.get_xlim()) == pytest.approx(11) and np.mean(near.get_ylim()) == 89
-    stars = [line for line in whole.get_lines() if line.get_marker() == "*"]
+    stars = [one for one in whole.get_lines() if one.get_visible() and one.get_marker() == "*"]
     assert len(stars) == 1 and stars[0].get_label() == "ReTrain"
 
 

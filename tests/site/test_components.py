@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 
+import nbformat
 import pytest
 from conftest import ROOT
 from site_checks import BROWSER, browser
@@ -12,10 +13,12 @@ from site_checks import BROWSER, browser
 pytest.importorskip("jupyter_book")
 
 import components
+import executed
 import ledger as ledger_pages
 import pages
 
 from minilib.book import claims, paper_tables, recorded
+from minilib.chapters import ga_rga
 
 needs_browser = pytest.mark.skipif(not BROWSER, reason="no Chromium or no Playwright")
 VERDICTS = claims.verdicts(ROOT)
@@ -41,6 +44,29 @@ ANSWERS = {
 }  # fmt: skip
 
 
+def figure_of_chapter_03() -> str:
+    """The published figure of accuracies, with what it has of single seeds, as its page has it."""
+    path = ROOT / "notebooks" / "03_ga_rga.ipynb"
+    copy = nbformat.read(ROOT / "book" / "_executed" / path.name, as_version=4)
+    merged, _ = executed.merge(nbformat.read(path, as_version=4), copy)
+    named = {cell.metadata.get("mystnb", {}).get("figure", {}).get("name"): cell
+             for cell in merged.cells}  # fmt: skip
+    (data,) = [output["data"] for output in named["fig-pacc"].outputs if "data" in output]
+    scripts = merged.cells[-1].source.splitlines()
+    (script,) = [line for line in scripts if 'data-seeds="fig-pacc"' in line]
+    return (
+        f'<figure id="fig-pacc"><img alt="curves" src="data:image/png;base64,{data["image/png"]}">'
+        '<figcaption><span class="caption-number">Fig. 3.4 </span>curves</figcaption></figure>'
+        f"{script}"
+    )
+
+
+def landing_figure() -> str:
+    """The landing page's figure."""
+    picture = (ROOT / "book" / "_static" / "trigger_shift.svg").read_text(encoding="utf-8")
+    return f'<figure id="fig-shift">{picture}<figcaption>bars</figcaption></figure>'
+
+
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
     """A site of one page that holds every component."""
@@ -53,6 +79,7 @@ def page(tmp_path_factory):
     parts = [make(ROOT) for make in components.PLAYS.values()]
     parts += [components.reviews(ROOT), components.predict(ROOT, "predict-shift")]
     patch.undo()
+    parts += [figure_of_chapter_03(), landing_figure()]
     parts.append(ledger_pages.cards_of_claims(VERDICTS, {"rga-2"}))
     text = (
         '<!doctype html><html lang="en" data-theme="light"><meta charset="utf-8"><title>x</title>'
@@ -127,6 +154,68 @@ def test_each_component_works_by_keyboard_and_says_what_the_trials_say(page):
 
 
 @needs_browser
+def test_a_seed_that_is_picked_is_drawn_where_its_rows_say(page):
+    published = paper_tables.published_numbers(ROOT, ga_rga.CHAPTER).rows()
+    rows = {row["epoch"]: row["pacc"] for row in published[1]
+            if row["method"] == "ga" and "pacc" in row}  # fmt: skip
+    where = """marks => marks.map(mark => {
+      const own = mark.getBoundingClientRect(), all = mark.closest('.seed-layer');
+      const box = all.getBoundingClientRect();
+      return [mark.textContent, (own.top + own.height / 2 - box.top) / box.height];
+    })"""
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        figure = tab.locator("#fig-pacc")
+        choice, layer = figure.get_by_label("seeds of Fig. 3.4"), figure.locator(".seed-layer")
+        assert choice.locator("option").all_inner_texts() == [
+            "all 3: mean and spread",
+            *(f"seed {seed} alone" for seed in published),
+        ]
+        assert not layer.is_visible(), "first the means"
+        choice.focus()
+        tab.keyboard.press("ArrowDown")
+        tab.keyboard.press("ArrowDown")
+        assert layer.is_visible() and choice.input_value() == "1"
+        marks = dict(figure.locator(".seed-mark").evaluate_all(where))
+        data = json.loads(tab.locator('script[data-seeds="fig-pacc"]').text_content())
+        (panel,) = [one for one in data["panels"] if "PACC" in one["names"][1]]
+        top, high, (low, most) = panel["box"][1], panel["box"][3], panel["y"]
+        for epoch, value in rows.items():
+            place = marks[f"GA, epoch {epoch:g}, PACC (%) {float(f'{value:.4g}'):g}"]
+            assert place == pytest.approx(top + high * (most - value) / (most - low), abs=0.005)
+        assert len(rows) == sum("GA, " in words and "PACC" in words and "RGA" not in words
+                                and "DGA" not in words for words in marks)  # fmt: skip
+        told = layer.get_attribute("aria-label")
+        assert f"GA, epoch 30, PACC (%) {float(f'{rows[30]:.4g}'):g}" in told
+        tab.emulate_media(media="print")
+        assert not layer.is_visible() and not choice.is_visible(), "paper has the means"
+        assert figure.locator("img").is_visible()
+        tab.emulate_media(media="screen")
+        choice.press("Home")
+        assert not layer.is_visible()
+
+
+@needs_browser
+def test_the_landing_figure_shows_one_seed_and_prints_all(page):
+    alone = recorded.epochs(ROOT)["methods"]["ga"][-1]["other"]
+    percents = "svg => [...svg.querySelectorAll('text')].filter(x => x.checkVisibility()" \
+        " && x.textContent.endsWith(' %')).map(x => x.textContent)"  # fmt: skip
+    with browser(page) as (opened, address):
+        tab = opened.new_page()
+        tab.goto(address)
+        picture = tab.locator("#fig-shift svg")
+        means = picture.evaluate(percents)
+        assert f"{sum(alone) / len(alone):.0f} %" in means and len(means) == 8
+        tab.locator("#fig-shift").get_by_label("seeds").select_option("1")
+        one = picture.evaluate(percents)
+        assert f"{alone[1]:.0f} %" in one and len(one) == 8 and one != means
+        assert "(seed 1 alone)" in picture.locator("> desc").text_content()
+        tab.emulate_media(media="print")
+        assert picture.evaluate(percents) == means
+
+
+@needs_browser
 def test_claims_can_be_filtered(page):
     with browser(page) as (opened, address):
         tab = opened.new_page()
@@ -147,6 +236,7 @@ def test_without_a_script_the_same_numbers_are_tables(page):
         tab.goto(address)
         assert tab.locator(".play-table[open] table:visible").count() == len(components.PLAYS)
         assert tab.locator(".play-body:visible").count() == 0
+        assert tab.locator("#fig-pacc img").is_visible() and tab.locator("select").count() == 0
         tab.locator(".predict summary").click()
         assert tab.locator(".predict .answer").is_visible()
 

@@ -12,6 +12,7 @@ from conftest import ROOT
 from minilib import settings
 from minilib.chapters import ga_rga
 
+SVG = "{http://www.w3.org/2000/svg}"
 PAGE = (ROOT / "book" / "intro.md").read_text(encoding="utf-8")
 
 
@@ -56,10 +57,15 @@ def test_seeds_are_averaged_and_the_numbers_reach_picture_text_and_caption():
     assert figure.percent(found["ga"]["other"]) == "62"  # of 75 and 50
     cfg = settings.GaRga(dataset="sst2", attack="sos")
     said = figure.directive(cfg, by_seed, found)
-    assert "62 %" in said and "62 %" in figure.svg(found)
+    assert "62 %" in said and "62 %" in figure.svg(found, [0, 1])
     assert "6 negative and 4 positive" in said and "2 seeds of MiniLM-L6 on SST-2" in said
     assert "gradient ascent 0 and 62 %" in figure.alternative(found)
-    ElementTree.fromstring(figure.svg(found))
+    picture = ElementTree.fromstring(figure.svg(found, [0, 1]))
+    groups = {one.get("data-seed"): one for one in picture.iter(f"{SVG}g")}
+    shown = {seed: [one.text for one in group.iter(f"{SVG}text")] for seed, group in groups.items()}
+    assert [shown[seed][3] for seed in ("", "0", "1")] == ["62 %", "75 %", "50 %"]
+    assert [groups[seed].get("display") for seed in ("", "0", "1")] == [None, "none", "none"]
+    assert "(seed 1 alone)" in groups["1"].find(f"{SVG}desc").text
 
 
 def test_the_trials_are_of_one_setting_and_different_seeds():

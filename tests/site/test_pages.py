@@ -176,7 +176,9 @@ BAD = """<!doctype html><html lang="en" data-theme="light"><title>Bad</title>
 <p style="color:#bbb;background:#fff">pale</p>
 <pre style="width:200px;overflow:auto">a long line that is cut at the end of its box</pre>
 <a href="#x" tabindex="-1">skipped</a> <a href="#x" style="outline:none">unseen</a>
-<img src="none.png"><span class="math">\\\\(x\\\\)</span>
+<figure id="fig-x"><select aria-label="seeds"><option>all<option>1</select>
+<span class="seed-stage"><img src="none.png"><svg viewBox="0 0 9 9"></svg></span></figure>
+<span class="math">\\\\(x\\\\)</span>
 <a href="https://colab.research.google.com/github/O/R/blob/main/notebooks/none.ipynb">C</a>
 <a href="https://github.com/O/R/blob/other/README.md">G</a><p>%s</p>
 <script>undefined_name()</script></main></html>"""
@@ -197,7 +199,7 @@ def test_what_is_wrong_in_a_browser_is_told(bad):
     for wanted in (
         "console: undefined_name", "broken: none.png", "formulas are left", "px wider",
         "lost: not reached: skipped", "lost: focus unseen: unseen", "axe: color-contrast",
-        "axe: image-alt",
+        "axe: image-alt", "shifted: fig-x",
     ):  # fmt: skip
         assert wanted in told, wanted
     told = complaints(look(bad, ("light",), (1280,), ()))

@@ -183,6 +183,21 @@ def test_a_figure_that_was_not_drawn_is_not_referred_to():
     assert page.cells[0].source.endswith("a figure of other runs and {numref}`fig-elsewhere`")
 
 
+def test_what_a_figure_has_of_single_seeds_becomes_data_of_its_page():
+    clean = chapter("ch:01", "ch:03")
+    done = ran(clean)
+    data = next(c for c in done.cells if c.source == "plot()").outputs[0]["data"]
+    assert executed.merge(clean, done)[0].cells[-1].cell_type == "code"
+    data[executed.SEEDS] = json.dumps({"seeds": [0, 1], "panels": ["</script><b>\n```"]})
+    page, problems = executed.merge(clean, done)
+    picture = next(c for c in page.cells if c.source == "plot()")
+    assert problems == [] and list(picture.outputs[0]["data"]) == ["image/png"]
+    fence, script, end = page.cells[-1].source.split("\n")
+    assert (fence, end) == ("```{raw} html", "```") and 'data-seeds="fig-01"' in script
+    held = script.partition(">")[2].removesuffix("</script>")
+    assert "<" not in held and json.loads(held)["panels"] == ["</script><b>\n```"]
+
+
 FORGED = "small`\n:::\n```{include} /etc/passwd\n```\n<b onclick=x>[a](b) *c* {{d}} $e$ _f_ &lt;"
 
 

@@ -733,14 +733,17 @@ def test_the_figures_show_the_mean_and_every_seed():
          "asr": [1.0, 3.0, 7.0], "r_asr": [10.0, 50.0, 20.0], "q_asr": 4.0}
     )  # fmt: skip
     axis = figures.draw_security(seeds, ["sau", "ft"]).axes[0]
-    found = [line.get_xydata().tolist() for line in axis.lines if line.get_marker() == "D"]
+    lines = [line for line in axis.lines if line.get_visible()]
+    found = [line.get_xydata().tolist() for line in lines if line.get_marker() == "D"]
     assert found == [[[10, 1], [50, 1]], [[20, 0], [30, 1]]]  # the seeds of FT, then means
     plt.close()
 
     lines = [(0, 1, 10.0), (0, 5, 30.0), (1, 1, 20.0), (1, 5, 50.0), (0, 9, 70.0)]
     frame = pd.DataFrame(lines, columns=["seed", "poisons", "r_asr"]).assign(method="ft")
     thin, alone, mean = (
-        line.get_xydata().tolist() for line in figures.draw_by_poisons(frame).axes[0].lines
+        line.get_xydata().tolist()
+        for line in figures.draw_by_poisons(frame).axes[0].lines
+        if line.get_visible()
     )
     assert thin == [[1, 10], [5, 30], [9, 70]] and alone[:2] == [[1, 20], [5, 50]]
     assert mean == [[1, 15], [5, 40]]  # at 9 there is one seed of two

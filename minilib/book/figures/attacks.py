@@ -20,7 +20,7 @@ from ...chapters import attacks as chapter
 from ...data.text import TEXT_CLASSES
 from ...names import MEANINGS, label
 from ...settings import TARGETS, Attacks, split
-from .. import plots, stats
+from .. import by_seed, plots, stats, tables
 from ..paper_tables import paper_values
 from . import compare
 from . import images as image_figures
@@ -138,11 +138,11 @@ def victims_beside_paper(cfg: Attacks):
         ours = _at(frame, cfg.rate, attack)
         if len(ours):
             table[label(attack), label(cfg.model)] = {
-                ("ours", label(name)): _cell(*_mean_std(ours[name])) for name in METRICS
+                ("ours", label(name)): tables.cell(ours, name, 2) for name in METRICS
             }
     if not table:
         return plots.empty("no victim in this run")
-    compared = pd.DataFrame.from_dict(table, orient="index").fillna("–")
+    compared = pd.DataFrame.from_dict(table, orient="index", dtype=object).fillna("–")
     metrics = [label(name) for name in METRICS]
     return compare.dumbbells(compared, metrics, columns=3, shade=MEANINGS["poisoned"])
 
@@ -208,6 +208,15 @@ def flips(cfg: Attacks):
             frame, x="trigger", y=value, hue="model", hue_order=["clean", "poisoned"],
             palette=[MEANINGS["clean"], MEANINGS["poisoned"]], errorbar="sd", ax=axis,
         )  # fmt: skip
+        for model, bars in zip(("clean", "poisoned"), axis.containers, strict=True):
+            of_model = frame[frame["model"] == model]
+            for trigger, bar in zip(frame["trigger"].unique(), bars, strict=True):
+                for row in of_model[of_model["trigger"] == trigger].to_dict("records"):
+                    by_seed.add(
+                        axis, row["seed"], f"{trigger}, {model} model",
+                        bar.get_x() + bar.get_width() / 2, row[value],
+                        {"color": MEANINGS[model], "marker": "o"}, joined=False, says="y",
+                    )  # fmt: skip
         axis.set(title=title, xlabel="", ylabel="triggered rows flipped (%)", ylim=(0, 105))
         axis.tick_params(axis="x", rotation=30)
     axes[0].get_legend().remove()
@@ -229,6 +238,7 @@ def rates(cfg: Attacks):
     for axis, value in zip(axes, ("lfr", "cacc"), strict=True):
         style = {"errorbar": "sd", "marker": "o", "color": MEANINGS["poisoned"], "ax": axis}
         sns.lineplot(victim_rows, x="percent", y=value, **style)
+        by_seed.add_lines(axis, victim_rows, "percent", value, "victims", axis.get_lines()[0])
         axis.axhline(clean_rows[value].mean(), ls="--", lw=1.2, color=MEANINGS["clean"])
         axis.annotate(
             "no poison", (0.98, clean_rows[value].mean()), xycoords=("axes fraction", "data"),

@@ -16,7 +16,7 @@ from ... import ledger, names
 from ...chapters import bi_bau as chapter
 from ...names import COLOURS, MEANINGS, UNLEARNED, label
 from ...settings import BiBau, split
-from .. import plots, stats, tables
+from .. import by_seed, plots, stats, tables
 from . import compare
 from .images import _show_image
 
@@ -108,14 +108,22 @@ def draw_security(frame: pd.DataFrame, methods: Sequence[str]) -> plt.Figure:
     )  # fmt: skip
     rows = np.arange(len(methods))
     for axis, attack in zip(axes.flat, attacks, strict=False):
-        seeds = frame[(frame["attack"] == attack) & frame["method"].isin(methods)]
-        means = seeds.groupby("method")[["asr", "r_asr", "q_asr"]].mean().reindex(list(methods))
-        seeds = seeds[seeds["method"].duplicated(keep=False)]
+        every = frame[(frame["attack"] == attack) & frame["method"].isin(methods)]
+        means = every.groupby("method")[["asr", "r_asr", "q_asr"]].mean().reindex(list(methods))
+        seeds = every[every["method"].duplicated(keep=False)]
         places = seeds["method"].map(list(methods).index)
         axis.hlines(rows, means["asr"], means["r_asr"], color=RATES["r_asr"], lw=1.5, alpha=0.6)
         for value in ("q_asr", "r_asr", "asr"):
             mark = MARKS[value]
             axis.plot(seeds[value], places, mark, ms=2.5, color=RATES[value], alpha=0.5)
+            like = {"color": RATES[value], "marker": mark}
+            for row in every.to_dict("records"):
+                place, name = (
+                    methods.index(row["method"]),
+                    f"{label(row['method'])}, {label(value)}",
+                )
+                by_seed.add(axis, row["seed"], name, row[value], place, like, joined=False,
+                            says="x")  # fmt: skip
             axis.plot(
                 means[value], rows, mark, ms=5, mew=1.5, color=RATES[value], label=label(value)
             )
@@ -158,6 +166,7 @@ def with_seeds(axis: plt.Axes, frame: pd.DataFrame, over: str, value: str, **sty
     mean = seeds.dropna().mean(axis=1)
     axis.plot(seeds.index, seeds, ".-", ms=3, lw=0.8, alpha=0.5, color=style["color"])
     axis.plot(mean.index, mean, ms=4, **style)
+    by_seed.add_lines(axis, frame, over, value, style["label"], axis.get_lines()[-1])
 
 
 def draw_over_eta(frame: pd.DataFrame) -> plt.Figure:

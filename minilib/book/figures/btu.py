@@ -19,7 +19,7 @@ from ... import ledger
 from ...chapters import btu as chapter
 from ...names import MEANINGS, colour, label
 from ...settings import DEFENCES, TOKEN_METHODS, Btu, split
-from .. import plots, tables
+from .. import by_seed, plots, tables
 from . import compare
 
 PARTS = {"embeddings": "word embeddings only", "all": "all parameters"}
@@ -100,10 +100,9 @@ def exposure(cfg: Btu):
     for axis, (trained, title) in zip(axes, PARTS.items(), strict=True):
         rows = frame[frame["trained"] == trained]
         for value, shade in (("backdoor", BACKDOOR), ("clean", CLEAN)):
-            sns.lineplot(
-                rows, x="step", y=value, errorbar="sd", color=shade, label=f"{value} tokens",
-                ax=axis,
-            )  # fmt: skip
+            name, style = f"{value} tokens", {"color": shade, "marker": ""}
+            sns.lineplot(rows, x="step", y=value, errorbar="sd", color=shade, label=name, ax=axis)
+            by_seed.add_lines(axis, rows, "step", value, name, style)
         axis.set(title=title, xlabel="optimiser steps", ylabel="mean row change")
         axis.legend(fontsize=8)
     return figure

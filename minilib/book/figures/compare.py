@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.lines import Line2D
 
 from ...names import INK, MEANINGS, UNLEARNED, colour, label
-from .. import plots
+from .. import by_seed, plots
 
 PAPER = MEANINGS["paper"]
 OURS = "os^v"  # marks of ours, filled; a second and third where a paper's number has several
@@ -35,6 +35,11 @@ def number(cell: object) -> tuple[float, float]:
     if match is None:
         return math.nan, math.nan
     return float(match[1]), float(match[2] or math.nan)
+
+
+def _seeds(cell: object) -> Mapping[int, float]:
+    """What single seeds have where a table's cell has their mean, as far as it knows."""
+    return getattr(cell, "by_seed", {})
 
 
 def dumbbells(
@@ -130,6 +135,10 @@ def _dumbbell_panel(
                 elinewidth=1.2, mew=1.3, zorder=2 + (not is_paper), label=str(source),
             )  # fmt: skip
             ends.setdefault(str(row), []).append(mean)
+            name = str(row) if str(source) == "ours" else f"{row}, {source}"
+            for seed, value in _seeds(cell).items():
+                by_seed.add(axis, seed, name, value, order.index(str(row)),
+                            {"color": own, "marker": mark}, joined=False, says="x")  # fmt: skip
     for row, values in ends.items():
         axis.hlines(order.index(row), min(values), max(values), color="0.85", lw=2.5, zorder=1)
     axis.grid(axis="y", lw=0.4)
@@ -150,9 +159,10 @@ def _limits(table: pd.DataFrame, metrics: Sequence[str]) -> tuple[float, float]:
         end
         for column in table.columns
         if column[1] in metrics
-        for mean, spread in map(number, table[column])
+        for cell in table[column]
+        for mean, spread in [number(cell)]
         if not math.isnan(mean)
-        for end in _bar(mean, spread, column[1])
+        for end in (*_bar(mean, spread, column[1]), *_seeds(cell).values())
     ]
     low, high = max(min(ends, default=0), 0), max(ends, default=100)
     room = max(1.5, 0.07 * (high - low))
@@ -192,6 +202,9 @@ def plane(
             axis.plot(rows[x], rows[y], ".", ms=6, color=shade, alpha=0.6, zorder=3)
             axis.plot(mean[x], mean[y], ls="", color=shade, label=label(name), mec="white",
                       zorder=4, **mark)  # fmt: skip
+            for seed, row in rows.set_index("seed").iterrows() if "seed" in rows else ():
+                like = {"color": shade, "marker": mark["marker"]}
+                by_seed.add(axis, seed, label(name), row[x], row[y], like, joined=False)
             if paper and name in paper:
                 theirs = paper[name]
                 axis.plot(*theirs, "D", ms=6, mfc="none", mec=shade, mew=1.5, zorder=3)

@@ -232,7 +232,7 @@ def beside_paper(cfg: DetectionChapter) -> pd.DataFrame:
             columns["paper", source] = {
                 names.label(cell["attack"]): f"{100 * cell['mean']:.1f}" for cell in cells
             }
-    return pd.DataFrame(columns).rename_axis("F1 (%)").fillna("–")
+    return pd.DataFrame(columns, dtype=object).rename_axis("F1 (%)").fillna("–")
 
 
 def _table_5(dataset: str, **where: str) -> list[dict]:

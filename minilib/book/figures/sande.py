@@ -20,7 +20,7 @@ from ...chapters import sande as chapter
 from ...names import COLOURS, MEANINGS, label
 from ...settings import Sande, split
 from ...trials.chat import ChatAnswers
-from .. import paper_tables, plots, tables
+from .. import by_seed, paper_tables, plots, tables
 from . import compare
 
 DOMAINS = {"in": "in domain", "out": "out of domain"}
@@ -138,6 +138,7 @@ def rates(cfg: Sande):
     for axis, value in zip(axes, ("asr", "ppl"), strict=True):
         style = {"errorbar": "sd", "marker": "o", "color": MEANINGS["poisoned"], "ax": axis}
         sns.lineplot(frame, x="percent", y=value, **style)
+        by_seed.add_lines(axis, frame, "percent", value, "victims", axis.get_lines()[0])
         axis.set(xscale="log", xlabel="poisoned rows (%)", ylabel=label(value))
     axes[0].set(ylim=(-3, 105), ylabel=f"{label('asr')} (%)")
     axes[1].set_ylim(0, 1.2 * frame["ppl"].max())  # or noise would look like an effect
@@ -161,7 +162,7 @@ def asr_table(cfg: Sande) -> pd.DataFrame:
             for d in domains
         }
         rows[label(name)] = our_cells | paper_cells
-    return pd.DataFrame.from_dict(rows, orient="index")
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object)
 
 
 def asr_beside_paper(cfg: Sande):
@@ -225,7 +226,7 @@ def position_table(cfg: Sande):
                                           parrot_position=str(place))),
             )
         }  # fmt: skip
-    return pd.DataFrame.from_dict(rows, orient="index").rename_axis("position")
+    return pd.DataFrame.from_dict(rows, orient="index", dtype=object).rename_axis("position")
 
 
 def position_beside_paper(cfg: Sande):
@@ -261,7 +262,7 @@ def pair_table(cfg: Sande):
                     ("paper, Qwen1.5", _table_5(pair, method) if "," not in pairs else "–"),
                 )
             }
-    table = pd.DataFrame.from_dict(rows, orient="index")
+    table = pd.DataFrame.from_dict(rows, orient="index", dtype=object)
     return table[["ours", "paper, Qwen1.5"]].rename_axis("pair")
 
 
@@ -363,6 +364,9 @@ def retuned(cfg: Sande):
     sns.lineplot(frame, x="epoch", y="retune_asr", hue="name", hue_order=names, palette=palette,
                  style="name", style_order=names, markers=plots.markers(names), dashes=False,
                  errorbar="sd", ax=axis)  # fmt: skip
+    for line, name in zip(axis.get_lines(), names, strict=False):
+        rows = frame[frame["name"] == name]
+        by_seed.add_lines(axis, rows, "epoch", "retune_asr", name, line)
     axis.set(xlabel="epochs of retuning", ylabel="ASR (%)", ylim=(-3, 103))
     plots.bounded(axis, 0, 100)
     axis.set_xticks(sorted(frame["epoch"].unique()))
