@@ -199,8 +199,9 @@ def test_a_seed_that_is_picked_is_drawn_where_its_rows_say(page):
 @needs_browser
 def test_the_landing_figure_shows_one_seed_and_prints_all(page):
     alone = recorded.epochs(ROOT)["methods"]["ga"][-1]["other"]
-    percents = "svg => [...svg.querySelectorAll('text')].filter(x => x.checkVisibility()" \
-        " && x.textContent.endsWith(' %')).map(x => x.textContent)"  # fmt: skip
+    percents = """svg => [...svg.querySelectorAll('text')].filter(text =>
+      text.getBoundingClientRect().width && text.textContent.endsWith(' %'))
+      .map(text => text.textContent)"""
     with browser(page) as (opened, address):
         tab = opened.new_page()
         tab.goto(address)
