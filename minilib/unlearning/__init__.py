@@ -57,15 +57,18 @@ from .trigger_inversion import (
 class Defence(NamedTuple):
     """A defence, the settings it takes, and what it needs beside the model.
 
-    ``fixed``: settings that make it what its name says, whatever the others are.
+    ``fixed``: settings that make it what its name says, whatever the others are. ``numbers``: of a
+    released code, where they are not the settings' own; they may be changed.
     """
 
     run: Callable[..., ImageClassifier]
     settings: type
     needs: str
     fixed: dict = {}
+    numbers: dict = {}
 
 
+RELEASED = {"released": True}
 _BI_BAU = blind_inversion, BiBauSettings, "clean images, a linear head"
 DEFENCES = {
     "ft": Defence(plain_tuning, TuneSettings, "clean images"),
@@ -97,12 +100,14 @@ DEFENCES = {
         RELEASED_RNP | {"shifts": False},
     ),
     "i-bau-code": Defence(implicit_unlearning, IBauSettings, "clean images", RELEASED_I_BAU),
-    "nc-code": Defence(neural_cleanse, CleanseSettings, "clean images", RELEASED_NC),
+    "nc-code": Defence(neural_cleanse, CleanseSettings, "clean images", RELEASED, RELEASED_NC),
     "bti-dbf-code": Defence(
-        decoupled_unlearning, BtiSettings, "clean images, a linear head", RELEASED_BTI
+        decoupled_unlearning, BtiSettings, "clean images, a linear head", RELEASED, RELEASED_BTI
     ),
-    "sau-code": Defence(shared_unlearning, SauSettings, "clean images", RELEASED_SAU),
-    "pam-code": Defence(path_aware, PamSettings, "clean images, a linear head", RELEASED_PAM),
+    "sau-code": Defence(shared_unlearning, SauSettings, "clean images", RELEASED, RELEASED_SAU),
+    "pam-code": Defence(
+        path_aware, PamSettings, "clean images, a linear head", RELEASED, RELEASED_PAM
+    ),
     "sau": Defence(shared_unlearning, SauSettings, "clean images"),
     "pam": Defence(path_aware, PamSettings, "clean images, a linear head"),
     "bi-bau": Defence(*_BI_BAU),  # whatever its settings say
@@ -142,7 +147,7 @@ def defend(
             the method needs.
     """
     defence = find(method)
-    settings = defence.settings() if settings is None else settings
+    settings = defence.settings(**defence.numbers) if settings is None else settings
     if not isinstance(settings, defence.settings):
         raise ValueError(
             f"settings of {method} are {type(settings).__name__}; "
@@ -182,7 +187,7 @@ def defence_settings(
     defence = find(method)
     if defence.settings is BiBauSettings:
         return replace(plan, **defence.fixed)
-    settings = defence.settings(**defence.fixed)
+    settings = defence.settings(**defence.numbers | defence.fixed)
     fields = asdict(settings)
     shared = {"seed": plan.seed, "precision": plan.precision}
     changes = {key: value for key, value in shared.items() if key in fields}

@@ -154,6 +154,14 @@ QUICK = {
     "pam": PamSettings(
         epochs=1, inversion=BtiSettings(mask_steps=3, generator=SHORT, **FP32), **FP32
     ),
+    "nc-code": CleanseSettings(epochs=1, steps=3, threshold=0.1, **FP32),
+    "bti-dbf-code": BtiSettings(
+        epochs=1, rounds=2, mask_steps=3, generator=SHORT, identity_epochs=1, **FP32
+    ),
+    "sau-code": SauSettings(epochs=1, steps=1, **FP32),
+    "pam-code": PamSettings(
+        epochs=1, inversion=BtiSettings(mask_steps=3, generator=SHORT, **FP32), **FP32
+    ),
 }
 
 
