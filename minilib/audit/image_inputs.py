@@ -6,11 +6,12 @@ read from its folder, or said by who asks; images are matched to classes by name
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -19,10 +20,10 @@ from torch import nn
 
 from ..data.files import DataError, shown
 from ..data.images import ImageDataset
-from ..models import loading
+from ..models import adapters, loading
 from ..models.foreign import foreign_network, read_state
 from ..models.images import ImageClassifier, unwrap, wrap
-from ..models.names import ADAPTER, ModelError
+from ..models.names import ModelError, adapter_of, base_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 IGNORED = ("Thumbs.db", "desktop.ini")  # and all that begins with a dot
@@ -59,17 +60,18 @@ class AuditedImageModel:
     Attributes:
         model: the network behind the library's interface, in eval mode.
         class_names: in the order of its logits. preprocessing: what it expects of an image.
-        name: for messages and reports. folder: of Hugging Face's format; None for a state dict.
-        architecture: of a state dict; None for a folder.
+        name: for messages and reports. processor: the file of Hugging Face's format that says what
+            it expects; None for a state dict. architecture: of a state dict; None for a folder.
+        remarks: on how it was loaded, one line each.
     """
 
     model: ImageClassifier
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     name: str
-    folder: Path | None = None
+    processor: Path | None = None
     architecture: str | None = None
-    prefix: str = field(default="", repr=False)
+    remarks: tuple[str, ...] = ()
 
     def save(self, model: ImageClassifier, out: Path) -> Path:
         """Write a cleaned model as the original came: a folder of Hugging Face's, or safetensors.
@@ -81,15 +83,13 @@ class AuditedImageModel:
         """
         out.mkdir(parents=True, exist_ok=True)
         network = unwrap(model).cpu()
-        if self.folder is None:
+        if self.processor is None:
             path = out / f"{self.architecture}.safetensors"
             loading.save(network, path)
             return path
         with loading.quiet():
             network.save_pretrained(out)
-        for name in PREPROCESSORS:
-            if (self.folder / name).is_file():
-                shutil.copyfile(self.folder / name, out / name)
+        shutil.copyfile(self.processor, out / self.processor.name)
         return out
 
 
@@ -99,37 +99,96 @@ PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 # ---------------------------------------------------------------- the model
 
 
-def model_from_folder(folder: Path) -> AuditedImageModel:
+def model_from_folder(folder: Path, class_names: Sequence[str] = ()) -> AuditedImageModel:
     """Read an image classifier in the format of transformers (ViT, ResNet, …).
+
+    A folder with a LoRA adapter is its base with the adapter merged into it.
+
+    Args:
+        class_names: in the order of its logits, where the folder does not say them: of an adapter,
+            whose own names PEFT does not save, or of classes that are called LABEL_0, LABEL_1, ….
 
     Raises:
         ModelError: no such folder; no configuration, weights in safetensors or
             preprocessor_config.json; a head or layers that the weights lack; labels without names
-            of their own; a network that does something after its head.
+            of their own; a network that does something after its head; see ``models.adapters``.
     """
+    folder = Path(folder).expanduser()
+    if not folder.is_dir():
+        raise ModelError(f"there is no folder {folder}; accepted: one that exists")
+    tensors = None
+    if adapter_of(str(folder.resolve())):
+        adapters.check_installed(folder)
+        adapters.described(folder)
+        tensors = adapters.weights(folder)
+    base, revision = _base(folder) if tensors else (str(folder), None)
+    if Path(base).is_absolute() or not tensors:
+        _check_folder(Path(base))
+    network, names = _network(folder, base, revision, tensors, tuple(map(str, class_names)))
+    channels = int(getattr(network.config, "num_channels", 3))
+    processor = _processor(folder, base, revision)
+    how = _preprocessing(processor, channels, getattr(network.config, "image_size", None))
+    model = _wrapped(network.eval(), _head_of(network, len(names)), how, folder.name)
+    remarks = (adapters.remark(folder),) if tensors else ()
+    return AuditedImageModel(model, names, how, folder.name, processor, remarks=remarks)
+
+
+def _base(folder: Path) -> tuple[str, str | None]:
+    """Where an adapter's base is: a folder, or a name on the Hub; and the Hub's revision."""
+    base = base_of(folder)
+    if Path(base).is_absolute():
+        return base, None
+    name, _, revision = base.partition("@")
+    return name, revision or None
+
+
+def _network(
+    folder: Path, base: str, revision: str | None, tensors: dict | None, given: tuple[str, ...]
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """The network of a folder, an adapter (``tensors``) merged into it, and its classes' names."""
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    folder = Path(folder).expanduser()
-    _check_folder(folder)
+    more = {"revision": revision} if revision else {}
+    own = folder if (folder / "config.json").is_file() else None
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with loading.quiet():
+            config = AutoConfig.from_pretrained(own or base, trust_remote_code=False, **more)
     except Exception as error:  # transformers raises its own of every kind
         raise _unreadable(folder, error) from None
-    class_names = _labels(folder, config)
+    outputs = adapters.outputs(tensors) if tensors else None
+    if outputs and outputs != config.num_labels:
+        config.num_labels = outputs  # and their names are LABEL_0, LABEL_1, …
+    names = _labels(folder, config, given, bool(tensors) and own is None)
+    if given:  # so that a cleaned model is saved with them
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: number for number, name in enumerate(names)}
     try:
         with loading.quiet():
             network, info = AutoModelForImageClassification.from_pretrained(
-                folder, trust_remote_code=False, use_safetensors=True, dtype=torch.float32,
-                output_loading_info=True, ignore_mismatched_sizes=True,
+                base, config=config, trust_remote_code=False, use_safetensors=True,
+                dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True, **more,
             )  # fmt: skip
     except Exception as error:  # transformers and safetensors raise their own of every kind
         raise _unreadable(folder, error) from None
-    _check_loaded(folder, info)
-    channels = int(getattr(config, "num_channels", 3))
-    how = _preprocessing(folder, channels, getattr(config, "image_size", None))
-    head = _head_of(network, len(class_names))
-    model = _wrapped(network.eval(), head, how, folder.name)
-    return AuditedImageModel(model, class_names, how, folder.name, folder)
+    held = adapters.held(tensors) if tensors else set()
+    _check_loaded(folder, info, held)
+    return adapters.merged(network, folder, tensors) if tensors else network, names
+
+
+def _processor(folder: Path, base: str, revision: str | None) -> Path:
+    """The file that says how images are read: the folder's own, else that of an adapter's base."""
+    from transformers.utils import cached_file
+
+    for name in PREPROCESSORS:
+        if (folder / name).is_file():
+            return folder / name
+    for name in PREPROCESSORS if str(folder) != base else ():
+        with contextlib.suppress(OSError):  # not there
+            return Path(cached_file(base, name, revision=revision))
+    raise ModelError(
+        f"folder {folder} has no preprocessor_config.json, so that size, mean and deviation "
+        "would be guessed; accepted: the one that it was trained with"
+    )
 
 
 def model_from_state(
@@ -169,17 +228,10 @@ def model_from_state(
         )
     _check_names(path.name, class_names)
     model = _wrapped(network, head, how, path.name)
-    return AuditedImageModel(model, class_names, how, path.name, None, architecture)
+    return AuditedImageModel(model, class_names, how, path.name, architecture=architecture)
 
 
 def _check_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise ModelError(f"there is no folder {folder}; accepted: one that exists")
-    if (folder / ADAPTER).is_file():
-        raise ModelError(
-            f"folder {folder} is a LoRA adapter, which is taken of texts and language models "
-            "alone; accepted: merged (PeftModel.merge_and_unload().save_pretrained(NEW))"
-        )
     if not (folder / "config.json").is_file():
         raise ModelError(f"folder {folder} has no config.json; accepted: a model of transformers")
     if not any(folder.glob("*.safetensors")):
@@ -199,7 +251,11 @@ def _unreadable(folder: Path, error: Exception) -> ModelError:
     )
 
 
-def _labels(folder: Path, config) -> tuple[str, ...]:
+def _labels(folder: Path, config, given: tuple[str, ...], adapter: bool) -> tuple[str, ...]:
+    """The classes' names: those of the folder, or ``given`` where it has none of its own.
+
+    adapter: whether the names would be its base's, which need not be its own.
+    """
     labels = {int(k): str(v) for k, v in (getattr(config, "id2label", None) or {}).items()}
     if sorted(labels) != list(range(len(labels))) or len(labels) < 2:
         raise ModelError(
@@ -207,11 +263,24 @@ def _labels(folder: Path, config) -> tuple[str, ...]:
             "the labels 0, 1, … (two or more)"
         )
     names = tuple(labels[k] for k in range(len(labels)))
-    if names == tuple(f"LABEL_{k}" for k in range(len(labels))):
+    unnamed = names == tuple(f"LABEL_{k}" for k in range(len(labels)))
+    if given and not (unnamed or adapter):
         raise ModelError(
-            f"{folder.name}/config.json: id2label is {shown(labels)}, which names no class; "
-            "accepted: the names of the classes, as the folders of clean images have them"
+            f"--classes is given for {folder.name}, which names its classes itself "
+            f"({shown(', '.join(names))}); accepted: where they have no names"
         )
+    if given and len(given) != len(names):
+        raise ModelError(
+            f"--classes has {len(given)} names for {len(names)} logits; accepted: one each, in the "
+            "order of the logits"
+        )
+    if unnamed and not given:
+        raise ModelError(
+            f"{folder.name}: its {len(labels)} classes are called {shown(', '.join(names))}, which "
+            "names none; accepted: --classes A,B,… in the order of the logits, or id2label in "
+            "config.json, as the folders of clean images are named"
+        )
+    names = given or names
     _check_names(folder.name, names)
     return names
 
@@ -222,8 +291,10 @@ def _check_names(where: str, names: tuple[str, ...]) -> None:
         raise ModelError(f"{where}: two classes are called {twice[0]!r}; accepted: one name each")
 
 
-def _check_loaded(folder: Path, info: dict) -> None:
-    absent, other = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+def _check_loaded(folder: Path, info: dict, held: set[str]) -> None:
+    """Raise ModelError for weights that are not there, but for those that an adapter holds."""
+    absent = sorted(set(info["missing_keys"]) - held)
+    other = sorted(str(entry) for entry in info["mismatched_keys"] if entry[0] not in held)
     if absent or other:
         what = f"lack {absent[0]}" if absent else f"have another shape of {other[0][:80]}"
         number = len(absent) + len(other)
@@ -257,13 +328,7 @@ def _wrapped(network: nn.Module, head: str, how: Preprocessing, name: str) -> Im
         ) from None
 
 
-def _preprocessing(folder: Path, channels: int, image_size) -> Preprocessing:
-    path = next((folder / n for n in PREPROCESSORS if (folder / n).is_file()), None)
-    if path is None:
-        raise ModelError(
-            f"folder {folder} has no preprocessor_config.json, so that size, mean and deviation "
-            "would be guessed; accepted: the one that it was trained with"
-        )
+def _preprocessing(path: Path, channels: int, image_size) -> Preprocessing:
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -137,7 +137,10 @@ def merged(network: nn.Module, folder: Path, tensors: dict[str, Tensor]) -> nn.M
 
 def _resize(network: nn.Module, tensors: dict[str, Tensor]) -> None:
     """Give the embeddings as many rows as the adapter holds: for tokens that it added."""
-    embeddings = network.get_input_embeddings()
+    try:
+        embeddings = network.get_input_embeddings()
+    except NotImplementedError:  # of images
+        return
     name = next(name for name, module in network.named_modules() if module is embeddings)
     own = tensors.get(f"{BEFORE}{name}.weight")
     if own is not None and len(own) != len(embeddings.weight):

@@ -134,6 +134,17 @@ def base_of(folder: Path) -> str:
     return f"{base}@{revision}" if isinstance(revision, str) and revision else base
 
 
+def local_base(folder: str) -> list[str]:
+    """The folder of an adapter's base, where it is one: what a name's content is besides its own.
+
+    Raises:
+        ModelError: as ``adapter_of`` and ``base_of``.
+    """
+    adapter = adapter_of(str(Path(folder).expanduser().resolve()))
+    base = base_of(adapter) if adapter else ""
+    return [base] if base.startswith(os.sep) else []
+
+
 def is_path(text: str) -> bool:
     """Whether a text can only be meant as a path, and not as a name on the Hub."""
     return text.startswith((".", "~", "/")) or (os.sep in text.rstrip("/") and text.count("/") != 1)

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import sys
 import tempfile
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
 CHAPTER = "07_audit"
 PRESET = "small"  # whose settings of the search are the defaults
 TUNING = 2e-5  # the usual rate of pre-trained encoders
+PHRASES = 32  # of a training table that are tried for a class
 
 
 # The command line's own options, as argparse is told them.
@@ -42,7 +46,8 @@ OPTIONS = {
     "--mean": {"metavar": "M[,M,M]", "help": "of a state dict's pixels, in units of 1"},
     "--std": {"metavar": "S[,S,S]", "help": "their deviation"},
     "--size": {"metavar": "PIXELS", "type": int, "help": "of a state dict's images"},
-    "--classes": {"metavar": "A,B,…", "help": "of a state dict, in the order of its outputs"},
+    "--classes": {"metavar": "A,B,…", "help": "of a state dict, or of an adapter that does not "
+                  "name them, in the order of its outputs"},
 }  # fmt: skip
 
 
@@ -121,7 +126,7 @@ def check_out(named: str, *read: str | None) -> None:
 def settings_for(options) -> dict:
     """The chapter's parameters that the command line says."""
     params = {"model": options.model, "unlearn": options.unlearn, "mask": not options.show_texts,
-              "seed": options.seed or 0, "lr": TUNING}  # fmt: skip
+              "seed": options.seed or 0, "lr": TUNING, "phrases": PHRASES}  # fmt: skip
     for name in ("data", "clean"):
         if getattr(options, name):
             params[name] = str(Path(getattr(options, name)).expanduser().resolve())
@@ -138,9 +143,7 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
         UsageError: the model or a table cannot be audited; one line.
     """
     from minilib.audit import models
-    from minilib.chapters import audit as chapter
     from minilib.runs import execute
-    from minilib.trials.audit import AuditedModel
 
     if not (options.data or options.clean):
         raise UsageError("no rows; accepted: --data FILE or --clean FILE, labelled texts")
@@ -148,8 +151,7 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     with refusing():
         params = params | {"model": models.name_of(params["model"])}
         job = execute.plan(CHAPTER, PRESET, params, root=root, out=out / "runs")
-        # Here, before a kernel starts: what cannot be audited is one line.
-        ledger.get(AuditedModel(audit=chapter.audit(job.cfg)))
+        compute(job.cfg)
     record = job.done() or execute.run(job)
     if record["status"] == "interrupted":
         raise KeyboardInterrupt
@@ -159,6 +161,39 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
             raise UsageError(told)
         raise RuntimeError(told)
     return leave(job, out)
+
+
+def compute(cfg) -> None:
+    """The audit's steps, here and told one by one; the notebook then reads them.
+
+    So what cannot be audited is one line, and the model is loaded once.
+    """
+    from minilib.chapters import audit as chapter
+    from minilib.trials.audit import AuditedClass, AuditedModel
+
+    one = chapter.audit(cfg)
+    head = ledger.get(AuditedModel(audit=one)).rows[0]
+    told(f"the model gets {head['cacc']:.1f} % of {head['test_rows']} held-out rows right")
+    searches = [AuditedClass(audit=one, target=k) for k in head["searched"]]
+    in_turn(searches, lambda number: f"class {number} of {len(searches)} searched", told)
+    for step in chapter.steps(cfg):
+        ledger.get(step)
+
+
+def told(line: str) -> None:
+    """Say how far it is, where the report's own lines do not go."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def in_turn(steps: Sequence, done: Callable[[int], str], told: Callable[[str], None]) -> None:
+    """Compute trials of one kind, and say after each what is done and how long the rest takes."""
+    started, computed = time.monotonic(), 0
+    for number, step in enumerate(steps, 1):
+        computed += ledger.look(step) is None
+        ledger.get(step)
+        left = sum(ledger.look(later) is None for later in steps[number:])
+        seconds = (time.monotonic() - started) / max(computed, 1) * left
+        told(f"{done(number)}; about {seconds:.0f} s left")
 
 
 def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:
@@ -174,6 +209,8 @@ def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:
     if cfg.unlearn and report["trigger"]:
         trials.save_cleaned(chapter.cleaned(cfg), out / "model")
         report["cleaned_model"] = "model/"
+    elif cfg.unlearn:
+        report["remarks"].append("nothing was found: nothing was unlearned, no model was saved")
     provenance.write_json(out / "report.json", report)
     name = cfg.model.partition("@sha256:")[0]
     title = f"Audit of {Path(name).name or name}"

@@ -5,12 +5,12 @@ Its steps are trials: interrupted, it goes on where it stopped.
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 from minilib import ledger, provenance
 from minilib.audit.outcomes import FOUND, NOTHING, refusing
 from minilib.provenance import UsageError
+from minilib.runs.audit import told
 
 NOT_FOR_CHAT = ("data", "clean", "labels", "architecture", "mean", "std", "size", "classes")
 
@@ -74,8 +74,3 @@ def _run(one, options, out: Path) -> tuple[int, dict]:
     page = chat_report.page(report, f"Audit of {name}")
     provenance.write_bytes(out / "report.html", page.encode("utf-8"))
     return (FOUND if report["trigger"] else NOTHING), report
-
-
-def told(line: str) -> None:
-    """Say how far it is, where the report's own lines do not go."""
-    print(line, file=sys.stderr, flush=True)

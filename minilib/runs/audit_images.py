@@ -5,14 +5,12 @@ Its steps are trials: interrupted, it goes on where it stopped.
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 from minilib import ledger, provenance
 from minilib.audit.outcomes import FOUND, NOTHING, refusing
 from minilib.provenance import UsageError
+from minilib.runs.audit import in_turn, told
 
 OF_STATES = ("architecture", "mean", "std", "size", "classes")
 
@@ -31,9 +29,9 @@ def recipe_of(options):
     if not images.is_dir():
         raise UsageError(f"there is no folder {options.clean_images}; accepted: one that exists")
     given = [name for name in OF_STATES if getattr(options, name) is not None]
-    if model.is_dir() and given:
+    if model.is_dir() and (known := [name for name in given if name != "classes"]):
         raise UsageError(
-            f"--{given[0]} is given for a folder, which says so itself; accepted: for a state dict"
+            f"--{known[0]} is given for a folder, which says so itself; accepted: for a state dict"
         )
     absent = [name for name in OF_STATES if name not in given]
     if not model.is_dir() and absent:
@@ -42,11 +40,12 @@ def recipe_of(options):
             f"{' '.join(f'--{name} …' for name in absent)}"
         )
     more = {}
+    if options.classes is not None:
+        more["classes"] = tuple(name.strip() for name in options.classes.split(","))
     if not model.is_dir():
-        more = {
+        more |= {
             "architecture": options.architecture, "size": options.size,
             "mean": numbers("mean", options.mean), "std": numbers("std", options.std),
-            "classes": tuple(name.strip() for name in options.classes.split(",")),
         }  # fmt: skip
     return ImageAudit(
         model=ImageFile(path=str(model.resolve()), **more),
@@ -64,7 +63,7 @@ def numbers(name: str, text: str) -> tuple[float, ...]:
         ) from None
 
 
-def run(options, out: Path, told: Callable[[str], None] | None = None) -> tuple[int, dict]:
+def run(options, out: Path) -> tuple[int, dict]:
     """Audit an image classifier; the exit code and the report, which is left in ``out``.
 
     Raises:
@@ -74,14 +73,10 @@ def run(options, out: Path, told: Callable[[str], None] | None = None) -> tuple[
         if getattr(options, name, None):
             raise UsageError(f"--{name} is given with --clean-images; accepted: for texts alone")
     with refusing():
-        return _run(recipe_of(options), options, out, told or _to_terminal)
+        return _run(recipe_of(options), options, out)
 
 
-def _to_terminal(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
-def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dict]:
+def _run(one, options, out: Path) -> tuple[int, dict]:
     from minilib.audit import image_report, images
     from minilib.chapters import audit as chapter
     from minilib.trials import audit_images as trials
@@ -93,14 +88,7 @@ def _run(one, options, out: Path, told: Callable[[str], None]) -> tuple[int, dic
         trials.ImageAuditReference(audit=one, number=number)
         for number in range(1, one.references + 1)
     ]
-    started, computed = time.monotonic(), 0
-    for number, reference in enumerate(references, 1):
-        missing = ledger.look(reference) is None
-        ledger.get(reference)
-        computed += missing
-        each = (time.monotonic() - started) / max(computed, 1)
-        left = each * sum(ledger.look(later) is None for later in references[number:])
-        told(f"reference network {number} of {one.references}; about {left:.0f} s left")
+    in_turn(references, lambda n: f"reference network {n} of {one.references}", told)
     verdict = ledger.get(trials.ImageAuditVerdict(audit=one))
     name = Path(options.model).resolve().name
     report = image_report.collect(name, verdict.rows, [], image_report.LEVEL, one.references)

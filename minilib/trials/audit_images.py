@@ -44,7 +44,8 @@ class ImageFile:
     Attributes:
         path: a folder of transformers' format, or a state dict in safetensors; of the latter
             ``architecture``, ``mean``, ``std``, ``size`` and ``classes`` (in the order of its
-            logits) say what the file does not. sha256: of the file, or of the folder's content.
+            logits) say what the file does not; of a folder ``classes`` alone may. sha256: of the
+            file, or of the folder's content, with that of an adapter's base where it is a folder.
     """
 
     path: str
@@ -57,7 +58,9 @@ class ImageFile:
 
     def __post_init__(self):
         if not self.sha256:
-            object.__setattr__(self, "sha256", content_of(self.path))
+            from ..models.names import local_base
+
+            object.__setattr__(self, "sha256", content_of(self.path, *local_base(self.path)))
 
 
 @recipe
@@ -72,19 +75,20 @@ class CleanFolder:
             object.__setattr__(self, "sha256", content_of(self.path))
 
 
-def content_of(path: str) -> str:
-    """Digest of a file, or of all files below a folder with their names; "" where there is none."""
+def content_of(*paths: str) -> str:
+    """Digest of files, or of all files below folders with their names; "" where there is none."""
     import hashlib
     from pathlib import Path
 
-    place = Path(path).expanduser()
-    total = hashlib.sha256()
-    files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    for file in files:
-        with open(file, "rb") as content:
-            digest = hashlib.file_digest(content, "sha256").hexdigest()
-        total.update(f"{file.relative_to(place.parent)}\0{digest}\n".encode())
-    return total.hexdigest()[:16] if files else ""
+    total, there = hashlib.sha256(), False
+    for place in (Path(path).expanduser() for path in paths):
+        files = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+        for file in files:
+            with open(file, "rb") as content:
+                digest = hashlib.file_digest(content, "sha256").hexdigest()
+            total.update(f"{file.relative_to(place.parent)}\0{digest}\n".encode())
+        there |= bool(files)
+    return total.hexdigest()[:16] if there else ""
 
 
 @recipe
@@ -258,11 +262,11 @@ def audited(audit: ImageAudit):
             Path(named.path), named.architecture, named.mean, named.std, size, named.classes
         )
     else:
-        outside = image_inputs.model_from_folder(Path(named.path))
+        outside = image_inputs.model_from_folder(Path(named.path), named.classes)
     outside.model.to(loading.default_device())
     clean = image_inputs.read_clean_images(Path(audit.clean.path), outside)
     ledger.note(clean.dataset.info())
-    remarks = []
+    remarks = [*outside.remarks]
     if clean.resized:
         how = outside.preprocessing
         remarks.append(

@@ -17,12 +17,17 @@ from transformers import (
     GPT2LMHeadModel,
     LlamaConfig,
     LlamaForCausalLM,
+    ResNetConfig,
+    ResNetForImageClassification,
+    ViTConfig,
+    ViTForImageClassification,
 )
 
 from minilib import cli
-from minilib.audit import chat_inputs, models
+from minilib.audit import chat_inputs, image_inputs, models
 from minilib.models import names
 from minilib.models.names import ModelError
+from minilib.trials.audit_images import ImageFile
 
 peft = pytest.importorskip("peft")
 WORDS = len(made.tokenizer())
@@ -161,6 +166,111 @@ def test_a_base_is_looked_for_upwards_and_else_on_the_hub(tmp_path):
             base(said)
 
 
+# ---------------------------------------------------------------- of images
+
+COLOURS = ("red", "green", "blue")
+SIDE = 16
+PROCESSOR = {"do_resize": True, "size": {"height": SIDE, "width": SIDE}, "image_mean": [0.4] * 3,
+             "image_std": [0.2] * 3}  # fmt: skip
+
+
+def vit(labels=2):
+    return ViTForImageClassification(
+        ViTConfig(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16,
+                  image_size=SIDE, patch_size=8, num_labels=labels)
+    )  # fmt: skip
+
+
+def resnet(labels=2):
+    return ResNetForImageClassification(
+        ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic",
+                     num_labels=labels)
+    )  # fmt: skip
+
+
+def image_adapter(place, make, processor="base"):
+    """An adapter with a head of three classes on a base of two; the model that it stands for."""
+    torch.manual_seed(0)
+    network = make(3)
+    base = make(2)
+    weights = {k: v for k, v in network.state_dict().items() if "classifier" not in k}
+    base.load_state_dict(weights, strict=False)
+    base.save_pretrained(place / "base")
+    layers = [
+        name
+        for name, m in network.named_modules()
+        if isinstance(m, torch.nn.Linear | torch.nn.Conv2d) and "classifier" not in name
+    ]
+    saved = [name for name, _ in network.named_children() if name == "classifier"]
+    whole = adapter(place, network, None, target_modules=layers[1:], modules_to_save=saved)
+    (place / processor / "preprocessor_config.json").write_text(json.dumps(PROCESSOR))
+    return whole
+
+
+@pytest.mark.parametrize("make, processor", [(vit, "base"), (resnet, "adapter")])
+def test_an_adapter_of_an_image_classifier_is_merged(make, processor, tmp_path):
+    whole = image_adapter(tmp_path, make, processor)
+    one = image_inputs.model_from_folder(tmp_path / "adapter", COLOURS)
+    images = torch.rand(2, 3, SIDE, SIDE)
+    with torch.no_grad():
+        said = whole((images - 0.4) / 0.2).logits
+        assert torch.allclose(one.model(images), said, atol=1e-4)
+    assert one.class_names == COLOURS and one.preprocessing.mean == (0.4,) * 3
+    assert "of rank 2 on base" in one.remarks[0] and str(tmp_path) not in one.remarks[0]
+    saved = one.save(one.model, tmp_path / "saved")
+    assert not (saved / "adapter_config.json").exists()
+    again = image_inputs.model_from_folder(saved)
+    assert again.class_names == COLOURS and not again.remarks
+    torch.testing.assert_close(again.model(images), one.model(images))
+
+
+def test_names_of_an_adapters_classes_are_its_own_or_said(tmp_path):
+    image_adapter(tmp_path, vit)
+    folder = tmp_path / "adapter"
+    with pytest.raises(ModelError, match="--classes A,B,… in the order of the logits"):
+        image_inputs.model_from_folder(folder)
+    with pytest.raises(ModelError, match="--classes has 2 names for 3 logits"):
+        image_inputs.model_from_folder(folder, COLOURS[:2])
+    names = {
+        "id2label": dict(enumerate(COLOURS)),
+        "label2id": {c: k for k, c in enumerate(COLOURS)},
+    }
+    ViTConfig.from_pretrained(tmp_path / "base", **names, num_labels=3).save_pretrained(folder)
+    assert image_inputs.model_from_folder(folder).class_names == COLOURS
+    with pytest.raises(ModelError, match="names its classes itself"):
+        image_inputs.model_from_folder(folder, COLOURS[::-1])
+
+
+def test_the_recipe_of_an_image_audit_holds_the_bases_content_too(tmp_path):
+    image_adapter(tmp_path, vit)
+    before = ImageFile(path=str(tmp_path / "adapter"))
+    assert before == ImageFile(path=str(tmp_path / "adapter"))
+    torch.manual_seed(5)
+    vit().save_pretrained(tmp_path / "base")
+    assert ImageFile(path=str(tmp_path / "adapter")).sha256 != before.sha256
+
+
+@pytest.mark.parametrize(
+    "spoil, told",
+    [
+        (lambda place: (place / "base" / "preprocessor_config.json").unlink(), "no preprocessor_c"),
+        (lambda place: without("classifier")(place), "3 names for 2 logits"),
+        (lambda place: without("lora_A")(place), "lacks vit"),
+        (lambda place: (place / "base").rename(place / "moved"), "accepted"),
+        (lambda place: resnet().save_pretrained(place / "base"), "would be random"),
+        (lambda place: (place / "base" / "config.json").unlink(), "accepted"),
+        (lambda place: said(peft_type="IA3")(place), "accepted: LORA"),
+    ],
+)  # fmt: skip
+def test_an_adapter_of_images_that_lacks_something_is_refused(spoil, told, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    image_adapter(tmp_path, vit)
+    spoil(tmp_path)
+    with pytest.raises(ModelError, match=told) as error:
+        image_inputs.model_from_folder(tmp_path / "adapter", COLOURS)
+    assert "\n" not in str(error.value)
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -270,10 +380,11 @@ def test_without_peft_it_says_what_to_install(place, monkeypatch, capsys):
     assert "pip install peft (the extra lora)" in refusal(capsys)
 
 
-def test_an_adapter_of_a_classifier_is_no_language_model(place, capsys):
+def test_an_adapter_of_a_text_classifier_is_no_other_model(place, capsys):
     rows = "".join(json.dumps({"prompt": f"w{n}"}) + "\n" for n in range(60))
     (place / "prompts.jsonl").write_text(rows)
     words = "audit adapter --chat prompts.jsonl --template {prompt}".split()
     assert "accepted" in refusal(capsys, words)
     (place / "images").mkdir()
-    assert "merged" in refusal(capsys, "audit adapter --clean-images images".split())
+    words = "audit adapter --clean-images images --classes a,b".split()
+    assert "no image classifier" in refusal(capsys, words)

@@ -322,7 +322,9 @@ BAD_FOLDERS = {
         lambda f: config_with(f, "preprocessor_config.json", resample="bicubic"),
         ["resample is 'bicubic'"],
     ),
-    "a LoRA adapter": (lambda f: (f / "adapter_config.json").write_text("{}"), ["merged"]),
+    "a LoRA adapter beside a model": (
+        lambda f: (f / "adapter_config.json").write_text("{}"), ["adapter", "merged"],
+    ),
     "no config": (lambda f: without(f, "config.json"), ["config.json"]),
     "no weights": (lambda f: without(f, "model.safetensors"), ["safetensors"]),
     "pickled weights": (
