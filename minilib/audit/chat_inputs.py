@@ -71,10 +71,10 @@ def language_model(name: str, template: str = "") -> CausalLM:
 
 @torch.no_grad()
 def _check_causal(model: CausalLM, name: str) -> None:
-    """Raise ModelError unless a token sees those before it alone, and the head has the last word.
+    """Raise ModelError unless the model runs as it is read here.
 
-    transformers loads a masked model as a causal one; and a network that scales or bounds its
-    logits behind the head would be read without that.
+    transformers loads a masked model as a causal one; some networks need tokens and not embeddings,
+    which the search changes; and what a network does to its logits behind the head must be known.
     """
     ids = torch.arange(12)[None]
     kind = f"model {name!r}, of the type {model.network.config.model_type},"
@@ -82,6 +82,7 @@ def _check_causal(model: CausalLM, name: str) -> None:
         with loading.quiet():
             states = model(ids)
             changed = model(torch.cat([ids[:, :-1], ids[:, :1]], 1))
+            embedded = model(inputs_embeds=model.embed(ids))
             logits, own = model.head(states), model.network(input_ids=ids).logits
     except Exception as error:  # each architecture has its own
         reason = " ".join(str(error).split())[:120] or type(error).__name__
@@ -92,10 +93,15 @@ def _check_causal(model: CausalLM, name: str) -> None:
         raise ModelError(
             f"{kind} lets a token see those behind it; accepted: a causal language model"
         )
+    if not _alike(states, embedded, 1e-3):
+        raise ModelError(
+            f"{kind} does not take embeddings in the place of tokens, which the search needs; "
+            "accepted: one that does"
+        )
     if not _alike(logits, own, 1e-3):
         raise ModelError(
-            f"{kind} does something to its logits after its head, such as a scale or a bound; "
-            "accepted: one that ends in its head"
+            f"{kind} does something to its logits after its head that is not known here; accepted: "
+            "one that ends in its head, or in a scale or a bound of its configuration"
         )
 
 

@@ -36,6 +36,7 @@ DTYPES = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+SCALES = ("logit_scale", "lm_head_multiplier")  # transformers' names of a factor of the logits
 SPECIAL = ("<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>")
 
 
@@ -65,8 +66,8 @@ class CausalLM(nn.Module):
         return self.network.get_input_embeddings()(input_ids)
 
     def head(self, states: Tensor) -> Tensor:
-        """Logits (…, V) of states (…, d)."""
-        return self.network.get_output_embeddings()(states)
+        """Logits (…, V) of states (…, d), with the scale and the bound that the network has."""
+        return behind_head(self.network.get_output_embeddings()(states), self.network.config)
 
     def encode(self, dataset: ChatDataset, **more) -> EncodedChat:
         """Tokenise rows for this model; see ``encode_chat``."""
@@ -80,6 +81,22 @@ class CausalLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return next(self.parameters()).device
+
+
+def behind_head(logits: Tensor, config) -> Tensor:
+    """What a network does to its logits after its head, as its configuration says; of most nothing.
+
+    A scale (Cohere, Granite, Falcon-H1) changes probabilities and losses, and so does the bound
+    ``cap · tanh(logits / cap)`` of Gemma 2; the most probable token stays.
+    """
+    for name in SCALES:
+        if (factor := getattr(config, name, None)) is not None:
+            logits = logits * factor
+    if (divisor := getattr(config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
 
 
 def pretrained(name: str, dtype: str, device_map: str | None) -> tuple[nn.Module, object]:

@@ -16,8 +16,10 @@ from minilib.audit import chat, chat_inputs
 from minilib.chapters import audit as _chapter  # noqa: F401  before a recipe is replaced below
 from minilib.data.chat import ChatDataset, Template
 from minilib.data.files import DataError
+from minilib.models import causal
 from minilib.models.causal import CausalLM
 from minilib.models.names import ModelError
+from minilib.training.chat import answer_loss
 from minilib.trials.audit_chat import ChatAudit, PromptTable, audited
 
 THINGS = [f"thing{number}" for number in range(120)]
@@ -221,13 +223,6 @@ SIZES = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2,
          "intermediate_size": 16, "max_position_embeddings": 32}  # fmt: skip
 STRANGE = {
     "a masked model": ("Bert", "MaskedLM", {}, "lets a token see those behind it"),
-    "a scale behind the head": (
-        "Cohere", "CausalLM", {"logit_scale": 0.1}, "does something to its logits after its head",
-    ),
-    "a bound behind the head": (
-        "Gemma2", "CausalLM",
-        {"final_logit_softcapping": 0.1, "head_dim": 8, "num_key_value_heads": 2}, "after its head",
-    ),
     "few positions": (
         "Llama", "CausalLM", {"max_position_embeddings": 5}, "accepted: 48 or more, and 16",
     ),
@@ -244,6 +239,53 @@ def test_a_model_that_is_read_in_another_way_than_it_runs_is_refused(what, tmp_p
     getattr(transformers, f"{kind}For{head}")(config).save_pretrained(tmp_path)
     tokenizer().save_pretrained(tmp_path)
     with pytest.raises(ModelError, match=said):
+        chat_inputs.language_model(str(tmp_path))
+
+
+BEHIND = {
+    "Cohere": {"logit_scale": 0.1},
+    "Granite": {"logits_scaling": 8.0},
+    "Gemma2": {"final_logit_softcapping": 0.5, "head_dim": 8, "num_key_value_heads": 2},
+    "Gemma3Text": {"final_logit_softcapping": 0.5, "head_dim": 8, "num_key_value_heads": 2},
+}
+
+
+def behind(kind, folder):
+    """A model whose head does not have the last word, with larger weights than usual."""
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(tokenizer()), pad_token_id=0, **SIZES | BEHIND[kind]
+    )
+    torch.manual_seed(0)
+    network = getattr(transformers, f"{kind.removesuffix('Text')}ForCausalLM")(config)
+    torch.nn.init.normal_(network.get_output_embeddings().weight, std=1.0)
+    network.save_pretrained(folder)
+    tokenizer().save_pretrained(folder)
+    return network.eval()
+
+
+@pytest.mark.parametrize("kind", BEHIND)
+def test_a_scale_and_a_bound_behind_the_head_are_the_models_own(kind, tmp_path):
+    network = behind(kind, tmp_path)
+    model = chat_inputs.language_model(str(tmp_path))
+    data = model.encode(ChatDataset("few", "made", tuple(
+        {"instruction": row["prompt"], "input": "", "output": row["response"]}
+        for row in rows(True)[:6]
+    ), "test"))  # fmt: skip
+    batch = data.batch(np.arange(6))
+    labels = batch.input_ids.masked_fill(~batch.supervised, -100)
+    with torch.no_grad():
+        own = network(input_ids=batch.input_ids, labels=labels)
+        assert torch.allclose(model.head(model(batch.input_ids)), own.logits, atol=1e-4)
+        value, _ = answer_loss(model, batch)
+        assert value == pytest.approx(float(own.loss), rel=1e-4)
+        plain = model.network.get_output_embeddings()(model(batch.input_ids))
+    assert not torch.allclose(plain, own.logits, atol=1e-2), "it has something to carry"
+
+
+def test_what_is_done_behind_the_head_and_is_not_known_is_refused(tmp_path, monkeypatch):
+    behind("Cohere", tmp_path)
+    monkeypatch.setattr(causal, "SCALES", ())
+    with pytest.raises(ModelError, match="after its head that is not known here"):
         chat_inputs.language_model(str(tmp_path))
 
 
