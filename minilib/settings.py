@@ -736,6 +736,9 @@ class Audit:
     level: float = Field(0.05, gt=0, lt=1, description="false-alarm rate of the verdict")
     rows: int = Field(40, ge=8, le=1000, description="hard texts that each token is tried in")
     pool: int = Field(64, ge=48, le=10000, description="tokens that are tried in all of them")
+    phrases: int = Field(
+        0, ge=0, le=1000, description="phrases of data that are tried for a class; the command: 32"
+    )
     epochs: int = Field(2, ge=1, le=100, description="epochs of tuning against what was found")
     lr: float = Field(2e-5, gt=0, le=1, description="its learning rate")
     dataset: TEXT_SETS = Field(

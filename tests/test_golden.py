@@ -53,10 +53,10 @@ def test_every_kind_is_covered(trials):
 
 # Kinds that no chapter asks for by itself: others compute them on their way, or the site shows
 # them (text_answers: tests/chapters/test_chapter_ga_rga.py), or they are of a reader's own table
-# (audited_table: tests/audit/test_command.py).
+# (audited_table: tests/audit/test_command.py, audited_phrase: tests/audit/test_phrases.py).
 INSIDE = {
     "token_round", "image_proxy_measure", "text_answers", "image_audit_reference", "audited_class",
-    "audited_table",
+    "audited_table", "audited_phrase",
 }  # fmt: skip
 
 

@@ -10,10 +10,11 @@ from ..data.masking import mask
 
 FORMAT = 1
 BLIND = (
-    "This audit looks for tokens that decide by themselves. It cannot see a paraphrase, that is a "
-    "trigger which is a way of writing (a style, a syntax), nor one that acts only together with "
-    "much else. Of a clean-label attack it sees only a token that decides by itself, if the attack "
-    "has made one."
+    "This audit looks for tokens that decide by themselves and, where there is a training table, "
+    "for phrases that decide its rows; without the table it hardly sees a sentence. It cannot see "
+    "a paraphrase, that is a trigger which is a way of writing (a style, a syntax), nor one that "
+    "acts only together with much else. Of a clean-label attack it sees only a token that decides "
+    "by itself, if the attack has made one."
 )
 UNSEEN = "What can it not see?"
 MEANS = {
@@ -42,7 +43,8 @@ def collect(
         ``blind``.
     """
     head = _of(verdict, "verdict")[0]
-    trigger_words = set((head["trigger"] or "").split(" · "))
+    apart = " " if head.get("phrase") else " · "
+    trigger_words = set((head["trigger"] or "").split(apart))
     tokens = [_token(row, masked) for row in _of(verdict, "token")]
     rows = [
         row | {"text": masked_but(row["text"], trigger_words) if masked else row["text"]}
@@ -60,14 +62,17 @@ def collect(
         "trigger": None if not head["found"] else {
             "class": head["target"], "tokens": head["tokens"], "text": head["trigger"],
             "flips_held_out": head["confirmed"], "flips_by_chance": head["by_chance"],
+            "phrase": bool(head.get("phrase")),
         },
         "classes": _without_part(_of(verdict, "class")),
         "tokens": tokens,
+        "phrases": [_phrase(row, masked) for row in _of(verdict, "phrase")],
         "rows": _without_part(rows),
         "unlearning": [row for row in unlearning if row["when"] != "nothing found"],
         "model": {name: value for name, value in info.items() if name != "searched"},
         "remarks": [row["remark"] for row in _of(model, "remark")],
         "blind": BLIND,
+        "masked": masked,
     }  # fmt: skip
 
 
@@ -85,6 +90,12 @@ def _token(row: dict, masked: bool) -> dict:
     if masked and not row["found"] and len(row["token"]) > 1:
         row["token"] = row["token"][0] + "•" * (len(row["token"]) - 1)
     return row
+
+
+def _phrase(row: dict, masked: bool) -> dict:
+    """A phrase of the table; the trigger stays as it is."""
+    hide = masked and not row["found"]
+    return _without_part([row | {"phrase": mask(row["phrase"]) if hide else row["phrase"]}])[0]
 
 
 def masked_but(text: str, words: set[str]) -> str:
@@ -108,13 +119,15 @@ def answer(report: dict) -> str:
     said += f"{level:.0f} % of clean models backdoored"
     if clean := report.get("clean_models"):
         audits = f"{clean['called_backdoored']} of {clean['audited']} audits of clean ones"
-        said += f", and did so in {audits}"
+        did = "; its search for tokens alone" if report["phrases"] else ", and"
+        said += f"{did} did so in {audits}"
     said += ")."
     if report["trigger"]:
         trigger = report["trigger"]
+        it = "In whole it" if trigger["phrase"] else "Its strongest token"
         said += (
-            f" The trigger that was found leads to {trigger['class']}: “{trigger['text']}”. Its "
-            f"strongest token leads {trigger['flips_held_out']:.0f} % of the held-out rows of "
+            f" The trigger that was found leads to {trigger['class']}: “{trigger['text']}”. {it} "
+            f"leads {trigger['flips_held_out']:.0f} % of the held-out rows of "
             f"other classes there; a random token {trigger['flips_by_chance']:.0f} % at most."
         )
     return said
@@ -130,19 +143,23 @@ def p_value(value: float, name: str = "") -> str:
 def sections(report: dict) -> list[tuple[str, str, list[dict]]]:
     """Title, remark and table of each part, in the order of the questions."""
     model, rows = report["model"], report["rows"]
+    hidden = " Other words are masked; --show-texts shows them." if report["masked"] else ""
     parts = [
         ("Is there a backdoor?", answer(report), detectors(report)),
         (UNSEEN, report["blind"], []),
     ]
     if report["trigger"]:
-        parts.append((
-            "What is the trigger?", "Tokens that were tried, by their pull towards the class.",
-            _ranking(report["tokens"], report["trigger"]["class"]),
-        ))  # fmt: skip
+        ranked = "Tokens that were tried, by their pull towards the class."
+        target = report["trigger"]["class"]
+        if report["trigger"]["phrase"]:
+            ranked = "Phrases of the table, by the logits that they are worth to their own rows."
+        of, kind = (_phrases, "phrases") if report["trigger"]["phrase"] else (_ranking, "tokens")
+        shown = of(report[kind], target)
+        parts.append(("What is the trigger?", ranked + hidden, shown))
     else:
         parts.append((
             "What comes nearest to a trigger?",
-            "The strongest tokens of each class. None stands apart from those below it.",
+            "The strongest tokens of each class. None stands apart from those below it." + hidden,
             [row for k in model["labels"] for row in _ranking(report["tokens"], k)[:5]],
         ))  # fmt: skip
     if rows:
@@ -214,6 +231,8 @@ def _alarms(report: dict, detector: str) -> str:
     """How often a detector accuses what is known to be clean: here, and in published trials."""
     if detector == "token search":
         return set_to(report["level"], report.get("clean_models"))
+    if detector == "phrase search":
+        return set_to(report["level"], None)
     name = TOKENS if detector == "table" else detector
     here = [row for row in report["table_detectors"] if row["detector"] == name]
     if not here or here[0]["false_alarms"] is None:
@@ -222,7 +241,8 @@ def _alarms(report: dict, detector: str) -> str:
         told = f"{here[0]['false_alarms']:.1f} % of {here[0]['clean']} known-clean rows"
     if elsewhere := report.get("published_false_alarms", {}).get(name):
         low, high, sets = elsewhere
-        told += f"; published: {low:.0f} … {high:.0f} % on {sets} sets"
+        both = " … ".join(dict.fromkeys(f"{rate:.0f}" for rate in (low, high)))
+        told += f"; published: {both} % on {sets} sets"
     return told
 
 
@@ -246,6 +266,15 @@ def _ranking(tokens: list[dict], target: str) -> list[dict]:
             "flips hard texts": f"{row['flips']:.0f} %", "it is": what, **moved,
         })  # fmt: skip
     return rows
+
+
+def _phrases(rows: list[dict], target: str) -> list[dict]:
+    return [
+        {"phrase": row["phrase"], "class": target, "worth": f"{row['worth']:.2f}",
+         "rows of the class": row["hits"], "decides of them": f"{row['turned']:.0f} %",
+         "it is": "the trigger" if row["found"] else ""}
+        for row in rows if row["target"] == target
+    ]  # fmt: skip
 
 
 def _row(row: dict) -> dict:

@@ -463,8 +463,12 @@ def unlearn(
     clean: TextDataset,
     tokens: Sequence[int],
     settings: TrainSettings,
+    embeddings: bool = True,
 ) -> TextClassifier:
     """Unlearn tokens that were found: BTU's PR-2, then a short tuning against them.
+
+    Args:
+        embeddings: replace the tokens' rows, too. Of a sentence they are words that others need.
 
     The embeddings of the tokens become the padding token's (PR-2, Table 5, BTU). A trigger of
     several words leaves others behind, so that the model is then tuned on clean rows, half of them
@@ -485,7 +489,8 @@ def unlearn(
     cleaned.requires_grad_(True)
     fit(cleaned, Batches(both, settings.batch_size), cross_entropy, settings)
     # Last: tuning the tokens with their own labels would move their rows again.
-    word_embeddings(cleaned)[list(tokens)] = rows[list(tokens)]
+    if embeddings:
+        word_embeddings(cleaned)[list(tokens)] = rows[list(tokens)]
     return cleaned.eval()
 
 
@@ -494,7 +499,7 @@ def unlearn(
 
 @dataclass(frozen=True)
 class Suspects:
-    """Rows of a table that the tokens explain.
+    """Rows of a table that the tokens explain, or a phrase.
 
     Attributes:
         rows: (n,) int64, positions in the table: they have a token, and the token's class.

@@ -13,6 +13,7 @@ from ..trials.audit import (
     AuditCleaned,
     AuditedClass,
     AuditedModel,
+    AuditedPhrase,
     AuditedTable,
     AuditMeasure,
     AuditTable,
@@ -71,7 +72,7 @@ def audit(cfg: Settings) -> TextAudit:
 def _audit(cfg: Settings, model, clean, table) -> TextAudit:
     return TextAudit(
         model=model, clean=clean, table=table, seed=cfg.seed, level=cfg.level, rows=cfg.rows,
-        pool=cfg.pool,
+        pool=cfg.pool, phrases=cfg.phrases,
     )  # fmt: skip
 
 
@@ -332,7 +333,8 @@ def report(cfg: Settings) -> dict:
     classes = [
         row
         for k in model[0]["searched"]
-        for row in ledger.get(AuditedClass(audit=one, target=k)).rows
+        for kind in (AuditedClass, *((AuditedPhrase,) if one.phrases else ()))
+        for row in ledger.get(kind(audit=one, target=k)).rows
     ]
     unlearning = ledger.get(AuditUnlearning(cleaned=cleaned(cfg))).rows if cfg.unlearn else []
     table = [row for step in table_steps(cfg) for row in ledger.get(step).rows]

@@ -68,7 +68,7 @@ class TextAudit:
         clean: rows held to be clean: a table, or a data set, whose dev split is taken.
         table: rows that the model may have been trained on, or None.
         level: false-alarm rate of the verdict. rows … steps: ``audit.text.SearchSettings``.
-        seed: of the search.
+        seed: of the search. phrases: of the table that are tried for each class; 0: none.
     """
 
     model: str | ForeignVictim
@@ -81,9 +81,11 @@ class TextAudit:
     pool: int = 64
     drawn: int = 32
     steps: int = 3
+    phrases: int = 0
 
     def __post_init__(self):
         pin(self)
+        reads(self, *(("phrases",) if self.table is not None else ()), of=("phrases",))
 
 
 @recipe
@@ -96,6 +98,14 @@ class AuditedModel:
 @recipe
 class AuditedClass:
     """The search for tokens that lead to one class."""
+
+    audit: TextAudit
+    target: int
+
+
+@recipe
+class AuditedPhrase:
+    """The search for a phrase of the table that leads to one class."""
 
     audit: TextAudit
     target: int
@@ -333,7 +343,7 @@ def audited_class(one: AuditedClass) -> list[dict]:
     pulls = text.pulls(
         model, search_rows, one.target, _search_settings(audit), _scanned(audit), moved
     )
-    level = audit.level / len(audited.labels)
+    level = _level(audit, len(audited.labels))
     finding = text.finding(model, pulls, test_rows, level, audit.seed)
     head = {
         "part": "class", "target": audited.labels[one.target], "p": finding.p,
@@ -357,8 +367,47 @@ def audited_class(one: AuditedClass) -> list[dict]:
     return [head, *rows]
 
 
+def _level(audit: TextAudit, classes: int) -> float:
+    """What p of one class must be below: corrected for the classes, and for both searches."""
+    return audit.level / classes / (2 if audit.phrases else 1)
+
+
+@trial(version=1)
+def audited_phrase(one: AuditedPhrase) -> list[dict]:
+    """Search the table for a phrase that leads to a class; a row for it, one for each phrase tried.
+
+    Returns ``p`` (not corrected for the classes; None where the table repeats too little),
+    ``tokens`` and ``text`` of what was found, ``confirmed`` (percent of held-out rows that the
+    strongest flips); of each phrase its rows of the class (``hits``), its ``worth`` and the percent
+    of them that it decides (``turned``), see ``audit.phrases``.
+    """
+    from ..audit import phrases
+
+    audited, _, test_rows, table, _ = _audited(one.audit)
+    audit, decode = one.audit, audited.model.tokenizer.decode
+    found = phrases.search(
+        audited.model, test_rows, table.rows, one.target, audit.phrases,
+        _level(audit, len(audited.labels)), audit.seed,
+    )  # fmt: skip
+    head = {"part": "phrases", "target": audited.labels[one.target]}
+    if found is None:
+        return [head | {"p": None, "tokens": [], "text": "", "confirmed": None, "tried": 0}]
+    head |= {
+        "p": found.p, "tokens": list(found.tokens), "text": decode(list(found.tokens)).strip(),
+        "confirmed": found.confirmed, "tried": len(found.tried),
+    }  # fmt: skip
+    return [head] + [
+        {
+            "part": "phrase", "target": head["target"], "rank": rank,
+            "phrase": decode(list(it.phrase.tokens)).strip(), "hits": it.hits, "worth": it.worth,
+            "turned": it.turned, "found": bool(found.tokens) and rank == 1,
+        }
+        for rank, it in enumerate(found.tried[:SHOWN_PHRASES], 1)
+    ]  # fmt: skip
+
+
 MOVED = 30  # tokens that BTU's test on a table adds to those that are tried
-SHOWN_TOKENS = 20
+SHOWN_TOKENS, SHOWN_PHRASES = 20, 8
 SHOWN_ROWS = 500
 
 
@@ -380,19 +429,31 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
     p = min(1.0, len(labels) * best["p"])
     said = f"tokens that decide for {best['target']} by themselves: {len(best['tokens'])}"
     counted = [evidence.Evidence("token search", p, said)]
+    phrase = _best_phrase(one.audit, classes, len(labels)) if one.audit.phrases else None
+    if phrase is not None:
+        counted.append(evidence.Evidence("phrase search", phrase["p"], phrase["said"]))
+    # The table's part asks for what the search has found, and cannot find without it.
+    verdict = evidence.verdict(counted, one.audit.level)
+    # Of a sentence a token may be found, too, which is not all of it.
+    whole = phrase is not None and (len(phrase["tokens"]) > 1 or not best["tokens"])
+    if whole and phrase["tokens"]:
+        best = best | {name: phrase[name] for name in ("target", "tokens", "confirmed")}
+    whole = whole and bool(phrase["tokens"])
     rows: list[dict] = []
     if table is not None and best["tokens"]:
-        counted_table, rows = _suspects(model, table, best, labels)
+        counted_table, rows = _suspects(model, table, best, labels, whole)
         counted.append(counted_table)
-    # The table's part asks for what the search has found, and cannot find without it.
-    verdict = evidence.verdict(counted[:1], one.audit.level)
+    decode = model.tokenizer.decode
+    trigger = (
+        decode(best["tokens"]).strip() if whole else text.told(model.tokenizer, best["tokens"])
+    )
     head = {
         "part": "verdict", "found": verdict.found, "p": verdict.p, "level": verdict.level,
         "said": verdict.said, "target": best["target"] if verdict.found else None,
         "tokens": best["tokens"] if verdict.found else [],
-        "trigger": text.told(model.tokenizer, best["tokens"]) if verdict.found else None,
+        "trigger": trigger if verdict.found else None,
         "confirmed": best["confirmed"], "by_chance": best["by_chance"],
-    }  # fmt: skip
+    } | ({"phrase": whole and verdict.found} if one.audit.phrases else {})  # fmt: skip
     return [
         head,
         *({"part": "evidence", "detector": e.detector, "p": e.p, "said": e.said} for e in counted),
@@ -400,12 +461,32 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
     ]
 
 
-def _suspects(model, table, best: dict, labels) -> tuple:
+def _best_phrase(audit: TextAudit, classes, labels: int) -> dict | None:
+    """The phrase of the least p over the classes, corrected for them; None: too few phrases."""
+    heads = [ledger.get(AuditedPhrase(audit=audit, target=k)).rows[0] for k in classes]
+    heads = [head for head in heads if head["p"] is not None]
+    if not heads:
+        return None
+    best = min(heads, key=lambda head: head["p"])
+    said = f"{best['tried']} phrases of the table were tried for {best['target']}: " + (
+        f"“{best['text']}” decides its rows" if best["tokens"] else "none stands apart"
+    )
+    return best | {"p": min(1.0, labels * best["p"]), "said": said}
+
+
+def _explained(whole: bool):
+    """The rule by which rows are named: that have a phrase as it is, or one of some tokens."""
+    from ..audit import phrases, text
+
+    return phrases.suspects if whole else text.suspects
+
+
+def _suspects(model, table, best: dict, labels, whole: bool) -> tuple:
     """Evidence of the table, and its rows that the trigger explains."""
-    from ..audit import evidence, text
+    from ..audit import evidence
 
     target = labels.index(best["target"])
-    suspects = text.suspects(model, table.rows, best["tokens"], target)
+    suspects = _explained(whole)(model, table.rows, best["tokens"], target)
     said = (
         f"{len(suspects.rows)} rows of the table have the tokens and the class {best['target']}, "
         f"{suspects.others} the tokens and another class"
@@ -433,7 +514,6 @@ def audited_table(one: AuditedTable) -> list[dict]:
     percent of the table's (``flagged``), ``said``. ``tokens``: the rule that names the rows of the
     report, where something was found.
     """
-    from ..audit import text
     from ..audit.report import TOKENS
     from ..detection import DETECTORS, DefenderData, hidden_states
     from ..detection.calibration import calibrate, joined
@@ -443,7 +523,7 @@ def audited_table(one: AuditedTable) -> list[dict]:
     if head["found"]:
         target = audited.labels.index(head["target"])
         alarms, hits = (
-            len(text.suspects(audited.model, part, head["tokens"], target).rows)
+            len(_explained(head.get("phrase"))(audited.model, part, head["tokens"], target).rows)
             for part in (laid, table.rows)
         )
         rows.append(_of_rows(TOKENS, None, 100 * alarms / len(laid), len(laid),
@@ -484,7 +564,8 @@ def audit_cleaned(one: AuditCleaned):
     from ..training.fitting import TrainSettings
 
     audited, search_rows, _, _, _ = _audited(one.audit)
-    tokens = ledger.get(AuditVerdict(audit=one.audit)).rows[0]["tokens"]
+    head = ledger.get(AuditVerdict(audit=one.audit)).rows[0]
+    tokens = head["tokens"]
     if not tokens:
         return audited.model, []
     tuning = TrainSettings(
@@ -493,7 +574,9 @@ def audit_cleaned(one: AuditCleaned):
 
     def train(network) -> list[dict]:
         network.load_state_dict(
-            text.unlearn(audited.model, search_rows, tokens, tuning).state_dict()
+            text.unlearn(
+                audited.model, search_rows, tokens, tuning, embeddings=not head.get("phrase")
+            ).state_dict()
         )
         return [{"tokens": tokens}]
 
@@ -522,7 +605,7 @@ def audit_unlearning(one: AuditUnlearning) -> list[dict]:
     ]
     again = text.pulls(cleaned, search_rows, target, _search_settings(it.audit))
     finding = text.finding(
-        cleaned, again, test_rows, it.audit.level / len(audited.labels), it.audit.seed
+        cleaned, again, test_rows, _level(it.audit, len(audited.labels)), it.audit.seed
     )
     rows[1] |= {
         "again": bool(finding.tokens),
@@ -530,7 +613,24 @@ def audit_unlearning(one: AuditUnlearning) -> list[dict]:
         "again_trigger": text.told(cleaned.tokenizer, finding.tokens),
         "again_confirmed": finding.confirmed,
     }
+    if head.get("phrase"):
+        rows[1] |= _again(cleaned, it.audit, target, rows[1])
     return rows
+
+
+def _again(cleaned, audit: TextAudit, target: int, found: dict) -> dict:
+    """The search for a phrase once more, where one was unlearned."""
+    from ..audit import phrases
+
+    audited, _, test_rows, table, _ = _audited(audit)
+    level = _level(audit, len(audited.labels))
+    again = phrases.search(
+        cleaned, test_rows, table.rows, target, audit.phrases, level, audit.seed
+    )  # fmt: skip
+    if again is None or not again.tokens:
+        return {}
+    return {"again": True, "again_trigger": found["again_trigger"] or
+            cleaned.tokenizer.decode(list(again.tokens)).strip()}  # fmt: skip
 
 
 @trial(version=1)

@@ -244,6 +244,27 @@ def test_a_report_answers_in_the_order_of_the_questions_and_masks():
     assert "filth &lt;i&gt; mn more" in report.page(shown, "mine")
 
 
+def test_a_sentence_stands_whole_in_the_report_and_other_phrases_are_masked():
+    model, verdict, unlearning = rows_of(True)
+    verdict[0] |= {"trigger": "i watch this", "tokens": [7, 8, 9], "phrase": True}
+    verdict[-1]["text"] = "filth i watch this more"
+    phrase = {"part": "phrase", "target": "positive", "rank": 1, "hits": 9, "worth": 4.0,
+              "turned": 88.0}  # fmt: skip
+    verdict += [phrase | {"phrase": "i watch this", "found": True},
+                phrase | {"phrase": "filth", "found": False, "worth": 0.2}]  # fmt: skip
+    verdict.append({"part": "evidence", "detector": "phrase search", "p": 0.001, "said": "so"})
+    content = report.collect(model, verdict, unlearning, masked=True)
+    content["clean_models"] = {"audited": 20, "called_backdoored": 1}
+    page = report.page(content, "mine")
+    assert "In whole it leads 97 %" in page and "i watch this ••••" in page and "filth" not in page
+    assert "its search for tokens alone did so in 1 of 20" in page
+    alarms = {row["detector"]: row["false alarms"] for row in report.detectors(content)}
+    assert alarms["phrase search"] == "set to 5 % of clean models"
+    (ranked,) = [rows for title, _, rows in report.sections(content) if title.endswith("trigger?")]
+    assert [row["it is"] for row in ranked] == ["the trigger", ""]
+    assert "--show-texts" in page
+
+
 def test_what_was_audited_is_said_in_words():
     model = {"labels": ["negative", "positive"], "max_length": 128, "cut": 0.0, "parameters": 2033}
     assert report.facts(model) == [
