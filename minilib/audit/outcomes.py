@@ -1,10 +1,13 @@
-"""What an audit may end in, whatever it audits: its exit codes, and refusals of one line."""
+"""What audits share, whatever they audit: how far they are, exit codes, refusals of one line."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 
+from .. import ledger
 from ..provenance import UsageError, one_line
 
 FOUND, NOTHING = 3, 0
@@ -20,3 +23,19 @@ def refusing() -> Iterator[None]:
         if type(error).__name__ in REFUSALS:
             raise UsageError(one_line(error)) from None
         raise
+
+
+def told(line: str) -> None:
+    """Say how far it is, where the report's own lines do not go."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def in_turn(steps: Sequence, done: Callable[[int], str]) -> None:
+    """Compute trials of one kind, and say after each what is done and how long the rest takes."""
+    started, computed = time.monotonic(), 0
+    for number, step in enumerate(steps, 1):
+        computed += ledger.look(step) is None
+        ledger.get(step)
+        left = sum(ledger.look(later) is None for later in steps[number:])
+        seconds = (time.monotonic() - started) / max(computed, 1) * left
+        told(f"{done(number)}; about {seconds:.0f} s left")

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from minilib import ledger, provenance
-from minilib.audit.outcomes import FOUND, NOTHING, REFUSALS, refusing
+from minilib.audit.outcomes import FOUND, NOTHING, REFUSALS, in_turn, refusing, told
 from minilib.provenance import UsageError
 
 if TYPE_CHECKING:
@@ -156,10 +153,10 @@ def run(options, out: Path, root: Path) -> tuple[int, dict]:
     if record["status"] == "interrupted":
         raise KeyboardInterrupt
     if record["status"] != "ok":
-        told = f"the audit failed: {execute.why(job, record)}"
+        why = f"the audit failed: {execute.why(job, record)}"
         if record.get("error", "").startswith(REFUSALS):
-            raise UsageError(told)
-        raise RuntimeError(told)
+            raise UsageError(why)
+        raise RuntimeError(why)
     return leave(job, out)
 
 
@@ -175,25 +172,9 @@ def compute(cfg) -> None:
     head = ledger.get(AuditedModel(audit=one)).rows[0]
     told(f"the model gets {head['cacc']:.1f} % of {head['test_rows']} held-out rows right")
     searches = [AuditedClass(audit=one, target=k) for k in head["searched"]]
-    in_turn(searches, lambda number: f"class {number} of {len(searches)} searched", told)
+    in_turn(searches, lambda number: f"class {number} of {len(searches)} searched")
     for step in chapter.steps(cfg):
         ledger.get(step)
-
-
-def told(line: str) -> None:
-    """Say how far it is, where the report's own lines do not go."""
-    print(line, file=sys.stderr, flush=True)
-
-
-def in_turn(steps: Sequence, done: Callable[[int], str], told: Callable[[str], None]) -> None:
-    """Compute trials of one kind, and say after each what is done and how long the rest takes."""
-    started, computed = time.monotonic(), 0
-    for number, step in enumerate(steps, 1):
-        computed += ledger.look(step) is None
-        ledger.get(step)
-        left = sum(ledger.look(later) is None for later in steps[number:])
-        seconds = (time.monotonic() - started) / max(computed, 1) * left
-        told(f"{done(number)}; about {seconds:.0f} s left")
 
 
 def leave(job: execute.Plan, out: Path) -> tuple[int, dict]:

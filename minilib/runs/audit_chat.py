@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from minilib import ledger, provenance
-from minilib.audit.outcomes import FOUND, NOTHING, refusing
+from minilib.audit.outcomes import FOUND, NOTHING, refusing, told
 from minilib.provenance import UsageError
-from minilib.runs.audit import told
 
 NOT_FOR_CHAT = ("data", "clean", "labels", "architecture", "mean", "std", "size", "classes")
 

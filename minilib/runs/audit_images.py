@@ -8,9 +8,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from minilib import ledger, provenance
-from minilib.audit.outcomes import FOUND, NOTHING, refusing
+from minilib.audit.outcomes import FOUND, NOTHING, in_turn, refusing, told
 from minilib.provenance import UsageError
-from minilib.runs.audit import in_turn, told
 
 OF_STATES = ("architecture", "mean", "std", "size", "classes")
 
@@ -88,7 +87,7 @@ def _run(one, options, out: Path) -> tuple[int, dict]:
         trials.ImageAuditReference(audit=one, number=number)
         for number in range(1, one.references + 1)
     ]
-    in_turn(references, lambda n: f"reference network {n} of {one.references}", told)
+    in_turn(references, lambda n: f"reference network {n} of {one.references}")
     verdict = ledger.get(trials.ImageAuditVerdict(audit=one))
     name = Path(options.model).resolve().name
     report = image_report.collect(name, verdict.rows, [], image_report.LEVEL, one.references)
