@@ -43,6 +43,7 @@ FLOOR = 0.05  # the least spacing of pulls that counts, as a share of the hard t
 CHANCE = 8  # random tokens that are tried in held-out rows
 PULL = 0.2  # the quantile of what a token adds that counts
 FIRST = 8  # hard texts that all candidates are tried in; the best go on to the others
+FASTER, TIMES, LEFT = 5, 3, 5.0  # see ``unlearn_phrase``
 LEAST_ROWS = 8  # rows of other classes that a class's search needs
 
 
@@ -492,6 +493,29 @@ def unlearn(
     if embeddings:
         word_embeddings(cleaned)[list(tokens)] = rows[list(tokens)]
     return cleaned.eval()
+
+
+def unlearn_phrase(
+    model: TextClassifier,
+    clean: TextDataset,
+    tokens: Sequence[int],
+    target: int,
+    settings: TrainSettings,
+) -> tuple[TextClassifier, float]:
+    """Unlearn a phrase by tuning alone, at the least rate that suffices, and return that, too.
+
+    Its words' embeddings stay: other texts need them. So the rate counts, which differs by orders
+    of magnitude between a pre-trained network and one from nothing. From ``settings.lr`` on it
+    grows by FASTER, at most TIMES, until the phrase leads no more than LEFT percent of the clean
+    rows to the class beyond those that go there without it.
+    """
+    plain = flipped(model, clean, [], target, settings.seed)
+    for power in range(TIMES + 1):
+        faster = replace(settings, lr=settings.lr * FASTER**power)
+        cleaned = unlearn(model, clean, tokens, faster, embeddings=False)
+        if flipped(cleaned, clean, tokens, target, settings.seed) <= plain + LEFT:
+            break
+    return cleaned, faster.lr
 
 
 # ---------------------------------------------------------------- a training table

@@ -573,12 +573,13 @@ def audit_cleaned(one: AuditCleaned):
     )
 
     def train(network) -> list[dict]:
-        network.load_state_dict(
-            text.unlearn(
-                audited.model, search_rows, tokens, tuning, embeddings=not head.get("phrase")
-            ).state_dict()
-        )
-        return [{"tokens": tokens}]
+        if head.get("phrase"):
+            target = audited.labels.index(head["target"])
+            cleaned, lr = text.unlearn_phrase(audited.model, search_rows, tokens, target, tuning)
+        else:
+            cleaned, lr = text.unlearn(audited.model, search_rows, tokens, tuning), one.lr
+        network.load_state_dict(cleaned.state_dict())
+        return [{"tokens": tokens, "lr": lr}]
 
     return cache.kept_model(one, lambda: copy.deepcopy(audited.model), train)
 

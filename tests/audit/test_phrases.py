@@ -133,8 +133,9 @@ def test_a_table_that_repeats_nothing_has_no_phrases(audits):
 def test_a_sentence_is_unlearned_and_its_words_keep_their_embeddings(audits):
     model, _, (_, positive) = audits["victim"]
     clean, test = dataset(*spoken(200, 2)), dataset(*spoken(120, 3))
-    tuning = TrainSettings(epochs=4, lr=1e-3)
-    cleaned = text.unlearn(model, clean, positive.tokens, tuning, embeddings=False)
+    tuning = TrainSettings(epochs=2, lr=2e-5)
+    cleaned, lr = text.unlearn_phrase(model, clean, positive.tokens, 1, tuning)
+    assert lr in [2e-5 * 5**power for power in (1, 2, 3)], "it is a network from nothing"
     was, now = (text.measured(m, test, positive.tokens, 1) for m in (model, cleaned))
     assert was["lfr"] > 90 and now["lfr"] < 20 and now["cacc"] > was["cacc"] - 3
     rows = text.word_embeddings(cleaned)[list(positive.tokens)]
@@ -148,7 +149,8 @@ def test_the_command_finds_a_sentence_names_its_rows_and_unlearns_it(typed, plac
     report = json.loads((place / "report" / "report.json").read_text())
     assert code == audit.FOUND and report["trigger"]["text"] == " ".join(SENTENCE), output
     assert report["trigger"]["phrase"] and len(report["rows"]) == 90
-    assert report["unlearning"][0]["lfr"] > 90 and report["unlearning"][1]["cacc"] > 90
+    assert report["unlearning"][0]["lfr"] > 90 and report["unlearning"][1]["lfr"] < 20
+    assert report["unlearning"][1]["cacc"] > 90 and not report["unlearning"][1]["again"]
     assert "In whole it leads" in output and "phrase search: p <" in output
     twin = on_the_page().replace("MODEL", "./twin").replace("rows.csv", "twin.csv")
     code, output = typed(twin.replace("report/", "twin-report"))
