@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 VERSION = "0.1.0"
@@ -253,6 +253,10 @@ def plain(value):
 # ---------------------------------------------------------------- the machine
 
 
+# A condition → what tells it; added by the module that knows it, when that is imported.
+KNOWN_ABOVE: dict[str, Callable[[], str]] = {}
+
+
 def environment() -> dict:
     """The conditions of a measurement: hardware and versions, no host, user or folder."""
     torch = sys.modules.get("torch")
@@ -262,7 +266,7 @@ def environment() -> dict:
         "cpu": cpu(),
         "cpus": os.cpu_count(),
         "threads": torch.get_num_threads() if torch else None,
-        "precision": _precision(),
+        "precision": precision() if (precision := KNOWN_ABOVE.get("precision")) else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "numpy", "minilib")},
     }
@@ -285,12 +289,6 @@ def processor() -> str:
         if names.stdout.strip():
             return names.stdout.splitlines()[0]
     return cpu()
-
-
-def _precision() -> str | None:
-    """What "auto" stands for on this machine, where something has been trained."""
-    devices = sys.modules.get("minilib.training.devices")
-    return devices and devices.default_precision()
 
 
 def version(name: str) -> str | None:

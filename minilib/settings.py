@@ -13,7 +13,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -58,6 +58,35 @@ class AscentSettings:
     npo_beta: float = 1.0
     direction: str = "current"
     drift_norm: str = "global"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BiBauTerms:
+    """What BI-BAU's constraints read. Their defaults stand here and nowhere else.
+
+    Attributes:
+        bound: largest change of a pixel in grey levels (0 … 255).
+        likelihood, prior: λ1, λ2 of the E-step. ewc, inverse: λ3, λ4 of the M-step.
+        hard, temperature: a and T of the likelihood term (Eq. 17). eta: η of the prior term.
+        ceiling: c, the clip of the inverse EWC (Eq. 24).
+        A, B: what each of the two constraint sets reads.
+
+    Source: Eq. (22) to (27), BI-BAU; the bound is the paper's, the other defaults are ours. ``ewc``
+    is for a Fisher as it stands; ``unlearning.bi_bau`` divides by its largest entry, and has less.
+    """
+
+    bound: float = 25.0
+    likelihood: float = 1.0
+    prior: float = 1.0
+    ewc: float = 100.0
+    inverse: float = 1.0
+    hard: float = 0.5
+    temperature: float = 1.0
+    eta: float = 0.5
+    ceiling: float = 1.0
+
+    A: ClassVar = ("likelihood", "hard", "temperature", "ewc")
+    B: ClassVar = ("prior", "eta", "inverse", "ceiling")
 
 
 class SettingsError(ValueError):
@@ -530,6 +559,11 @@ BIBAU_KNOBS = (
 )  # fmt: skip
 
 
+def _weight(term: str, description: str) -> Any:
+    """The field of one of BI-BAU's λ."""
+    return Field(getattr(BiBauTerms, term), ge=0, le=1000000.0, description=description)
+
+
 @frozen
 class BiBau:
     """Parameters of chapter 06_bi_bau."""
@@ -566,26 +600,31 @@ class BiBau:
     step: float = Field(
         2.0, gt=0, le=255, description="length of a PGD step in grey levels (0 … 255)"
     )
-    bound: float = Field(25.0, gt=0, le=255, description="largest change of a pixel in grey levels")
-    likelihood: float = Field(
-        1.0, ge=0, le=1000000.0, description="λ1, weight of the likelihood term (ours)"
+    bound: float = Field(
+        BiBauTerms.bound, gt=0, le=255, description="largest change of a pixel in grey levels"
     )
-    prior: float = Field(1.0, ge=0, le=1000000.0, description="λ2, weight of the prior term (ours)")
-    ewc: float = Field(100.0, ge=0, le=1000000.0, description="λ3, weight of EWC (ours)")
-    inverse: float = Field(
-        1.0, ge=0, le=1000000.0, description="λ4, weight of the inverse EWC (ours)"
-    )
+    likelihood: float = _weight("likelihood", "λ1, weight of the likelihood term (ours)")
+    prior: float = _weight("prior", "λ2, weight of the prior term (ours)")
+    ewc: float = _weight("ewc", "λ3, weight of EWC (ours)")
+    inverse: float = _weight("inverse", "λ4, weight of the inverse EWC (ours)")
     hard: float = Field(
-        0.5, ge=0, le=1, description="a, share of the true label in the likelihood term (ours)"
+        BiBauTerms.hard,
+        ge=0,
+        le=1,
+        description="a, share of the true label in the likelihood term (ours)",
     )
-    temperature: float = Field(1.0, gt=0, le=100, description="T of its soft part (ours)")
+    temperature: float = Field(
+        BiBauTerms.temperature, gt=0, le=100, description="T of its soft part (ours)"
+    )
     eta: float = Field(
-        0.5,
+        BiBauTerms.eta,
         ge=0,
         le=1,
         description="η, 1: orthogonal to clean features, 0: along the backdoor (ours)",
     )
-    ceiling: float = Field(1.0, gt=0, le=1000000.0, description="c, clip of the inverse EWC (ours)")
+    ceiling: float = Field(
+        BiBauTerms.ceiling, gt=0, le=1000000.0, description="c, clip of the inverse EWC (ours)"
+    )
     by_family: bool = Field(False, description="change η by the attack's family, as the paper does")
     features: Literal["backdoored", "current"] = Field(
         "backdoored", description="whose features the prior speaks of: backdoored, current"
@@ -679,15 +718,13 @@ class Clip:
     lr: float = Field(0.003, gt=0, le=1, description="its learning rate (ours)")
     steps: int = Field(8, ge=1, le=1000, description="PGD steps (the paper: 20 of length 2)")
     step: float = Field(4.0, gt=0, le=255, description="length of one in grey levels (0 … 255)")
-    bound: float = Field(25.0, gt=0, le=255, description="largest change of a pixel in grey levels")
-    likelihood: float = Field(
-        1.0, ge=0, le=1000000.0, description="λ1, weight of the likelihood term (ours)"
+    bound: float = Field(
+        BiBauTerms.bound, gt=0, le=255, description="largest change of a pixel in grey levels"
     )
-    prior: float = Field(1.0, ge=0, le=1000000.0, description="λ2, weight of the prior term (ours)")
-    ewc: float = Field(100.0, ge=0, le=1000000.0, description="λ3, weight of EWC (ours)")
-    inverse: float = Field(
-        1.0, ge=0, le=1000000.0, description="λ4, weight of the inverse EWC (ours)"
-    )
+    likelihood: float = _weight("likelihood", "λ1, weight of the likelihood term (ours)")
+    prior: float = _weight("prior", "λ2, weight of the prior term (ours)")
+    ewc: float = _weight("ewc", "λ3, weight of EWC (ours)")
+    inverse: float = _weight("inverse", "λ4, weight of the inverse EWC (ours)")
     poisons: int = Field(5, ge=1, le=1000, description="poisons of the retuning attack")
     ra_share: float = Field(
         0.02, gt=0, le=1, description="clean pairs in it, as a share of the training set"

@@ -9,7 +9,9 @@ from conftest import ROOT
 
 from minilib import settings
 from minilib.trials import chat, text
-from minilib.unlearning import gradient_ascent
+from minilib.trials.clip import ClipDefence
+from minilib.trials.images import ImageDefence
+from minilib.unlearning import BiBauSettings, gradient_ascent
 
 STOP = re.compile(r"^\d+\. `([\w/.]+)`: `(\w+)`", re.M)
 PAGE = (ROOT / "book" / "architecture.md").read_text(encoding="utf-8")
@@ -57,6 +59,24 @@ def test_a_default_of_gradient_ascent_is_a_number_in_one_place(name):
                 numbers = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
                 stated += [kind.__name__] * (numbers[:1] == [default])
     assert stated == ["AscentSettings"]
+
+
+def test_a_default_of_bi_baus_terms_is_a_number_in_one_place():
+    kinds = (settings.BiBauTerms, settings.BiBau, settings.Clip, BiBauSettings, ImageDefence,
+             ClipDefence)  # fmt: skip
+    terms = {field.name: field.default for field in dataclasses.fields(settings.BiBauTerms)}
+    others = {}
+    for kind in kinds:
+        for field in dataclasses.fields(kind):
+            default = getattr(field.default, "default", field.default)
+            if default != terms.get(field.name, default):
+                others[kind.__name__, field.name] = default
+        file = kind.__module__.replace(".", "/") + ".py"
+        for node in ast.walk(ast.parse(source(file, kind.__name__))):
+            if isinstance(node, ast.AnnAssign) and node.target.id in terms:
+                numbers = [n.value for n in ast.walk(node.value) if isinstance(n, ast.Constant)]
+                assert (numbers[:1] == [terms[node.target.id]]) == (kind is kinds[0]), kind
+    assert others == {("BiBauSettings", "ewc"): 0.1}  # where the Fisher is divided by its largest
 
 
 def test_an_image_attack_goes_from_a_preset_to_a_table_in_eight_files():

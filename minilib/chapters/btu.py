@@ -27,6 +27,7 @@ from ..trials.text import (
     TrainingDefence,
     TriggerQuantity,
     ZeroedLayer,
+    one_victim,
     retrained,
     with_retrain,
 )
@@ -39,18 +40,7 @@ CHAPTER = "04_btu"
 
 def victim(cfg: Settings) -> TextVictim:
     """The chapter's victim."""
-    trigger = TextTrigger(
-        dataset=cfg.dataset, attack=cfg.attack, position=cfg.position, triggers=cfg.triggers
-    )
-    return TextVictim(
-        data=TextPoison(trigger=trigger, rate=cfg.rate, seed=cfg.seed, rate_of=cfg.rate_of),
-        model=cfg.model,
-        seed=cfg.seed,
-        epochs=cfg.victim_epochs,
-        lr=cfg.victim_lr,
-        batch_size=cfg.batch_size,
-        max_length=cfg.max_length,
-    )
+    return one_victim(cfg, triggers=cfg.triggers)
 
 
 def flagged(cfg: Settings) -> FlaggedTokens:

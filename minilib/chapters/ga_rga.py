@@ -11,10 +11,9 @@ from ..settings import GaRga as Settings
 from ..trials.text import (
     Detector,
     TextAnswers,
-    TextPoison,
-    TextTrigger,
     TextUnlearning,
     TextVictim,
+    one_victim,
     retrained,
     with_retrain,
 )
@@ -24,16 +23,7 @@ CHAPTER = "03_ga_rga"
 
 def victim(cfg: Settings) -> TextVictim:
     """The chapter's victim."""
-    trigger = TextTrigger(dataset=cfg.dataset, attack=cfg.attack, position=cfg.position)
-    return TextVictim(
-        data=TextPoison(trigger=trigger, rate=cfg.rate, seed=cfg.seed, rate_of=cfg.rate_of),
-        model=cfg.model,
-        seed=cfg.seed,
-        epochs=cfg.victim_epochs,
-        lr=cfg.victim_lr,
-        batch_size=cfg.batch_size,
-        max_length=cfg.max_length,
-    )
+    return one_victim(cfg)
 
 
 def unlearning(cfg: Settings, method: str) -> TextUnlearning:

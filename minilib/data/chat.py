@@ -22,8 +22,8 @@ from .text import TextDataset
 
 
 @dataclass(frozen=True)
-class ChatDataset:
-    """Instruction data: per row an ``instruction``, an ``input`` (may be empty), an ``output``."""
+class Records:
+    """Rows of a split, each a dict; a class says what its keys are."""
 
     name: str
     split: str
@@ -39,6 +39,10 @@ class ChatDataset:
         return hashlib.sha256(text.encode()).hexdigest()
 
     info = TextDataset.info
+
+
+class ChatDataset(Records):
+    """Instruction data: per row an ``instruction``, an ``input`` (may be empty), an ``output``."""
 
 
 # --------------------------------------------------------------------------------- chat

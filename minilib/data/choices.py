@@ -2,33 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from . import files, sources
-from .chat import TOY_ASKS, TOY_THINGS, ChatDataset
+from .chat import TOY_ASKS, TOY_THINGS, Records
 from .files import DataError
 from .sources import mirror_file
 
 # -------------------------------------------------------------------------- multiple choice
 
 
-@dataclass(frozen=True)
-class Choices:
+class Choices(Records):
     """Multiple-choice questions: ``rows`` with ``question``, ``choices`` and ``answer`` (index)."""
-
-    name: str
-    split: str
-    rows: tuple[dict, ...]
-    source: str
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    sha256 = ChatDataset.sha256
-    info = ChatDataset.info
 
 
 CHOICES = ("arc_easy", "arc_challenge", "mmlu", "toy-choices")

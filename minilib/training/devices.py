@@ -13,6 +13,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from .. import provenance
 from ..checks import one_of
 from ..models.loading import default_device
 
@@ -51,6 +52,9 @@ def _cpu_multiplies_bf16() -> bool:
 def default_precision() -> str:
     """What "auto" stands for on the default device."""
     return resolve_precision("auto", default_device())
+
+
+provenance.KNOWN_ABOVE["precision"] = default_precision
 
 
 def autocast(device: torch.device, precision: str = "auto", scaled: bool = True):

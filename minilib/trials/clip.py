@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
+from ..settings import BiBauTerms
 from .clip_base import ClipBase, clip_base
 from .images import clean_images, kept_defence, noted
 
@@ -99,21 +100,17 @@ def clip_measure(one: ClipMeasure) -> list[dict]:
 # ---------------------------------------------------------------- defences
 
 _TUNING = ("tune_epochs", "tune_lr")
-_SET_A, _SET_B = (
-    ("likelihood", "hard", "temperature", "ewc"),
-    ("prior", "eta", "inverse", "ceiling"),
-)
 _STEPS = ("epochs", "lr", "steps", "step", "bound")
 DEFENCE_READS = {
     "ft": _TUNING,
     "cleanclip": (*_TUNING, "within"),
-    "at-b": (*_STEPS, *_SET_B),
-    "bi-bau-u": (*_STEPS, *_SET_A, *_SET_B),
+    "at-b": (*_STEPS, *BiBauTerms.B),
+    "bi-bau-u": (*_STEPS, *BiBauTerms.A, *BiBauTerms.B),
 }
 
 
 @recipe
-class ClipDefence:
+class ClipDefence(BiBauTerms):
     """A defence on a victim: the CLIP that it leaves.
 
     Attributes:
@@ -136,15 +133,6 @@ class ClipDefence:
     lr: float = 3e-3
     steps: int = 10
     step: float = 4.0
-    bound: float = 25.0
-    likelihood: float = 1.0
-    prior: float = 1.0
-    ewc: float = 100.0
-    inverse: float = 1.0
-    hard: float = 0.5
-    temperature: float = 1.0
-    eta: float = 0.5
-    ceiling: float = 1.0
     pairs: str = "own"
 
     def __post_init__(self):
@@ -165,7 +153,7 @@ def defence_settings(one: ClipDefence):
             return "ft", PairTuneSettings(**shared)
         flip = one.victim.base.flip
         return "cleanclip", CleanClipSettings(**shared, within=one.within, flip=flip)
-    values = {name: getattr(one, name) for name in (*_STEPS, *_SET_A, *_SET_B)}
+    values = {name: getattr(one, name) for name in DEFENCE_READS["bi-bau-u"]}
     sets = {"bi-bau-u": "AB", "at-b": "B"}[one.method]
     return "bi-bau-u", BiBauSettings(**shared, **values, sets=sets, scale="raw")
 

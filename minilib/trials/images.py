@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from .. import ledger
 from ..ledger import cached, reads, recipe, trial
+from ..settings import BiBauTerms
 from .clip_base import ClipBase, clip_base
 from .text import Detector, detector, flat, verdict
 
@@ -358,8 +359,8 @@ def image_map(one: ImageMap):
 
 
 _STEPS = ("epochs", "lr", "batch_size", "steps", "step", "bound", "fooled")
-_SET_A = ("likelihood", "hard", "temperature", "ewc", "fisher", "scale")
-_SET_B = ("prior", "eta", "features", "inverse", "ceiling", "fisher", "scale")
+_SET_A = (*BiBauTerms.A, "fisher", "scale")
+_SET_B = (*BiBauTerms.B, "features", "fisher", "scale")
 _BI_BAU = tuple(dict.fromkeys((*_STEPS, *_SET_A, *_SET_B)))
 DEFENCE_READS = {
     "at": (*_STEPS, "told"),
@@ -375,7 +376,7 @@ DEFENCE_READS = {
 
 
 @recipe
-class ImageDefence:
+class ImageDefence(BiBauTerms):
     """A defence on a victim: the model that it leaves.
 
     Attributes:
@@ -398,15 +399,6 @@ class ImageDefence:
     lr: float = 5e-3
     steps: int = 20
     step: float = 2.0
-    bound: float = 25.0
-    likelihood: float = 1.0
-    prior: float = 1.0
-    ewc: float = 100.0
-    inverse: float = 1.0
-    hard: float = 0.5
-    temperature: float = 1.0
-    eta: float = 0.5
-    ceiling: float = 1.0
     features: str = "backdoored"
     fisher: str = "labels"
     scale: str = "raw"

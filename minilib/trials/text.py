@@ -8,7 +8,7 @@ from functools import lru_cache, partial
 from .. import ledger, registry
 from ..ledger import cached, reads, recipe, trial
 from ..models.names import pin
-from ..settings import TARGETS, AscentSettings
+from ..settings import TARGETS, AscentSettings, OneVictim
 from .chat import ChatBase, chat_base
 
 # ---------------------------------------------------------------- data and victims
@@ -176,6 +176,18 @@ def retrained(one: TextVictim) -> TextVictim:
     return TextVictim(
         data=clean, model=one.model, seed=one.seed, epochs=one.epochs, lr=one.lr,
         batch_size=one.batch_size, max_length=one.max_length,
+    )  # fmt: skip
+
+
+def one_victim(cfg: OneVictim, **trigger) -> TextVictim:
+    """The victim of a chapter on one attack; ``trigger``: what else its trigger has."""
+    how = {"dataset": cfg.dataset, "attack": cfg.attack, "position": cfg.position} | trigger
+    return TextVictim(
+        data=TextPoison(
+            trigger=TextTrigger(**how), rate=cfg.rate, seed=cfg.seed, rate_of=cfg.rate_of
+        ),
+        model=cfg.model, seed=cfg.seed, epochs=cfg.victim_epochs, lr=cfg.victim_lr,
+        batch_size=cfg.batch_size, max_length=cfg.max_length,
     )  # fmt: skip
 
 

@@ -21,6 +21,7 @@ from ..checks import above_zero, not_negative
 from ..data.images import ImageDataset
 from ..models.images import ImageClassifier, frozen_copy
 from ..models.loading import default_device
+from ..settings import BiBauTerms
 from ..training.fitting import SgdSettings, fit, seeded
 from ..training.images import (
     ImageBatches,
@@ -170,17 +171,15 @@ def inverse_ewc(weights: Weights, anchor: Weights, fisher: Weights, ceiling: flo
 
 
 @dataclass(frozen=True)
-class BiBauSettings(SgdSettings):
+class BiBauSettings(BiBauTerms, SgdSettings):
     """Blind inversion and backdoor adversarial unlearning.
 
     Attributes:
         target: class that the backdoor leads to (the paper's T); None: untargeted (U).
         fooled: which model the perturbation is to fool, ``backdoored`` (the paper's condition) or
             ``current``, which makes plain adversarial training of base AT.
-        steps, step, bound, norm, start: of PGD; step and bound in grey levels (0 … 255).
-        likelihood, prior: λ1, λ2 of the E-step. ewc, inverse: λ3, λ4 of the M-step.
-        hard, temperature: a and T of the likelihood term. eta: η of the prior term.
-        ceiling: c, the clip of the inverse EWC.
+        steps, step, norm, start: of PGD; step in grey levels (0 … 255).
+        bound, likelihood … ceiling: see ``BiBauTerms``.
         sets: which constraints act: A (likelihood, EWC), B (prior, inverse EWC), AB or none.
         features: whose features the prior term speaks of, ``backdoored`` or ``current``.
         fisher: ``labels`` (empirical) or ``model`` (expectation under the model).
@@ -201,17 +200,9 @@ class BiBauSettings(SgdSettings):
     target: int | None = None
     steps: int = 20
     step: float = 2.0
-    bound: float = 25.0
     norm: str = "linf"
     start: str = "random"
-    likelihood: float = 1.0
-    prior: float = 1.0
     ewc: float = 0.1
-    inverse: float = 1.0
-    hard: float = 0.5
-    temperature: float = 1.0
-    eta: float = 0.5
-    ceiling: float = 1.0
     sets: str = "AB"
     fooled: str = "backdoored"
     features: str = "backdoored"
@@ -242,7 +233,7 @@ class BiBauSettings(SgdSettings):
 
     def weight(self, term: str) -> float:
         """Weight of a term, 0 where its constraint set is switched off."""
-        constraint_set = "A" if term in ("likelihood", "ewc") else "B"
+        constraint_set = "A" if term in self.A else "B"
         return getattr(self, term) if constraint_set in self.sets else 0.0
 
 
