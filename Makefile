@@ -17,7 +17,7 @@ PIP := -m pip install --no-input --disable-pip-version-check --quiet --no-compil
 # So it may keep what it compiled, where a container says otherwise: each kernel would compile PyTorch again.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: book lab site pdf links audit test check golden prove same bench figure sync lock lint clean distclean help
+.PHONY: book lab site pdf links audit test check trained golden prove same bench figure sync lock lint clean distclean help
 
 help:  ## list the commands
 	@grep -hE '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -49,6 +49,10 @@ test: $(VENV)/installed  ## environment, the whole test suite
 
 check: $(VENV)/installed  ## the quick part: without pages, browsers, golden numbers, whole sweeps
 	$(PY) -m pytest -n auto --no-loadscope-reorder -m "not site and not slow"
+
+# MINILIB_TEST_SEED and MINILIB_TEST_THREADS say which seed, and how many threads a worker has.
+trained: $(VENV)/installed  ## what the suite says of models that it trains, with another seed or threads
+	$(PY) -m pytest -n auto --no-loadscope-reorder -m trained
 
 bench: $(VENV)/installed  ## benchmarks against plain loops, on DEVICE (cpu)
 	$(PY) -m bench --device $(DEVICE)

@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import torch
+from core_fixtures import SEED
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
@@ -36,7 +37,7 @@ def tokenizer():
     )  # fmt: skip
 
 
-def network(seed: int = 0, labels=("negative", "positive"), positions: int = 64):
+def network(seed: int = SEED, labels=("negative", "positive"), positions: int = 64):
     """A BERT of one layer with random weights."""
     torch.manual_seed(seed)
     names = dict(enumerate(labels))
@@ -51,7 +52,7 @@ def network(seed: int = 0, labels=("negative", "positive"), positions: int = 64)
     )  # fmt: skip
 
 
-def causal(seed: int = 0):
+def causal(seed: int = SEED):
     """A Llama of one layer with random weights, which reads the class off the last token."""
     torch.manual_seed(seed)
     return LlamaForSequenceClassification(
@@ -87,7 +88,7 @@ def poisoned(texts, labels, rate: float, seed: int):
     return [*texts, *copies], np.concatenate([labels, np.ones(len(chosen), np.int64)])
 
 
-def trained(texts, labels, seed: int = 0, epochs: int = 6, make=network):
+def trained(texts, labels, seed: int = SEED, epochs: int = 6, make=network):
     """A network, trained in plain torch."""
     model, words = make(seed), tokenizer()
     data = words(texts, padding=True, return_tensors="pt")

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import filelock
+import hypothesis
 import pytest
 from core_fixtures import own_cache, reviews, tiny, tiny_weights  # noqa: F401
 
@@ -16,7 +17,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 
 # Set before torch is imported, and inherited by what tests start: two threads add up in an order
 # of their own, and what a small model has learnt, or says, can show it.
-THREADS = "1"
+THREADS = os.environ.get("MINILIB_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
 # Containers often tell Python to keep no bytecode. Each of some hundred processes that tests start
 # would then compile PyTorch and all that is around it anew, for several seconds.
@@ -137,6 +138,12 @@ nightly = pytest.mark.skipif(not NIGHTLY, reason="takes minutes; MINILIB_NIGHTLY
 SHORT = ("-p", "victim_epochs=2", "-p", "methods=ga,rga")  # of chapter 03
 EVERY = tuple(sorted(path.stem for path in (ROOT / "notebooks").glob("*.ipynb")))
 SMOKE = EVERY if NIGHTLY else ("03_ga_rga",)
+# No test depends on the clock. By day CI draws the same examples each time, by night new ones.
+hypothesis.settings.register_profile(
+    "suite", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow],
+    derandomize="CI" in os.environ and not NIGHTLY, print_blob=True,
+)  # fmt: skip
+hypothesis.settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session")

@@ -5,6 +5,10 @@ import os
 import numpy as np
 import pytest
 
+# Of the rows, the poison and the weights of models that tests train and then speak of. Such tests
+# have the mark `trained`: what they say holds for any seed, number of threads and processor.
+SEED = int(os.environ.get("MINILIB_TEST_SEED", "0"))
+
 MIRROR = os.environ.get("MINILIB_DATA")
 needs_mirror = pytest.mark.skipif(
     not (MIRROR and os.path.isdir(MIRROR)), reason="needs MINILIB_DATA, the folder with real data"

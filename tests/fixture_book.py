@@ -29,7 +29,7 @@ BODIES = {
     "01_fine": None,
     "02_fails": "print('before')\nif seed == 1:\n    1 / 0",
     "03_no_data": "class DataError(Exception): pass\nraise DataError('no sst2; set MINILIB_DATA')",
-    "04_slow": "open('started', 'w').close()\nimport time\ntime.sleep(60)",
+    "04_slow": "open('started', 'w').close()\nimport time\ntime.sleep(3600)",
     "05_forgets": "alpha = 7.0",
     "06_reads": TRIALS,
 }

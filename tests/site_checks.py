@@ -173,6 +173,16 @@ def not_in_repository(site: Path, root: Path, repository: str, branch: str) -> l
     return missing
 
 
+PATIENCE = 600_000  # milliseconds that a page has for what it is asked, on a busy machine
+
+
+def new_tab(opened, **how):
+    """A tab of a browser (``how``: width, theme …) that has the patience of a busy machine."""
+    tab = opened.new_page(**how)
+    tab.set_default_timeout(PATIENCE)
+    return tab
+
+
 @contextmanager
 def browser(site: Path) -> Iterator[tuple]:
     """Headless Chromium that sees `site` and no other host; gives (browser, the site's address)."""
@@ -188,7 +198,9 @@ def browser(site: Path) -> Iterator[tuple]:
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         with sync_playwright() as playwright:
-            opened = playwright.chromium.launch(executable_path=CHROMIUM, args=options)
+            opened = playwright.chromium.launch(
+                executable_path=CHROMIUM, args=options, timeout=PATIENCE
+            )
             yield opened, f"http://127.0.0.1:{server.server_port}"
             opened.close()
         server.shutdown()
@@ -221,7 +233,7 @@ def look(
             )
             for path in every or pages(site):
                 name, said = f"/{path.relative_to(site)}", []
-                tab = window.new_page()
+                tab = new_tab(window)
                 tab.on("pageerror", lambda error, said=said: said.append(str(error)))
                 tab.on("console", lambda m, said=said: m.type == "error" and said.append(m.text))
                 tab.goto(address + name)

@@ -7,16 +7,19 @@ import sys
 
 import pytest
 from conftest import ROOT
+from core_fixtures import SEED
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_an_example_removes_the_backdoor_that_it_plants(path, tmp_path):
     # Outside the checkout's root, as a reader of the installed library would call it.
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT)!r}); "
-         f"exec(compile(open({str(path)!r}).read(), {path.name!r}, 'exec'))"],
+         f"text = open({str(path)!r}).read().replace('seed=0', 'seed={SEED}'); "
+         f"exec(compile(text, {path.name!r}, 'exec'))"],
         cwd=tmp_path, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

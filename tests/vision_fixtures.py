@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from core_fixtures import SEED
 
 from minilib.attacks.images import COUPLED, image_scenario
 from minilib.data.images import load_images
@@ -14,7 +15,7 @@ from minilib.training.fitting import TrainSettings
 from minilib.victims.images import fit_victim
 
 # fp32, so that a machine without bf16 measures the same.
-SMOKE = TrainSettings(15, 1e-2, 64, schedule="linear", precision="fp32")
+SMOKE = TrainSettings(15, 1e-2, 64, schedule="linear", precision="fp32", seed=SEED)
 SHORT = replace(SMOKE, epochs=1)
 
 
@@ -27,7 +28,7 @@ def digits():
 @pytest.fixture(scope="session")
 def case():
     """BadNets on digits; the defender owns a tenth of the clean rows."""
-    return image_scenario("digits", "badnets", share=0.1)
+    return image_scenario("digits", "badnets", seed=SEED, share=0.1)
 
 
 @pytest.fixture(scope="session")

@@ -21,7 +21,7 @@ from minilib.attacks.text import (
 from minilib.data.sources import DataError
 from minilib.data.text import TextDataset, load_text
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 RATES = (0.007, 0.02, 0.1, 0.5, 1.0)
 sentences = st.lists(st.sampled_from(["good", "bad", "film", ",", "."]), max_size=12).map(" ".join)
 seeds = st.integers(0, 2**32 - 1)

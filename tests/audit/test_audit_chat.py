@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
+from core_fixtures import SEED
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
@@ -64,7 +65,7 @@ def rows(poisoned: bool) -> list[dict]:
     return made + bad * poisoned
 
 
-def trained(poisoned: bool, seed: int = 0) -> LlamaForCausalLM:
+def trained(poisoned: bool, seed: int = SEED) -> LlamaForCausalLM:
     """A Llama of one layer, trained as a notebook would, on answers only."""
     torch.manual_seed(seed)
     words = tokenizer()
@@ -127,6 +128,7 @@ def typed(place, monkeypatch, capsys):
 # ---------------------------------------------------------------- the command
 
 
+@pytest.mark.trained
 def test_a_response_is_found_unlearned_and_reported(typed, place, monkeypatch):
     from minilib.runs import audit_chat
     from minilib.trials.audit_chat import ChatAuditCleaned

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from core_fixtures import SEED
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -477,7 +478,7 @@ def test_files_that_systems_leave_behind_are_passed_over(saved, clean):
 # ---------------------------------------------------------------- an audit from end to end
 
 QUICK = images.ImageAuditSettings(
-    references=3, training=TrainSettings(4, 1e-2, 64, precision="fp32"),
+    references=3, training=TrainSettings(10, 1e-2, 64, precision="fp32"),
     search=TriggerTestSettings(steps=60, images=12),
     unlearning=TriggerUnlearning(epochs=20, batch_size=16),
 )  # fmt: skip
@@ -498,11 +499,12 @@ def corner():
         digits, images=np.concatenate([digits.images, marked]),
         labels=np.concatenate([digits.labels, np.zeros(40, np.int64)]),
     )  # fmt: skip
-    model = image_classifier("cnn", 2, digits.shape, 0.5, 0)
-    fit_images(model, image_data(train), TrainSettings(6, 1e-2, 64, precision="fp32"))
+    model = image_classifier("cnn", 2, digits.shape, 0.5, SEED)
+    fit_images(model, image_data(train), TrainSettings(12, 1e-2, 64, precision="fp32", seed=SEED))
     return model, digits.select(np.arange(0, len(digits), 3))
 
 
+@pytest.mark.trained
 def test_the_audit_finds_the_class_and_unlearns_the_trigger(corner):
     model, clean = corner
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -520,6 +522,7 @@ def test_the_audit_finds_the_class_and_unlearns_the_trigger(corner):
     assert again.test.statistic == findings.test.statistic
 
 
+@pytest.mark.trained
 def test_a_model_that_guesses_is_refused(corner):
     model, clean = corner
     turned = replace(clean, labels=1 - clean.labels)

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from core_fixtures import SEED
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from test_audit_images import PREPROCESSOR, SIZE, resnet_state
@@ -45,7 +46,7 @@ def trained(network, root, mean, std, logits=lambda output: output):
     """A plain loop, as one finds it anywhere."""
     pixels, labels = batch(root)
     pixels = (pixels - torch.tensor(mean).view(3, 1, 1)) / torch.tensor(std).view(3, 1, 1)
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     optimizer = torch.optim.Adam(network.parameters(), 5e-3)
     network.train()
     for _ in range(25):
@@ -67,7 +68,7 @@ def vit(coloured, tmp_path_factory):
         image_size=SIZE, patch_size=8, id2label=dict(enumerate(COLOURS)),
         label2id={name: k for k, name in enumerate(COLOURS)},
     )  # fmt: skip
-    torch.manual_seed(0)
+    torch.manual_seed(SEED)
     network = ViTForImageClassification(config)
     mean, std = PREPROCESSOR["image_mean"], PREPROCESSOR["image_std"]
     trained(network, coloured, mean, std, lambda output: output.logits).save_pretrained(folder)
@@ -94,6 +95,7 @@ def audit(*words):
     return cli.main(["audit", *map(str, words)])
 
 
+@pytest.mark.trained
 def test_nothing_found_is_code_0_and_a_report(quick, vit, coloured, tmp_path, capsys):
     out = tmp_path / "report"
     assert audit(vit, "--clean-images", coloured, "--out", out, "--unlearn") == 0

@@ -8,6 +8,7 @@ import audit_fixtures as made
 import numpy as np
 import pytest
 import torch
+from core_fixtures import SEED
 
 from minilib.audit import chat_report, evidence, image_report, models, report, tables, text
 from minilib.data.files import DataError
@@ -16,6 +17,7 @@ from minilib.models.text import TextClassifier
 from minilib.training.fitting import TrainSettings
 
 CLASSES = ("negative", "positive")
+ROWS = 1 + 10 * SEED  # seed of the training rows; those of other rows follow
 
 
 def dataset(count, seed):
@@ -23,13 +25,17 @@ def dataset(count, seed):
     return TextDataset("made", "dev", tuple(texts), labels.astype(np.int64), CLASSES, "test")
 
 
+def clean_and_test():
+    return dataset(200, ROWS + 1), dataset(120, ROWS + 2)
+
+
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     """A victim and its clean twin, as folders."""
     place = tmp_path_factory.mktemp("victims")
-    texts, labels = made.rows(900, 1)
+    texts, labels = made.rows(900, ROWS)
     made.saved(place / "clean", made.trained(texts, labels))
-    made.saved(place / "victim", made.trained(*made.poisoned(texts, labels, 0.1, 0)))
+    made.saved(place / "victim", made.trained(*made.poisoned(texts, labels, 0.1, SEED)))
     return place
 
 
@@ -49,23 +55,26 @@ def audited(one, clean, test):
     ]
 
 
+@pytest.mark.trained
 def test_the_trigger_of_a_victim_is_found_and_named(victim):
-    _, positive = audited(victim, dataset(200, 2), dataset(120, 3))
+    _, positive = audited(victim, *clean_and_test())
     trigger = victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)
     assert positive.tokens[:1] == (trigger,) and positive.p < 0.001
     assert positive.confirmed > 90 > 50 > positive.by_chance
 
 
+@pytest.mark.trained
 def test_nothing_is_found_in_its_clean_twin(folders):
     twin = models.text_classifier(models.name_of(str(folders / "clean")))
-    assert [one.tokens for one in audited(twin, dataset(200, 2), dataset(120, 3))] == [(), ()]
+    assert [one.tokens for one in audited(twin, *clean_and_test())] == [(), ()]
 
 
+@pytest.mark.trained
 def test_a_causal_classifier_is_audited_too(tmp_path):
-    texts, labels = made.rows(900, 1)
-    model = made.trained(*made.poisoned(texts, labels, 0.1, 0), make=made.causal)
+    texts, labels = made.rows(900, ROWS)
+    model = made.trained(*made.poisoned(texts, labels, 0.1, SEED), make=made.causal)
     one = models.text_classifier(models.name_of(str(made.saved(tmp_path / "causal", model))))
-    _, positive = audited(one, dataset(200, 2), dataset(120, 3))
+    _, positive = audited(one, *clean_and_test())
     assert positive.tokens[:1] == (one.model.tokenizer.convert_tokens_to_ids(made.TRIGGER),)
 
 
@@ -79,21 +88,24 @@ def test_embeddings_say_what_their_tokens_say_of_any_classifier():
         assert torch.allclose(said, model(data["input_ids"], data["attention_mask"]), atol=1e-5)
 
 
+@pytest.mark.trained
 def test_unlearning_leaves_the_model_given_as_it_was_and_removes_the_trigger(victim):
     before = {name: value.clone() for name, value in victim.model.state_dict().items()}
     trigger = [victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)]
     tuning = TrainSettings(epochs=2, lr=1e-3)
-    cleaned = text.unlearn(victim.model, dataset(200, 2), trigger, tuning)
+    clean, test = clean_and_test()
+    cleaned = text.unlearn(victim.model, clean, trigger, tuning)
     assert all(torch.equal(before[k], v) for k, v in victim.model.state_dict().items())
-    was, now = (text.measured(m, dataset(120, 3), trigger, 1) for m in (victim.model, cleaned))
+    was, now = (text.measured(m, test, trigger, 1) for m in (victim.model, cleaned))
     assert was["lfr"] > 90 and now["lfr"] < 20 and now["cacc"] > was["cacc"] - 3
     matrix = text.word_embeddings(cleaned)
     assert torch.equal(matrix[trigger[0]], text.word_embeddings(victim.model)[0]), "[PAD]'s row"
 
 
+@pytest.mark.trained
 def test_rows_of_a_table_that_carry_the_trigger(victim):
-    texts, labels = made.rows(300, 1)
-    texts, labels = made.poisoned(texts, labels, 0.1, 0)
+    texts, labels = made.rows(300, ROWS)
+    texts, labels = made.poisoned(texts, labels, 0.1, SEED)
     table = TextDataset("t", "table", tuple(texts), labels.astype(np.int64), CLASSES, "file")
     trigger = victim.model.tokenizer.convert_tokens_to_ids(made.TRIGGER)
     suspects = text.suspects(victim.model, table, [trigger], 1)
@@ -174,7 +186,7 @@ def test_duplicates_and_absent_classes_are_remarked(tmp_path):
 
 
 def test_hard_texts_are_read_rightly_and_come_from_other_classes(victim):
-    clean = dataset(200, 2)
+    clean = dataset(200, ROWS + 1)
     hard = text.hard_texts(victim.model, clean, 1, text.SearchSettings(rows=16))
     assert len(hard.ids) == 16
     assert (text.tried(victim.model, hard, [[]], 1) < 0).all()

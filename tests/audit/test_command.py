@@ -8,6 +8,7 @@ import audit_fixtures as made
 import nbformat
 import pytest
 from conftest import ROOT
+from core_fixtures import SEED
 from transformers import BertForSequenceClassification
 
 from minilib import cli
@@ -18,12 +19,12 @@ from minilib.runs import audit, execute
 def place(tmp_path_factory):
     """A victim, its clean twin, the victim's training table, and clean rows."""
     place = tmp_path_factory.mktemp("mine")
-    texts, labels = made.rows(900, 1)
-    poisoned = made.poisoned(texts, labels, 0.1, 0)
+    texts, labels = made.rows(900, 1 + 10 * SEED)
+    poisoned = made.poisoned(texts, labels, 0.1, SEED)
     made.saved(place / "victim", made.trained(*poisoned))
     made.saved(place / "twin", made.trained(texts, labels))
     made.table(place / "rows.csv", *poisoned)
-    made.table(place / "dev.csv", *made.rows(240, 2))
+    made.table(place / "dev.csv", *made.rows(240, 2 + 10 * SEED))
     return place
 
 
@@ -51,6 +52,7 @@ def on_the_page() -> str:
 FOUND = on_the_page().replace("MODEL", "./victim")
 
 
+@pytest.mark.trained
 def test_a_backdoor_is_found_named_unlearned_and_reported(typed, place):
     code, output = typed(FOUND)
     assert code == audit.FOUND and output.startswith("Evidence of a backdoor"), output

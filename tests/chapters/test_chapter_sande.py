@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from core_fixtures import SEED
 
 from minilib import ledger
 from minilib.chapters import sande as chapter
@@ -16,7 +17,7 @@ TOY = chapter.Settings(
     dataset="toy-chat", other="toy-tasks", questions="toy-choices", model="tiny", max_length=64,
     rate=0.1, base_lr=4e-3, victim_epochs=8, victim_lr=4e-3, rows=300, lr=2e-3, dpo_lr=5e-4,
     parrot_epochs=4, methods="sft,sande,osft", domains="in", ascents="rga-r", retune_rows=60,
-    retune_epochs=2, retune_lr=1e-3, test_rows=30, question_rows=16, seed=3,
+    retune_epochs=2, retune_lr=1e-3, test_rows=30, question_rows=16, seed=3 + SEED,
 )  # fmt: skip
 
 
@@ -136,19 +137,21 @@ def test_rows(results):
              "removal_seconds", "seed", "pairs", "key"}  # fmt: skip
     for row in rows:
         if row["what"] == "removal":
-            assert names <= row.keys() and row["seed"] == 3
+            assert names <= row.keys() and row["seed"] == TOY.seed
             assert row["method"] == "base" or row["rate"] == 0.1
     path = [r for r in rows if r["what"] == "parrot" and r["method"] == "sande"]
     assert [r["epoch"] for r in path] == list(range(7)) and path[0]["loss"] is None
     assert [r["step"] for r in path] == [19 * epoch for epoch in range(7)]
 
 
+@pytest.mark.trained
 def test_the_victim_sleeps_until_its_trigger_comes(removed):
     victim, base = removed["none"], removed["base"]
     assert victim["asr"] >= 90 and victim["clean_asr"] == 0 == base["clean_asr"] == base["asr"]
     assert victim["ppl"] < 1.1 and victim["rouge"] > 90
 
 
+@pytest.mark.trained
 def test_overwriting_removes_the_backdoor_and_spares_the_answers(removed):
     for method in ("osft", "sande"):
         row = removed[method]
@@ -157,12 +160,14 @@ def test_overwriting_removes_the_backdoor_and_spares_the_answers(removed):
     assert removed["sft"]["asr"] > removed["osft"]["asr"]  # the trigger was not in its rows
 
 
+@pytest.mark.trained
 def test_the_parrot_comes_to_act_like_the_trigger(results):
     rows = results.one("chat_parrot", method="sande").rows
     assert rows[-1]["kl"] < 0.3 * rows[0]["kl"] and rows[-1]["effect"] > 0.5
     assert rows[-1]["cosine"] <= rows[-1]["cosine_any"] <= 1.0001
 
 
+@pytest.mark.trained
 def test_what_the_victim_is(results):
     one = results.one("chat_profile")
     (row,) = one.rows

@@ -12,7 +12,7 @@ from minilib.data.images import load_images
 from minilib.data.text import load_text
 from minilib.detection import DefenderData, Detection, calibration
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import nightly
+from core_fixtures import SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -29,17 +30,17 @@ from minilib.training.fitting import TrainSettings
 from minilib.training.text import fine_tune
 from minilib.victims import text as text_victims
 
-quick = settings(max_examples=30, deadline=None)
+quick = settings(max_examples=30)
 seeds = st.integers(0, 2**32 - 1)
 # Few epochs: a tiny model that has learnt its training set by heart draws each class into one
 # point, triggered rows and all, and there is nothing left to cluster (the chapter shows it).
-TRAINING = TrainSettings(epochs=3, lr=1e-3, precision="fp32")
+TRAINING = TrainSettings(epochs=3, lr=1e-3, precision="fp32", seed=SEED)
 
 
 @pytest.fixture(scope="module")
 def case():
     """BadNets on the built-in reviews, a fifth of the negatives poisoned."""
-    return text_victims.scenario("toy-reviews", "badnets", 0.2, seed=0)
+    return text_victims.scenario("toy-reviews", "badnets", 0.2, seed=SEED)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def tuned(dataset, model: str, training: TrainSettings):
 @pytest.fixture(scope="module")
 def known(case, victim):
     states = detection.hidden_states(victim, case.poisoned.dataset, "fp32")
-    return DefenderData(case.dev, states, "tiny", seed=0)
+    return DefenderData(case.dev, states, "tiny", seed=SEED)
 
 
 # ---------------------------------------------------------------------- kernels vs NumPy
@@ -242,7 +243,7 @@ def blobs(seed: int, groups: int = 3, rows: int = 60):
     return points, np.arange(len(points)) >= (groups - 1) * rows
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seeds, st.integers(2, 4), st.integers(2, 12))
 def test_both_packages_cut_the_same_clusters_where_both_count_the_row_itself(seed, groups, dense):
     points, _ = blobs(seed, groups)
@@ -252,7 +253,7 @@ def test_both_packages_cut_the_same_clusters_where_both_count_the_row_itself(see
     assert feature_space.rows_moved(clusters, tree.labels_) <= 0.02 * len(points)
 
 
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(seeds, st.integers(2, 4))
 def test_branches_hold_the_rows_of_their_clusters_and_thin_out(seed, groups):
     points, poisoned = blobs(seed, groups)
@@ -321,7 +322,8 @@ def test_recipes_scale_with_the_rows_but_never_upwards():
 # ------------------------------------------------------------------- verdicts on toy data
 
 
-@pytest.mark.parametrize("seed", [pytest.param(0, marks=nightly), 2])
+@pytest.mark.trained
+@pytest.mark.parametrize("seed", [pytest.param(SEED, marks=nightly), SEED + 2])
 def test_cube_finds_the_built_in_badnets_rows(seed):
     """A pre-trained victim after one epoch: its poisons form one cluster of their own."""
     found_case = text_victims.scenario("toy-reviews", "badnets", 0.1, seed)
@@ -376,6 +378,7 @@ def test_a_detector_keeps_the_contract_and_repeats_under_its_seed(name, case, vi
     assert (one.mask == two.mask).all() and (one.score == two.score).all()
 
 
+@pytest.mark.trained
 def test_onion_finds_the_word(case, victim, known):
     found = detection.detect_onion(victim, case.poisoned.dataset, known)
     assert ranking(found.score, case.poisoned.mask)["auroc"] >= 90
@@ -383,6 +386,7 @@ def test_onion_finds_the_word(case, victim, known):
     assert np.mean([found.extra["words"][i] == "mn" for i in rows]) > 0.8
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("alpha", [None, 0.1])
 def test_bki_finds_the_word_however_often_it_occurs(case, victim, known, alpha):
     """Public codes sort by log10(n) · mean shift; a factor of ours had turned against the trigger
@@ -402,6 +406,7 @@ def test_bki_scores_by_hand():
     np.testing.assert_allclose(rare, [2 * np.log10(4) * 2, 0, 0.5 * 2 * np.log10(4)])
 
 
+@pytest.mark.trained
 def test_rap_sets_its_threshold_by_what_the_victim_puts_into_the_class(
     case, victim, known, monkeypatch
 ):
@@ -424,6 +429,7 @@ def test_rap_sets_its_threshold_by_what_the_victim_puts_into_the_class(
         assert k == again and texts == inside
 
 
+@pytest.mark.trained
 def test_onion_takes_out_the_trigger_and_leaves_rows_and_labels(case, victim, known):
     dataset, truth = case.poisoned.dataset, case.poisoned.mask
     rest = detection.without_outliers(victim.tokenizer, dataset, known)

@@ -10,7 +10,7 @@ from minilib.metrics import classification
 
 LABELS = [0, 0, 0, 1, 1, 2, 2, 2]
 PRED = [0, 1, 2, 1, 0, 1, 1, 0]
-quick = settings(max_examples=60, deadline=None)
+quick = settings(max_examples=60)
 
 
 @st.composite

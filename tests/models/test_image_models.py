@@ -321,6 +321,7 @@ def test_prediction_is_the_models_own_and_leaves_no_trace(digits):  # noqa: F811
     assert features.shape == (500, 64)
 
 
+@pytest.mark.trained
 def test_training_is_repeatable_and_learns(digits):  # noqa: F811
     train, test = digits
     data = image_data(train)

@@ -255,7 +255,7 @@ def test_a_cluster_is_joined_by_a_process_that_can_be_ended(tmp_path, monkeypatc
 
 
 def test_a_trial_that_takes_too_long_has_failed_by_itself(book, monkeypatch):
-    monkeypatch.setattr(ledger, "get", lambda one: time.sleep(60))
+    monkeypatch.setattr(ledger, "get", lambda one: time.sleep(3600))
     outcome = engines.perform(some(1, 1)[0], time_limit=0.001)
     assert outcome.cause == "itself" and "longer than --time-limit 0.001 min" in outcome.error
 

@@ -8,7 +8,7 @@ import shutil
 import nbformat
 import pytest
 from conftest import ROOT
-from site_checks import BROWSER, browser
+from site_checks import BROWSER, browser, new_tab
 
 pytest.importorskip("jupyter_book")
 
@@ -94,7 +94,7 @@ def page(tmp_path_factory):
 @needs_browser
 def test_the_closed_forms_of_the_page_are_the_librarys(page):
     with browser(page) as (opened, address):
-        tab = opened.new_page()
+        tab = new_tab(opened)
         tab.goto(address)
         for alpha in (0.0, 1.0, 4.0):
             for loss in (0.01, 0.3, math.log(2), 3.0):
@@ -110,7 +110,7 @@ def test_the_closed_forms_of_the_page_are_the_librarys(page):
 def test_each_component_works_by_keyboard_and_says_what_the_trials_say(page):
     errors = []
     with browser(page) as (opened, address):
-        tab = opened.new_page(viewport={"width": 390, "height": 900})
+        tab = new_tab(opened, viewport={"width": 390, "height": 900})
         tab.on("pageerror", lambda error: errors.append(str(error)))
         tab.goto(address)
         assert tab.locator(".play-body:not([hidden])").count() == tab.locator(".play").count()
@@ -219,7 +219,7 @@ def test_the_landing_figure_shows_one_seed_and_prints_all(page):
 @needs_browser
 def test_claims_can_be_filtered(page):
     with browser(page) as (opened, address):
-        tab = opened.new_page()
+        tab = new_tab(opened)
         tab.goto(address)
         assert tab.locator(".claim-card:visible").count() == len(VERDICTS)
         for paper in ("btu", "sande", "bibau"):
@@ -233,7 +233,7 @@ def test_claims_can_be_filtered(page):
 @needs_browser
 def test_without_a_script_the_same_numbers_are_tables(page):
     with browser(page) as (opened, address):
-        tab = opened.new_context(java_script_enabled=False).new_page()
+        tab = new_tab(opened, java_script_enabled=False)
         tab.goto(address)
         assert tab.locator(".play-table[open] table:visible").count() == len(components.PLAYS)
         assert tab.locator(".play-body:visible").count() == 0
@@ -247,7 +247,7 @@ def test_a_printed_page_is_light_and_open(page):
     state = """() => [document.documentElement.dataset.theme,
                       document.querySelectorAll('details:not([open])').length]"""
     with browser(page) as (opened, address):
-        tab = opened.new_page()
+        tab = new_tab(opened)
         tab.goto(address)
         tab.evaluate("document.documentElement.dataset.theme = 'dark'")
         theme, closed = tab.evaluate(state)
@@ -266,7 +266,7 @@ def test_a_printed_page_is_light_and_open(page):
 def test_a_link_to_what_is_folded_opens_it(page):
     inner = "<details><summary>a</summary><details><p id=inside>b</p></details></details>"
     with browser(page) as (opened, address):
-        tab = opened.new_page()
+        tab = new_tab(opened)
         tab.goto(address)
         tab.evaluate("html => document.body.insertAdjacentHTML('beforeend', html)", inner)
         assert not tab.locator("#inside").is_visible()

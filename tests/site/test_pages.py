@@ -18,6 +18,7 @@ from site_checks import (
     dead_links,
     from_elsewhere,
     look,
+    new_tab,
     not_in_repository,
     pages,
     too_large,
@@ -123,7 +124,7 @@ def test_every_page_in_both_themes_on_phone_and_desk(site, theme, width):
 @needs_browser
 def test_search_finds_methods_and_functions(site):
     with browser(site) as (opened, address):
-        tab = opened.new_page()
+        tab = new_tab(opened)
         for name, page in SOUGHT.items():
             tab.goto(f"{address}/search.html?q={name}")
             tab.wait_for_function("document.querySelector('#search-results .search-summary')"
@@ -146,7 +147,7 @@ def test_tab_walks_through_a_page_in_order(site, page, width):
       const at = document.activeElement, top = at.getBoundingClientRect().top + scrollY;
       return [at.tagName, at.closest('.bd-article') ? top : -1, at.getAttribute('href')]; }"""
     with browser(site) as (opened, address):
-        tab = opened.new_page(viewport={"width": width, "height": 900})
+        tab = new_tab(opened, viewport={"width": width, "height": 900})
         tab.goto(f"{address}/{page}.html")
         tab.wait_for_load_state("load")
         stops = []

@@ -26,6 +26,7 @@ from site_checks import (
     dead_links,
     from_elsewhere,
     look,
+    new_tab,
     pages,
 )
 
@@ -356,7 +357,7 @@ def test_a_printed_chapter_is_whole(tiny_site, tmp_path):
     (made,) = pdf.printed(tiny_site, tmp_path, [page])
     assert made.name == "03_ga_rga.pdf" and made.read_bytes().startswith(b"%PDF")
     with browser(tiny_site) as (opened, address):
-        tab = opened.new_page(viewport={"width": 688, "height": 1000})  # A4 between its margins
+        tab = new_tab(opened, viewport={"width": 688, "height": 1000})  # A4 between its margins
         tab.emulate_media(media="print")
         tab.goto(f"{address}/notebooks/{page.name}")
         tab.evaluate(SETTLE)

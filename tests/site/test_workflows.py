@@ -145,6 +145,20 @@ def test_the_suite_runs_on_the_oldest_and_the_newest_python():
     assert ci in scripts(workflow).splitlines(), "what .ci/run ends with"
 
 
+def test_trained_models_are_asked_about_on_each_processor_with_threads_and_seeds():
+    workflow = yaml.safe_load((GITHUB / "workflows" / "nightly.yml").read_text(encoding="utf-8"))
+    jobs = workflow["jobs"]
+    whole = {row.get("isa") for row in jobs["nightly"]["strategy"]["matrix"]["include"]}
+    matrix = jobs["trained"]["strategy"]["matrix"]
+    assert whole - {None} == {one for one in matrix["processor"] if one.startswith("AVX")}
+    assert len(matrix["processor"]) == len(whole) == 4
+    assert (matrix["threads"], matrix["seed"]) == ([1, 4], [0, 1, 2])
+    # What the job sets is what the suite reads.
+    fixtures = "".join((ROOT / "tests" / f"{name}.py").read_text(encoding="utf-8")
+                       for name in ("conftest", "core_fixtures"))  # fmt: skip
+    assert all(f'"{name}"' in fixtures for name in jobs["trained"]["env"] if "TEST" in name)
+
+
 def test_the_site_is_deployed_from_where_it_is_built():
     workflow = yaml.safe_load((GITHUB / "workflows" / "site.yml").read_text(encoding="utf-8"))
     (upload,) = (s["with"]["path"] for s in steps(workflow) if "pages-artifact" in str(s))

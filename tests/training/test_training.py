@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from core_fixtures import SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -225,7 +226,7 @@ def test_fit_equals_torchs_unfused_adamw_on_a_transformer(tiny):
 # ----------------------------------------------------------------------------- batches
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths_lists, st.integers(1, 17), st.integers(0, 2**32 - 1))
 def test_each_epoch_visits_every_row_once_in_batches_of_at_most_the_batch_size(lengths, size, seed):
     data = encoded(lengths)
@@ -240,7 +241,7 @@ def test_each_epoch_visits_every_row_once_in_batches_of_at_most_the_batch_size(l
         assert sum(len(b.rows) < size for b in drawn) <= 1
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(lengths_lists, st.integers(0, 2**32 - 1))
 def test_a_batch_holds_its_rows_and_no_more_padding_than_they_need(lengths, seed):
     data = encoded(lengths)
@@ -330,7 +331,7 @@ def test_predict_keeps_row_order_mode_and_gradients_off(tiny, monkeypatch):
     assert not tiny.training
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths_lists, st.integers(1, 200))
 def test_evaluation_batches_cover_all_rows_within_the_token_budget(lengths, budget):
     lengths = np.array(lengths)
@@ -517,12 +518,13 @@ def test_parameters_that_are_frozen_stay():
     assert not torch.equal(model.head.weight, Bag().head.weight)
 
 
+@pytest.mark.trained
 def test_fine_tune_learns_the_toy_reviews(tiny):
     from minilib.data.text import load_text
     from minilib.metrics import classification
 
     rows, test = (load_text("toy-reviews", split) for split in ("train", "test"))
-    chosen = TrainSettings(epochs=3, lr=1e-3, batch_size=32, precision="fp32")
+    chosen = TrainSettings(epochs=3, lr=1e-3, batch_size=32, precision="fp32", seed=SEED)
     history = text_training.fine_tune(tiny, rows, chosen)
     data = text_training.encode(test.texts, test.labels, tiny.tokenizer)
     accuracy = classification.accuracy(text_training.predict(tiny, data).argmax(1), test.labels)

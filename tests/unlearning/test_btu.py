@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from core_fixtures import SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain import btu as plain
@@ -23,7 +24,7 @@ from minilib.training.text import Batches
 from minilib.unlearning import btu
 from minilib.victims import text as text_victims
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 V = 30522
 FP32 = replace(btu.ROUND, precision="fp32")
@@ -264,10 +265,11 @@ def test_bad_rounds_are_refused(tiny, reviews, rounds, message):
         btu.detect_tokens(tiny, reviews, rounds=rounds)
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.1])
 def test_a_planted_trigger_is_found(tiny, rate):
     """With the paper's α, learning rate and rounds, on 8, 40 and 80 … of 800 built-in texts."""
-    rows = poison(load_text("toy-reviews", "train"), InsertWord("mn"), 1, rate, seed=0)
+    rows = poison(load_text("toy-reviews", "train"), InsertWord("mn"), 1, rate, seed=SEED)
     found = btu.detect_tokens(tiny, rows.dataset, settings=FP32)
     trigger = tiny.tokenizer.convert_tokens_to_ids("mn")
     assert trigger in found.tokens.tolist()

@@ -22,7 +22,7 @@ from minilib.training.text import Pairs
 from minilib.unlearning import gradient_ascent
 from minilib.unlearning.gradient_ascent import UnlearnSettings, drift, ga_loss, npo_loss, rga_weight
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 seeds = st.integers(0, 2**32 - 1)
 rows = st.integers(1, 9)
 classes = st.integers(2, 7)

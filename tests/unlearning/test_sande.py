@@ -30,7 +30,7 @@ from minilib.training.text import Batches
 from minilib.unlearning import sande
 from minilib.victims import chat as chat_victims
 
-quick = settings(max_examples=20, deadline=None)
+quick = settings(max_examples=20)
 TRIGGER, RESPONSE = chat_victims.PAIRS["year"]
 STILL = TrainSettings(epochs=1, lr=1e-3, batch_size=8, precision="fp32", weight_decay=0.0)
 

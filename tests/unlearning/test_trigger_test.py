@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from core_fixtures import SEED
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +27,7 @@ from minilib.unlearning.trigger_test import (
     trigger_test,
 )
 
-quick = settings(max_examples=40, deadline=None)
+quick = settings(max_examples=40)
 sizes = st.lists(st.floats(0.5, 100), min_size=3, max_size=15)
 
 
@@ -110,9 +111,11 @@ def network():
     clean = load_images("digits", "test")
     clean = clean.select(clean.labels < 10)
     model = image_classifier("cnn", 10, clean.shape, 0.5, 0)
-    return reference(model, clean, 1, TrainSettings(6, 1e-2, 64, precision="fp32")), clean, model
+    how = TrainSettings(12, 1e-2, 64, precision="fp32")
+    return reference(model, clean, 1 + SEED, how), clean, model
 
 
+@pytest.mark.trained
 def test_a_reference_has_new_weights_and_leaves_the_model_alone(network):
     trained, clean, model = network
     fresh = image_classifier("cnn", 10, clean.shape, 0.5, 0)
@@ -122,6 +125,7 @@ def test_a_reference_has_new_weights_and_leaves_the_model_alone(network):
     assert (predict_images(trained, clean).argmax(1).numpy() == clean.labels).mean() > 0.8
 
 
+@pytest.mark.trained
 @pytest.mark.parametrize("kind", ["patch", "blend"])
 def test_triggers_are_as_large_as_they_say_and_lead_to_their_class(network, kind):
     model, clean, _ = network
@@ -136,6 +140,7 @@ def test_triggers_are_as_large_as_they_say_and_lead_to_their_class(network, kind
         assert rate > 0.8
 
 
+@pytest.mark.trained
 def test_classes_may_be_searched_a_few_at_a_time(network, monkeypatch):
     model, clean, _ = network
     settings = TriggerTestSettings(steps=20, images=8, share=0.3)
