@@ -19,6 +19,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tools"), str(ROOT / "book" / "_ext")]
 # of their own, and what a small model has learnt, or says, can show it.
 THREADS = os.environ.get("MINILIB_TEST_THREADS", "1")
 os.environ["OMP_NUM_THREADS"] = THREADS
+os.environ["OMP_WAIT_POLICY"] = "passive"  # one that waits takes no core from the others
 # Containers often tell Python to keep no bytecode. Each of some hundred processes that tests start
 # would then compile PyTorch and all that is around it anew, for several seconds.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
@@ -68,9 +69,9 @@ def turn(nodeid: str) -> int:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config):
-    """One more than there are cores: many a test waits for a browser or a process that it began."""
+    """One more than cores, for many a test waits for a process; threads share the cores."""
     ours = getattr(os, "sched_getaffinity", lambda _: range(os.cpu_count() or 1))(0)
-    return len(ours) + 1
+    return max(1, (len(ours) + 1) // int(THREADS))
 
 
 @pytest.hookimpl(optionalhook=True)

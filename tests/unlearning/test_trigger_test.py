@@ -111,7 +111,7 @@ def network():
     clean = load_images("digits", "test")
     clean = clean.select(clean.labels < 10)
     model = image_classifier("cnn", 10, clean.shape, 0.5, 0)
-    how = TrainSettings(12, 1e-2, 64, precision="fp32")
+    how = TrainSettings(12, 1e-2, 64, schedule="linear", precision="fp32")
     return reference(model, clean, 1 + SEED, how), clean, model
 
 
