@@ -102,7 +102,7 @@ def test_modules_are_imported_by_names_that_are_made_only_where_a_name_is_looked
         name for name, path in modules(LIBRARY).items()
         if re.search(r"\b(import_module|__import__)\b", path.read_text(encoding="utf-8"))
     }  # fmt: skip
-    assert makers == {"registry", "chapters"}
+    assert makers == {"registry", "chapters", "cli"}
 
 
 def test_the_library_imports_nothing_of_the_repository():
