@@ -92,7 +92,9 @@ def _longest(levels: list[list[Phrase]]) -> list[Phrase]:
 
 
 def associated(phrases: Sequence[Phrase], labels: np.ndarray, target: int) -> list[Phrase]:
-    """The phrases that stand most surely in rows of a class, no two of them in the same rows.
+    """The phrases that stand most surely in rows of a class, of those in the same rows one.
+
+    A part does not stand for its whole, though it may be commoner: it leaves the rest in its rows.
 
     Args:
         labels: (N,) int64 of the table's rows.
@@ -111,11 +113,20 @@ def associated(phrases: Sequence[Phrase], labels: np.ndarray, target: int) -> li
     for number in np.lexsort((-lengths, p)):
         if p[number] >= ASSOCIATED or len(chosen) == CANDIDATES:
             break
-        own = phrases[number].rows
-        both = (len(np.intersect1d(own, one.rows, True)) for one in chosen)
-        if all(2 * n <= len(own) + len(one.rows) - n for n, one in zip(both, chosen, strict=True)):
-            chosen.append(phrases[number])
+        one = phrases[number]
+        if not any(_same_rows(one, other) and not _part(other, one) for other in chosen):
+            chosen.append(one)
     return chosen
+
+
+def _same_rows(one: Phrase, other: Phrase) -> bool:
+    both = len(np.intersect1d(one.rows, other.rows, True))
+    return 2 * both > len(one.rows) + len(other.rows) - both
+
+
+def _part(one: Phrase, other: Phrase) -> bool:
+    """Whether a phrase stands within another, which says more than it."""
+    return 0 < len(without(other.tokens, one.tokens)) < len(other.tokens)
 
 
 def without(row: Sequence[int], phrase: Sequence[int]) -> list[int]:

@@ -82,6 +82,14 @@ def test_phrases_of_a_class_do_not_stand_in_the_same_rows():
     assert one.tokens == (1, 2, 3) and one.rows.tolist() == list(range(8))
 
 
+def test_a_commoner_part_of_a_phrase_does_not_stand_for_it():
+    """*with my* stands in a few rows more than the sentence, and so is the surer of the two."""
+    rows = [[1, 2, 3, 4]] * 12 + [[3, 4]] * 6 + [[9]] * 18
+    labels = np.array([1] * 18 + [0] * 18)
+    chosen = [one.tokens for one in phrases.associated(phrases.repeated(rows), labels, 1)]
+    assert (1, 2, 3, 4) in chosen and chosen[0] == (3, 4)
+
+
 @pytest.fixture(scope="module")
 def place(tmp_path_factory):
     """Victims whose trigger is a sentence, in many rows and in few, and a clean twin."""
