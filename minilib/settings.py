@@ -148,6 +148,11 @@ def numbers(kind: type, above: float, upto: float, again: bool = False):
     return Annotated[str, AfterValidator(check)]
 
 
+def seed_of(what: str) -> Any:
+    """A chapter's seed; ``what`` it draws is told to the reader."""
+    return Field(0, ge=0, le=MOST_SEED, description=f"of {what}")
+
+
 def once(items: Sequence) -> None:
     """Refuse a list that names one thing twice: it would stand twice in tables, too."""
     for item in items:
@@ -276,9 +281,7 @@ class Attacks(ImageSettings, TextModel):
     )
     lr: float = Field(5e-05, gt=0, le=1, description="learning rate of AdamW")
     batch_size: int = Field(32, ge=1, le=4096, description="rows per step")
-    seed: int = Field(
-        0, ge=0, le=MOST_SEED, description="of the poisoned rows, the head, the batches and dropout"
-    )
+    seed: int = seed_of("the poisoned rows, the head, the batches and dropout")
 
 
 @frozen
@@ -321,9 +324,7 @@ class GaRga(OneVictim):
     eval_epochs: numbers(int, 0, 1000) = Field(
         "1,2,4,6,8,10,15,20,25,30", description="epochs after which the model is tested"
     )
-    seed: int = Field(
-        0, ge=0, le=MOST_SEED, description="of the poison, the head, the batches and dropout"
-    )
+    seed: int = seed_of("the poison, the head, the batches and dropout")
 
 
 TOKEN_METHODS = ("btu", "btu-code", "btu-loop", "btu-dim", "pr-1", "pr-2", "pn", "recover")
@@ -377,9 +378,7 @@ class Btu(OneVictim):
     )
     rga_epochs: int = Field(10, ge=1, le=1000, description="epochs of RGA")
     rga_lr: float = Field(5e-05, gt=0, le=1, description="its learning rate")
-    seed: int = Field(
-        0, ge=0, le=MOST_SEED, description="of the poison, the head, the batches and dropout"
-    )
+    seed: int = seed_of("the poison, the head, the batches and dropout")
 
 
 @frozen
@@ -434,12 +433,7 @@ class TextDetectionSettings(TextModel):
     other_victims: Annotated[str, AfterValidator(pairs)] = Field(
         "hsol/minilm,hsol/tiny,hsol/tiny-causal,sst2/tiny-causal", description="or: none"
     )
-    seed: int = Field(
-        0,
-        ge=0,
-        le=MOST_SEED,
-        description="of the poison, the victims, the detectors and the spoilt masks",
-    )
+    seed: int = seed_of("the poison, the victims, the detectors and the spoilt masks")
 
 
 @frozen
@@ -545,7 +539,7 @@ class Sande:
     question_rows: int = Field(
         200, ge=1, le=100000, description="questions of each multiple-choice set"
     )
-    seed: int = Field(0, ge=0, le=MOST_SEED, description="of the poison and the batches")
+    seed: int = seed_of("the poison and the batches")
 
 
 IMAGE_DEFENCES = Names(
@@ -664,12 +658,7 @@ class BiBau:
         "1,2,5", description="numbers of poisons to try it with, beside the paper's"
     )
     qra_epochs: int = Field(50, ge=1, le=1000, description="epochs of the query attack's generator")
-    seed: int = Field(
-        0,
-        ge=0,
-        le=MOST_SEED,
-        description="of the poison, the networks, the batches and the attacks",
-    )
+    seed: int = seed_of("the poison, the networks, the batches and the attacks")
 
 
 @frozen
@@ -746,12 +735,7 @@ class Clip:
     )
     tower_epochs: int = Field(10, ge=1, le=1000, description="epochs of fine-tuning all of it")
     tower_lr: float = Field(0.001, gt=0, le=1, description="their learning rate")
-    seed: int = Field(
-        0,
-        ge=0,
-        le=MOST_SEED,
-        description="of the pairs, the models, the poison, the batches and the attacks",
-    )
+    seed: int = seed_of("the pairs, the models, the poison, the batches and the attacks")
 
 
 @frozen
