@@ -161,7 +161,9 @@ QUICK = {
     ),
     "sau-code": SauSettings(epochs=1, steps=1, **FP32),
     "pam-code": PamSettings(
-        epochs=1, inversion=BtiSettings(mask_steps=3, generator=SHORT, **FP32), **FP32
+        epochs=1,
+        inversion=BtiSettings(mask_steps=3, generator=SHORT, identity_epochs=1, **FP32),
+        **FP32,
     ),
 }
 
