@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import ROOT
+from conftest import ROOT, nightly
 from core_fixtures import SEED
 from vision_fixtures import clip_folder
 
@@ -165,6 +165,7 @@ def test_the_setting_of_the_paper_runs_on_a_folder_of_weights(tmp_path, monkeypa
     assert moved == {"vision_model", "visual_projection"}
 
 
+@nightly
 @pytest.mark.trained
 def test_at_smoke_the_attack_works_and_costs_no_accuracy():
     """As below, from nothing and on digits."""

@@ -322,8 +322,9 @@ def test_recipes_scale_with_the_rows_but_never_upwards():
 # ------------------------------------------------------------------- verdicts on toy data
 
 
+@nightly
 @pytest.mark.trained
-@pytest.mark.parametrize("seed", [pytest.param(SEED, marks=nightly), SEED + 2])
+@pytest.mark.parametrize("seed", [SEED, SEED + 2])
 def test_cube_finds_the_built_in_badnets_rows(seed):
     """A pre-trained victim after one epoch: its poisons form one cluster of their own."""
     found_case = text_victims.scenario("toy-reviews", "badnets", 0.1, seed)
