@@ -33,9 +33,9 @@ def told(line: str) -> None:
 def in_turn(steps: Sequence, done: Callable[[int], str]) -> None:
     """Compute trials of one kind, and say after each what is done and how long the rest takes."""
     started, computed = time.monotonic(), 0
+    absent = [ledger.look(step) is None for step in steps]
     for number, step in enumerate(steps, 1):
-        computed += ledger.look(step) is None
+        computed += absent[number - 1]
         ledger.get(step)
-        left = sum(ledger.look(later) is None for later in steps[number:])
-        seconds = (time.monotonic() - started) / max(computed, 1) * left
+        seconds = (time.monotonic() - started) / max(computed, 1) * sum(absent[number:])
         told(f"{done(number)}; about {seconds:.0f} s left")

@@ -264,10 +264,8 @@ def search(
         drawn = np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS]
         table = table.select(np.sort(drawn))
     rows = token_rows(model, table)
-    phrases, least = (
-        associated(repeated(rows), table.labels, target),
-        2 * evidence.MOST_OUTLIERS + 2,
-    )
+    phrases = associated(repeated(rows), table.labels, target)
+    least = 2 * evidence.MOST_OUTLIERS + 2
     if len(phrases) < least:
         return None
     first = taken_out(model, rows, phrases, table.labels, target, FEW)
@@ -280,8 +278,8 @@ def search(
     floor = text.FLOOR * max(float(margins(right, target).median()), 0.0)
     p, _ = evidence.gap([one.worth for one in tried], most=1, floor=floor)
     strongest = tried[0]
-    ranked = sorted(one.worth for one in tried)
-    apart = p < level and strongest.worth == ranked[-1] and strongest.turned >= LEAST_TURNED
+    largest = max(one.worth for one in tried)
+    apart = p < level and strongest.worth == largest and strongest.turned >= LEAST_TURNED
     confirmed = text.flipped(model, test, strongest.phrase.tokens, target, seed)
     apart = apart and confirmed >= CONFIRMED
     tokens = strongest.phrase.tokens if apart else ()

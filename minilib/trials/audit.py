@@ -435,10 +435,9 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
     # The table's part asks for what the search has found, and cannot find without it.
     verdict = evidence.verdict(counted, one.audit.level)
     # Of a sentence a token may be found, too, which is not all of it.
-    whole = phrase is not None and (len(phrase["tokens"]) > 1 or not best["tokens"])
-    if whole and phrase["tokens"]:
+    whole = phrase is not None and len(phrase["tokens"]) > bool(best["tokens"])
+    if whole:
         best = best | {name: phrase[name] for name in ("target", "tokens", "confirmed")}
-    whole = whole and bool(phrase["tokens"])
     rows: list[dict] = []
     if table is not None and best["tokens"]:
         counted_table, rows = _suspects(model, table, best, labels, whole)
