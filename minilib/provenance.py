@@ -255,12 +255,18 @@ def plain(value):
 
 # A condition → what tells it; added by the module that knows it, when that is imported.
 KNOWN_ABOVE: dict[str, Callable[[], str]] = {}
+# By which oneDNN and PyTorch compute as on a lesser processor.
+LIMITS = ("DNNL_MAX_CPU_ISA", "ATEN_CPU_CAPABILITY")
 
 
 def environment() -> dict:
-    """The conditions of a measurement: hardware and versions, no host, user or folder."""
+    """The conditions of a measurement: hardware and versions, no host, user or folder.
+
+    ``isa`` is there only where the processor passes for a lesser one (``LIMITS``).
+    """
     torch = sys.modules.get("torch")
     cuda = torch is not None and torch.cuda.is_available()
+    limits = dict.fromkeys(os.environ[name].upper() for name in LIMITS if os.environ.get(name))
     return {
         "device": torch.cuda.get_device_name() if cuda else "cpu",
         "cpu": cpu(),
@@ -269,6 +275,7 @@ def environment() -> dict:
         "precision": precision() if (precision := KNOWN_ABOVE.get("precision")) else None,
         "python": platform.python_version(),
         **{name: version(name) for name in ("torch", "transformers", "numpy", "minilib")},
+        **({"isa": " ".join(limits)} if limits else {}),
     }
 
 

@@ -475,7 +475,7 @@ def test_version_and_exit_codes_are_told(capsys):
         assert says in " ".join(capsys.readouterr().out.split())
 
 
-def test_a_published_trial_is_computed_from_nothing_and_compared(book, capsys):
+def test_a_published_trial_is_computed_from_nothing_and_compared(book, capsys, monkeypatch):
     victim = toy.ToyVictim(data=toy.ToyData())
     wanted = [toy.ToyUnlearning(victim=victim, method="ga"), toy.ToyMap(victim=victim)]
     first, second = ledger.run(wanted)
@@ -500,8 +500,15 @@ def test_a_published_trial_is_computed_from_nothing_and_compared(book, capsys):
     path.write_text(json.dumps(item) + "\n")
     code, out, _ = call(capsys, f"verify {first.key}")
     assert code == 0 and "pacc 0.25" in out and "torch 1.0" in out
+    item["env"]["torch"] = provenance.version("torch")
+    path.write_text(json.dumps(item) + "\n")
+    monkeypatch.setenv("DNNL_MAX_CPU_ISA", "AVX2")  # nor here: it passes for a lesser processor
+    monkeypatch.setenv("ATEN_CPU_CAPABILITY", "avx2")
+    code, out, _ = call(capsys, f"verify {first.key}")
+    assert code == 0 and "pacc 0.25" in out
     log = (book / "results" / "verified.jsonl").read_text().splitlines()
-    assert len(log) == 4 and json.loads(log[-1])["deviations"]["pacc"] == 0.25
+    assert len(log) == 5 and json.loads(log[-1])["deviations"]["pacc"] == 0.25
+    assert [json.loads(one)["env"].get("isa") for one in log] == [None] * 4 + ["AVX2"]
 
 
 def trial(**row) -> ledger.Trial:

@@ -15,7 +15,7 @@ from minilib.runs import engines, execute
 # the same operations in the same order give the same bits.
 TOLERANCE = 1e-6
 CLOCK = re.compile(r"seconds|_per_second|peak")  # columns that are never twice the same
-SAME = ("device", "cpu", "torch")
+SAME = ("device", "cpu", "isa", "torch")
 
 
 def deviations(old: ledger.Trial, new: ledger.Trial) -> dict[str, float]:
