@@ -27,6 +27,7 @@ from ..models.names import ModelError, adapter_of, base_of
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".ppm", ".pgm", ".gif", ".tif", ".tiff")
 IGNORED = ("Thumbs.db", "desktop.ini")  # and all that begins with a dot
+SAME_PIXELS = 0.01  # mean difference from transformers' own processor, in units of 1 (= 255)
 LEAST_ROWS = 4  # images of a class: some to search a trigger on, others to test it
 
 
@@ -334,6 +335,10 @@ def _preprocessing(path: Path, channels: int, image_size) -> Preprocessing:
     except (OSError, ValueError):
         raise ModelError(f"{path} cannot be read; accepted: JSON in UTF-8") from None
     config = config.get("image_processor", config) if isinstance(config, dict) else {}
+    theirs = _theirs(path)
+    # Theirs says what a file leaves to its type: whether 224 is a square's side or the shorter
+    # edge, whether the middle is cut out, with which filter.
+    config = theirs.to_dict() if theirs else config
     scale = config.get("rescale_factor", 1 / 255) if config.get("do_rescale", True) else 1.0
     if not isinstance(scale, float | int) or abs(scale * 255 - 1) > 1e-3:
         raise ModelError(
@@ -348,10 +353,49 @@ def _preprocessing(path: Path, channels: int, image_size) -> Preprocessing:
         raise ModelError(
             f"{path.name}: resample is {resample!r}; accepted: 0 … 5, PIL's number of the filter"
         )
-    return Preprocessing(
+    how = Preprocessing(
         height, width, channels, _per_channel("image_mean", mean, channels),
         _per_channel("image_std", std, channels), resize, int(resample),
     )  # fmt: skip
+    if theirs:
+        _check_same(path.name, how, theirs)
+    return how
+
+
+def _theirs(path: Path):
+    """The processor that transformers makes of a file; None where it makes none."""
+    from transformers import AutoImageProcessor
+
+    with loading.quiet(), contextlib.suppress(Exception):  # of no type, or of one that is not here
+        return AutoImageProcessor.from_pretrained(path.parent, trust_remote_code=False)
+    return None
+
+
+def _check_same(name: str, how: Preprocessing, theirs) -> None:
+    """Raise ModelError where transformers' processor makes something else of a picture than we do.
+
+    Some swap the colours, or scale in ways of their own; an audit of such images would be one of
+    another model. The picture is smooth, so that two libraries' filters give the same.
+    """
+    from PIL import Image
+
+    across, down = np.meshgrid(np.linspace(0, 255, 300), np.linspace(0, 255, 220))
+    picture = Image.fromarray(np.stack([across, down, across / 5], 2).astype(np.uint8))
+    if not getattr(theirs, "do_resize", True):
+        picture = picture.resize((how.width, how.height))
+    ours = _fitted(picture, how).transpose(2, 0, 1) / 255  # (C, H, W)
+    picture = picture.convert("L" if how.channels == 1 else "RGB")
+    mean, std = (np.reshape(values, (-1, 1, 1)) for values in (how.mean, how.std))
+    try:
+        with loading.quiet():
+            given = theirs(picture, return_tensors="pt")["pixel_values"][0].numpy() * std + mean
+    except Exception:  # one that fails says nothing of what it would do
+        return
+    if given.shape != ours.shape or np.abs(given - ours).mean() > SAME_PIXELS:
+        raise ModelError(
+            f"{name}: {type(theirs).__name__} does more with an image than is done here; accepted: "
+            "it is resized, its middle cut out, and each channel normalised"
+        )
 
 
 def _size(name: str, config: dict, image_size) -> tuple[int, int, int | tuple[int, int]]:
@@ -362,10 +406,13 @@ def _size(name: str, config: dict, image_size) -> tuple[int, int, int | tuple[in
     resize: int | tuple[int, int] | None = None
     if isinstance(size, dict) and "shortest_edge" in size:
         resize = _pixels("shortest_edge", size["shortest_edge"])
+        share, squeezed = config.get("crop_pct"), crop is None and resize >= 384
         if crop is None:
-            crop, share = {"height": resize, "width": resize}, config.get("crop_pct")
-            # ResNet's and ConvNeXT's: below 384 pixels this share of the image is cut out.
-            resize = round(resize / share) if share and resize < 384 else resize
+            crop = {"height": resize, "width": resize}
+        # This share of the image is cut out, but of ResNet's and ConvNeXT's of 384 pixels or more,
+        # which are squeezed.
+        if share:
+            resize = (resize, resize) if squeezed else int(resize / share)
     both = size if resize is None else crop
     if not isinstance(both, dict) or not {"height", "width"} <= both.keys():
         raise ModelError(
@@ -521,17 +568,19 @@ def _image(path: Path, name: str, how: Preprocessing) -> tuple[np.ndarray, bool]
         raise DataError(f"{name} has {frames} frames; accepted: one image a file")
     if image.mode.startswith(("I", "F")):
         raise DataError(f"{name} has pixels of mode {image.mode}; accepted: 8 bits a channel")
+    return _fitted(image, how), image.size != (how.width, how.height)
+
+
+def _fitted(image, how: Preprocessing) -> np.ndarray:
+    """A PIL image as (H, W, C) uint8: resized, and its middle cut out."""
     image = image.convert("L" if how.channels == 1 else "RGB")
-    changed = image.size != (how.width, how.height)
     width, height = image.size
     if isinstance(how.resize, int):
-        factor = how.resize / min(width, height)
-        size = max(1, round(factor * width)), max(1, round(factor * height))
+        size = tuple(how.resize * side // min(width, height) for side in (width, height))
     else:
         size = how.resize[::-1]
     image = image if image.size == size else image.resize(size, how.resample)
-    left, top = (size[0] - how.width) // 2, (size[1] - how.height) // 2
-    if left or top:
+    if size != (how.width, how.height):
+        left, top = (size[0] - how.width) // 2, (size[1] - how.height) // 2
         image = image.crop((left, top, left + how.width, top + how.height))
-    array = np.asarray(image, np.uint8)
-    return array.reshape(how.height, how.width, how.channels), changed
+    return np.asarray(image, np.uint8).reshape(how.height, how.width, how.channels)

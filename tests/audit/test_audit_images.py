@@ -179,18 +179,92 @@ def test_what_is_saved_is_loaded_again_with_its_labels_and_processor(folder, tmp
 
 
 def test_a_resnet_folder_is_read_and_its_shorter_edge_resized(tmp_path):
+    processor = PREPROCESSOR | {"size": {"shortest_edge": 28}, "crop_pct": 0.875}
+    how = model_from_folder(resnet_folder(tmp_path / "resnet", processor)).preprocessing
+    assert (how.height, how.width, how.resize) == (28, 28, 32)
+
+
+# What files on the Hub leave to their type: a bare 24 is a square's side in ViT's, the shorter edge
+# in ResNet's and CLIP's, of which each cuts another middle out.
+PROCESSORS = {
+    "ViT's of old": {"feature_extractor_type": "ViTFeatureExtractor", "size": 24},
+    "ResNet's of old": {
+        "feature_extractor_type": "ConvNextFeatureExtractor", "size": 24, "crop_pct": 0.875,
+    },
+    "ConvNeXT's, large": {
+        "image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 384},
+    },
+    "CLIP's of old": {
+        "feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 24,
+        "do_center_crop": True,
+    },
+    "DeiT's of old": {
+        "feature_extractor_type": "DeiTFeatureExtractor", "size": 32, "crop_size": 24,
+        "do_center_crop": True,
+    },
+    "PoolFormer's": {
+        "image_processor_type": "PoolFormerImageProcessor", "size": {"shortest_edge": 24},
+        "crop_size": {"height": 24, "width": 24}, "do_center_crop": True, "crop_pct": 0.9,
+    },
+    "none but its name": {"image_processor_type": "BitImageProcessor"},
+}  # fmt: skip
+OTHER_PROCESSORS = {
+    "colours are swapped": {
+        "image_processor_type": "MobileViTImageProcessor", "size": {"shortest_edge": 28},
+        "crop_size": {"height": 24, "width": 24}, "do_flip_channel_order": True,
+    },
+    "the edge is another": {
+        "image_processor_type": "LevitImageProcessor", "size": {"shortest_edge": 224},
+    },
+}  # fmt: skip
+
+
+def resnet_folder(folder, processor):
+    """A small ResNet, which takes images of any size, with somebody's preprocessor_config.json."""
     from transformers import ResNetConfig, ResNetForImageClassification
 
     config = ResNetConfig(
         num_channels=3, embedding_size=4, hidden_sizes=[4, 4], depths=[1, 1], layer_type="basic",
         id2label=dict(enumerate(CLASSES)), label2id={n: k for k, n in enumerate(CLASSES)},
     )  # fmt: skip
-    folder = tmp_path / "resnet"
     ResNetForImageClassification(config).save_pretrained(folder)
-    processor = PREPROCESSOR | {"size": {"shortest_edge": 28}, "crop_pct": 0.875}
     (folder / "preprocessor_config.json").write_text(json.dumps(processor))
-    how = model_from_folder(folder).preprocessing
-    assert (how.height, how.width, how.resize) == (28, 28, 32)
+    return folder
+
+
+@pytest.mark.parametrize("kind", PROCESSORS)
+def test_images_are_those_of_transformers_own_processor(kind, clean, tmp_path):
+    from transformers import AutoImageProcessor
+
+    picture(clean / "cat" / "wide.png", 98, (400, 300))
+    picture(clean / "cat" / "tall.png", 99, (45, 70))
+    folder = resnet_folder(tmp_path / "net", PROCESSORS[kind])
+    audited = model_from_folder(folder)
+    rows = read_clean_images(clean, audited)
+    pictures = [Image.open(clean / name) for name in rows.files]
+    theirs = AutoImageProcessor.from_pretrained(folder)(pictures, return_tensors="pt")
+    x = torch.as_tensor(rows.dataset.images).permute(0, 3, 1, 2) / 255
+    ours = (x - audited.model.mean) / audited.model.std
+    torch.testing.assert_close(ours, theirs["pixel_values"], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("what", OTHER_PROCESSORS)
+def test_a_processor_that_does_more_than_ours_is_refused(what, tmp_path):
+    folder = resnet_folder(tmp_path / "net", OTHER_PROCESSORS[what])
+    name = OTHER_PROCESSORS[what]["image_processor_type"]
+    refused(lambda: model_from_folder(folder), ModelError, name, "middle cut out")
+
+
+@pytest.mark.parametrize("size", [(500, 498), (498, 500), (25, 24)])
+def test_a_nearly_square_image_loses_its_one_row_too_many(size, clean, tmp_path):
+    """Its middle begins at pixel 0, and was not cut out."""
+    picture(clean / "cat" / "nearly.png", 99, size)
+    processor = PREPROCESSOR | {
+        "image_processor_type": "CLIPImageProcessor", "size": {"shortest_edge": 24},
+        "crop_size": {"height": 24, "width": 24}, "do_center_crop": True,
+    }  # fmt: skip
+    audited = model_from_folder(resnet_folder(tmp_path / "net", processor))
+    assert read_clean_images(clean, audited).dataset.shape == (3, 24, 24)
 
 
 def kuangliu_block(weights, x, key, stride, before):
