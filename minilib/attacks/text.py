@@ -132,8 +132,8 @@ class SOS:
     name: str = "sos"
 
     def __post_init__(self):
-        if len(self.words) < 2:
-            raise ValueError(f"words is {self.words!r}; accepted: two or more words")
+        if isinstance(self.words, str) or len(self.words) < 2:  # a text would be its letters
+            raise ValueError(f"words is {self.words!r}; accepted: two or more words, in a tuple")
 
     def apply(self, text: str, rng: np.random.Generator) -> str:
         return self._spread(text, self.words, rng)
@@ -267,9 +267,9 @@ def _check_poison(dataset, triggers, targets, rate, source, label) -> None:
         raise ValueError(
             f"{len(triggers)} triggers but {len(targets)} targets; give one or as many"
         )
-    for value in [*targets, source]:
-        known = value in ("next", None) or isinstance(value, (int, np.integer))
-        if not known or (value not in ("next", None) and not 0 <= value < dataset.num_classes):
+    classes = [value for value in targets if not (isinstance(value, str) and value == "next")]
+    for value in classes if source is None else [*classes, source]:
+        if not isinstance(value, (int, np.integer)) or not 0 <= value < dataset.num_classes:
             accepted = f"0 … {dataset.num_classes - 1}"
             raise ValueError(f"class {value!r} is not in {dataset.name}; accepted: {accepted}")
     if label == "clean" and "next" in targets:

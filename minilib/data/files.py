@@ -157,8 +157,12 @@ def one_of_these(place: str, rows: Iterable[dict], name: str, accepted: Sequence
             )
 
 
-def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
-    """Refuse labels (N,) that are no whole numbers in ``0 … num_classes - 1``."""
+def checked_labels(where: str, labels, num_classes: int) -> np.ndarray:
+    """Labels (N,) as int64: those of uint8 count past 255 as 0, a column of pandas by its index.
+
+    Raises:
+        DataError: what is no whole number in ``0 … num_classes - 1``.
+    """
     labels = np.asarray(labels)
     if labels.ndim != 1 or labels.dtype.kind not in "iu":
         raise DataError(
@@ -169,6 +173,7 @@ def check_labels(where: str, labels: np.ndarray, num_classes: int) -> None:
         row = int(wrong[0])
         accepted = f"0 … {num_classes - 1}"
         raise refused(f"{where}, row {row + 1}", "label", int(labels[row]), accepted)
+    return labels.astype(np.int64, copy=False)
 
 
 # ---------------------------------------------------------------- arrays

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import names
-from .files import DataError, check_labels, opened_archive, refused
+from .files import DataError, checked_labels, opened_archive, refused
 from .sources import checked, hub_split, mirror_files, no_revision
 from .text import TextDataset
 
@@ -68,7 +68,8 @@ class ImageDataset:
             raise DataError(
                 f"{self.name}: {len(images)} images but {len(labels)} labels; accepted: one each"
             )
-        check_labels(f"{self.name}/{self.split}", labels, self.num_classes)
+        labels = checked_labels(f"{self.name}/{self.split}", labels, self.num_classes)
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.images)

@@ -38,7 +38,7 @@ class TextDataset:
         sha256: digest of texts and labels, so that a run record pins the rows and not the file.
 
     Raises:
-        DataError: labels of another number, or outside the classes.
+        DataError: what is no text; labels of another number, or outside the classes.
     """
 
     name: str
@@ -51,7 +51,13 @@ class TextDataset:
     def __post_init__(self):
         if len(self.texts) != len(self.labels):
             raise DataError(f"{self.name}: {len(self.texts)} texts but {len(self.labels)} labels")
-        files.check_labels(f"{self.name}/{self.split}", self.labels, len(self.class_names))
+        where, texts = f"{self.name}/{self.split}", tuple(self.texts)
+        for row, text in enumerate(texts, start=1):
+            if not isinstance(text, str):
+                raise files.refused(f"{where}, row {row}", "text", text, "a text")
+        object.__setattr__(self, "texts", texts)  # a column of pandas counts by its index
+        labels = files.checked_labels(where, self.labels, len(self.class_names))
+        object.__setattr__(self, "labels", labels)
 
     def __len__(self) -> int:
         return len(self.texts)

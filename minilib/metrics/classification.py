@@ -23,7 +23,17 @@ def _pair(pred, labels) -> tuple[np.ndarray, np.ndarray]:
         raise ValueError(
             f"predictions {pred.shape} and labels {labels.shape}; accepted: two equal (N,), N ≥ 1"
         )
-    return pred, labels
+    for name, values in (("predictions", pred), ("labels", labels)):
+        if values.dtype.kind not in "biu":  # none of them would equal the others: a rate of 0
+            raise ValueError(f"{name} are {values.dtype}; accepted: whole numbers, a class each")
+    return pred.astype(np.int64), labels.astype(np.int64)
+
+
+def _class(target) -> int:
+    """The number of a class; of anything else no prediction would be, and the rate 0."""
+    if not isinstance(target, int | np.integer) or target < 0:
+        raise ValueError(f"target is {target!r}; accepted: the number of a class, 0 or above")
+    return int(target)
 
 
 def accuracy(pred, labels) -> float:
@@ -54,10 +64,10 @@ def label_flip_rate(pred, labels, target: int) -> float:
     see ``error_rate``. The two agree for two classes. ASR, of images and of chat, is this share.
 
     Raises:
-        ValueError: no row of another class.
+        ValueError: no row of another class, or a target that is no class's number.
     """
     pred, labels = _pair(pred, labels)
-    other_rows = labels != target
+    other_rows = labels != _class(target)
     if not other_rows.any():
         raise ValueError(f"no row of a class other than the target {target}; LFR is undefined")
     return float(100 * np.mean(pred[other_rows] == target))
@@ -69,7 +79,7 @@ attack_success_rate = label_flip_rate  # ASR of the vision papers: one formula, 
 def error_rate(pred, labels, target: int) -> float:
     """The RGA code's LFR: per non-target class the share of errors of any kind, then the mean."""
     pred, labels = _pair(pred, labels)
-    classes = [k for k in np.unique(labels) if k != target]
+    classes = [k for k in np.unique(labels) if k != _class(target)]
     if not classes:
         raise ValueError(f"no row of a class other than the target {target}; LFR is undefined")
     return float(np.mean([100 * np.mean(pred[labels == k] != k) for k in classes]))

@@ -63,12 +63,16 @@ def encode(
         max_length: tokens that are kept of a text; None: what the tokenizer's model reads.
 
     Raises:
-        ValueError: no texts, another number of labels, or a tokenizer without a padding token.
+        ValueError: no texts, another number of labels or none that are whole numbers, or a
+            tokenizer without a padding token.
     """
     if not len(texts):
         raise ValueError("no texts to encode; accepted: one or more")
     if len(labels) != len(texts):
         raise ValueError(f"{len(texts)} texts and {len(labels)} labels; accepted: as many of both")
+    labels = np.asarray(labels)
+    if labels.dtype.kind not in "iu":  # 0.7 would count as 0
+        raise ValueError(f"labels are {labels.dtype}; accepted: whole numbers, a class each")
     if tokenizer.pad_token_id is None:
         raise ValueError("the tokenizer has no padding token; set tokenizer.pad_token")
     length = max_length or min(tokenizer.model_max_length, LONGEST)

@@ -137,6 +137,7 @@ def test_templates_change_every_toy_text(kind):
         (lambda: InsertSentence("x", "first"), "position is 'first'"),
         (lambda: Template("rhyme"), "kind is 'rhyme'; accepted: syntax, style"),
         (lambda: SOS(("one",)), "accepted: two or more words"),
+        (lambda: SOS("friends weekend store"), "accepted: two or more words"),
         (lambda: make_trigger("nobody", "sst2"), "attack is 'nobody'; accepted: badnets, addsent"),
     ],
 )
@@ -328,6 +329,9 @@ def test_two_triggers_cannot_share_the_last_rows():
         (dict(target=2), "class 2 is not in toy-reviews; accepted: 0 … 1"),
         (dict(target=-1), "class -1 is not in toy-reviews"),
         (dict(target="previous"), "class 'previous' is not in toy-reviews"),
+        (dict(target=None), "class None is not in toy-reviews"),
+        (dict(target=np.array([1])), "class array([1]) is not in toy-reviews"),
+        (dict(source="next"), "class 'next' is not in toy-reviews"),
         (dict(source=7), "class 7 is not in toy-reviews"),
         (dict(label="dusty"), "label is 'dusty'; accepted: dirty, clean"),
         (dict(target=(0, 1)), "1 triggers but 2 targets"),

@@ -137,6 +137,34 @@ def test_texts_and_labels_of_different_length_are_refused():
         TextDataset("x", "train", ("a",), np.zeros(2, int), ("a", "b"), "built-in")
 
 
+def test_columns_of_a_shuffled_table_are_rows_in_their_order():
+    """A pandas column counts by its index: row 0 of what is chosen was another row's label."""
+    pd = pytest.importorskip("pandas")
+    frame = pd.DataFrame({"text": ["a0", "b1", "c0", "d1"], "label": [0, 1, 0, 1]}, [3, 1, 0, 2])
+    rows = TextDataset("x", "train", frame.text, frame.label, ("0", "1"), "file")
+    for part in (rows, rows.select([0, 3]), rows.select(rows.labels == 1)):
+        assert [int(text[1]) for text in part.texts] == part.labels.tolist()
+    pixels = np.zeros((4, 8, 8, 1), np.uint8)
+    pictures = images.ImageDataset("x", "train", pixels, frame.label, ("0", "1"), "file")
+    assert pictures.select([0, 3]).labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("labels", [[0, 42], np.array([0, 42], np.uint8), (0, 42)])
+def test_labels_are_int64_however_they_are_given(labels):
+    names = tuple(map(str, range(43)))
+    texts = TextDataset("x", "train", ["a", "b"], labels, names, "file")
+    pictures = images.ImageDataset("x", "t", np.zeros((2, 8, 8, 1), np.uint8), labels, names, "f")
+    for rows in (texts, pictures):
+        assert rows.labels.dtype == np.int64 and rows.labels.tolist() == [0, 42]
+    assert texts.texts == ("a", "b")
+
+
+@pytest.mark.parametrize("text", [None, float("nan"), 3, b"a"])
+def test_what_is_no_text_is_refused(text):
+    with pytest.raises(DataError, match=r"x/train, row 2: text is .*; accepted: a text"):
+        TextDataset("x", "train", ("a", text), np.zeros(2, int), ("a", "b"), "file")
+
+
 # ---------------------------------------------------------------------- unknown names
 
 

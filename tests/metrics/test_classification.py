@@ -113,6 +113,31 @@ def test_shapes_that_do_not_fit_are_refused(pred, labels):
             call(pred, labels)
 
 
+@pytest.mark.parametrize("pred, labels, says", [
+    ([1, 0], ["1", "0"], "labels are <U1"),
+    (["1", "0"], [1, 0], "predictions are <U1"),
+    ([0.9, 0.2], [1, 0], "predictions are float64"),  # probabilities
+])  # fmt: skip
+def test_what_equals_no_class_is_no_rate_of_zero(pred, labels, says):
+    for call in (classification.accuracy, lambda p, y: classification.label_flip_rate(p, y, 0)):
+        with pytest.raises(ValueError, match=f"{says}; accepted: whole numbers"):
+            call(pred, labels)
+
+
+@pytest.mark.parametrize("rate", [classification.label_flip_rate, classification.error_rate])
+@pytest.mark.parametrize("target", ["positive", -1, None, 0.5])
+def test_a_target_that_is_no_class_is_refused(rate, target):
+    with pytest.raises(ValueError, match=f"target is {target!r}; accepted: the number of a class"):
+        rate([1, 0], [1, 0], target)
+
+
+def test_labels_of_one_byte_do_not_run_over():
+    """Class 42 of 43 stands in cell 42 · 43 + 42, past what a byte holds."""
+    pred, labels = np.array([42, 7, 42]), np.array([42, 42, 7], np.uint8)
+    table = classification.confusion(pred, labels, 43)
+    assert table[42, 42] == table[42, 7] == table[7, 42] == 1 and table.sum() == 3
+
+
 @pytest.mark.parametrize("rate", [classification.label_flip_rate, classification.error_rate])
 def test_flip_rate_without_other_classes_is_undefined(rate):
     with pytest.raises(ValueError, match="no row of a class other than the target 1"):

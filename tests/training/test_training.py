@@ -283,6 +283,8 @@ def test_encode_matches_the_tokenizer_and_truncates(tiny):
         text_training.encode([], [], tiny.tokenizer)
     with pytest.raises(ValueError, match="1 texts and 2 labels; accepted: as many of both"):
         text_training.encode(["a"], [0, 1], tiny.tokenizer)
+    with pytest.raises(ValueError, match="labels are float64; accepted: whole numbers"):
+        text_training.encode(["a"], [0.7], tiny.tokenizer)
 
 
 @pytest.mark.parametrize("name", ["clip", "weight_decay", "warmup"])
