@@ -3,7 +3,8 @@
     python examples/badnets_rga.py
 
 Built-in reviews and a tiny model: seconds on a CPU, no network. For real data
-write "sst2" and "minilm".
+write "sst2" and "minilm", and 5e-5 for both learning rates: those below suit a
+network from nothing, and leave nothing of a pre-trained one.
 """
 
 from minilib.attacks.text import InsertWord, poison, trigger_all

@@ -68,8 +68,11 @@ def spelled_out(values):
 
     The last of a range counts where it is met; a step may be left out for 1. Raises ValueError.
     """
-    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= FORMS.keys()):
+    if isinstance(values, list):
         return values
+    if not (isinstance(values, dict) and len(values) == 1 and values.keys() <= FORMS.keys()):
+        forms = ", or ".join(f"{{{way}: {form}}}" for way, form in FORMS.items())
+        raise ValueError(f"{provenance.shown(values)} is no list; accepted: [1, 2], or {forms}")
     ((way, given),) = values.items()
     numbers = given if isinstance(given, list) else []
     numbers = [*numbers, 1] if way == "range" and len(numbers) == 2 else numbers
@@ -366,11 +369,15 @@ def _note(one) -> Path:
 def estimate(recipes: list) -> tuple[float, int]:
     """Seconds that trials may take, and of how many there is no trial of their kind to tell.
 
-    The median of those that differ in their seeds alone, else that of all of their kind.
+    The median of those that differ in their seeds alone, else that of all of their kind with the
+    same model on the same data: those of others take other times by orders of magnitude.
     """
 
     def but_seeds(settings: dict) -> tuple:
         return tuple(pair for pair in settings.items() if not pair[0].endswith("seed"))
+
+    def size(settings: dict) -> tuple:
+        return tuple(settings.get(name) for name in ("dataset", "model", "base"))
 
     alike, of_kind = defaultdict(list), defaultdict(list)  # seconds of trials
     kinds = [ledger.kind_of(one).name for one in recipes]
@@ -378,9 +385,10 @@ def estimate(recipes: list) -> tuple[float, int]:
         for one in ledger.trials_of(kind):
             if one.settings and one.seconds:
                 alike[kind, but_seeds(one.settings)].append(one.seconds)
-                of_kind[kind].append(one.seconds)
-    past = [alike.get((kind, but_seeds(ledger.columns(one)))) or of_kind.get(kind)
-            for kind, one in zip(kinds, recipes, strict=True)]  # fmt: skip
+                of_kind[kind, size(one.settings)].append(one.seconds)
+    asked = [(kind, ledger.columns(one)) for kind, one in zip(kinds, recipes, strict=True)]
+    past = [alike.get((kind, but_seeds(settings))) or of_kind.get((kind, size(settings)))
+            for kind, settings in asked]  # fmt: skip
     medians = [statistics.median(seconds) for seconds in past if seconds]
     return sum(medians), len(recipes) - len(medians)
 

@@ -171,7 +171,10 @@ def test_a_sample_is_drawn_from_the_whole_grid_and_is_the_same_again(book):
         ("zip: {alpha: [1]}\ngrid: {alpha: [1]}", "alpha is varied in two places"),
         ("grid: {seed: [1]}\nseeds: [1]", "seed is varied in two places"),
         ("list: [{alpha: 1}, {seed: 1}]\nseeds: [1]", "seed is varied in two places"),
-        ("grid: {alpha: 3}", "grid.alpha: Input should be a valid list"),
+        (
+            "grid: {alpha: 3}",
+            "grid.alpha: 3 is no list; accepted: [1, 2], or {range: [first, last]",
+        ),
         ("grid: {alpha: []}", "grid.alpha: List should have at least 1 item"),
         ("list: {alpha: 1}", "list: Input should be a valid list"),
         ("base: 3", "base: Input should be a valid dictionary"),
@@ -465,6 +468,21 @@ def test_an_estimate_comes_from_trials_of_the_same_kind(book, capsys):
     assert "2 runs, 0 executed; 6 trials: 0 in the ledger, 0 failed, 6 missing; " in out
     assert "; about 5 min on 2 workers\n" in out  # twice 60, 120 and 120
     assert out.count(": to do") == 8 and log("notebook") == []
+
+
+def test_an_estimate_is_not_of_other_data(book):
+    """A toy sweep was told hours, which its kind takes of real data."""
+    from toy_trials import ToyData, ToyUnlearning, ToyVictim
+
+    def of(dataset: str, alpha: float) -> ToyUnlearning:
+        victim = ToyVictim(data=ToyData(dataset=dataset))
+        return ToyUnlearning(victim=victim, method="rga", alpha=alpha)
+
+    known = of("real", 1.0)
+    ledger.get(known)
+    path = ledger.local_folder() / "toy_unlearning" / f"{ledger.key_of(known)}.json"
+    provenance.write_json(path, provenance.read_json(path) | {"seconds": 3600.0})
+    assert sweep.estimate([of("real", 2.0), of("toy", 1.0), of("toy", 2.0)]) == (3600.0, 2)
 
 
 # ---------------------------------------------------------------- running
