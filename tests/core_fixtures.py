@@ -8,6 +8,8 @@ import pytest
 # Of the rows, the poison and the weights of models that tests train and then speak of. Such tests
 # have the mark `trained`: what they say holds for any seed, number of threads and processor.
 SEED = int(os.environ.get("MINILIB_TEST_SEED", "0"))
+# Where one victim in some is another than most: a statement is of the median of three.
+SEEDS = (SEED, SEED + 10, SEED + 20)
 
 MIRROR = os.environ.get("MINILIB_DATA")
 needs_mirror = pytest.mark.skipif(

@@ -1,5 +1,6 @@
 """Fixtures of the vision lab's tests: digits, a BadNets victim, a clean model."""
 
+import functools
 import json
 from dataclasses import replace
 
@@ -25,15 +26,21 @@ def digits():
     return load_images("digits", "train"), load_images("digits", "test")
 
 
+@functools.cache
+def scenario(seed: int):
+    """BadNets on digits, of which the defender owns a tenth of the clean rows; and its victim."""
+    case = image_scenario("digits", "badnets", seed=seed, share=0.1)
+    return case, attacked(case, replace(SMOKE, seed=seed))
+
+
 @pytest.fixture(scope="session")
 def case():
-    """BadNets on digits; the defender owns a tenth of the clean rows."""
-    return image_scenario("digits", "badnets", seed=SEED, share=0.1)
+    return scenario(SEED)[0]
 
 
 @pytest.fixture(scope="session")
-def victim(case):
-    return attacked(case)
+def victim():
+    return scenario(SEED)[1]
 
 
 @pytest.fixture(scope="session")

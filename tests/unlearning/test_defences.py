@@ -2,16 +2,18 @@
 
 import math
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from conftest import nightly
+from core_fixtures import SEEDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
-from vision_fixtures import SHORT, SMOKE, case, clean_model, same, victim, weights  # noqa: F401
+from vision_fixtures import SHORT, SMOKE, case, clean_model, same, scenario, victim, weights  # noqa: F401
 
 from minilib.data.images import ImageDataset
 from minilib.metrics.reactivation import image_rates
@@ -101,10 +103,10 @@ def smoke_settings(case) -> dict:  # noqa: F811
     }
 
 
-# Largest ASR and smallest CA, in percent, that each leaves of BadNets on digits (100.0, 99.0).
-# BTI-DBF's generator changes from one training to the next, and with it what is unlearned.
+# Largest ASR and smallest CA, in percent, that each leaves of BadNets on digits (100.0, 99.0): the
+# medians of three victims. One victim in some is another than most: of one NC leaves all, ANP half.
 # Fine-tuning has nothing in its data that touches the backdoor. EP and CLP look for channels three
-# deviations out, and no layer of 16 … 64 channels has one here. RNP is left out: of five victims it
+# deviations out, and few layers of 16 … 64 channels have one. RNP is left out: of five victims it
 # ruined four (CA 11 to 19), and left one its backdoor; rounding decides which. What it does is held
 # by its own tests and the golden numbers.
 LEAVES = {
@@ -123,24 +125,24 @@ LEAVES = {
 HELPLESS = ("ft", "ep", "clp")
 
 
-# These take longest; the golden numbers hold them to the bit by day.
-BY_NIGHT = ("bti-dbf", "pam", "i-bau", "ft", "nc")
-
-
+@nightly  # by day the golden numbers hold each to the bit
 @pytest.mark.trained
-@pytest.mark.parametrize(
-    "method", [pytest.param(one, marks=nightly) if one in BY_NIGHT else one for one in LEAVES]
-)
-def test_what_each_does_to_badnets(method, case, victim):  # noqa: F811
-    before, state = image_rates(victim, case.test, case.triggered, 0), weights(victim)
-    unlearned = defend(method, victim, case.defender, smoke_settings(case)[method])
-    assert same(victim, state) and unlearned is not victim and not unlearned.training
-    assert all(p.requires_grad for p in victim.parameters())
-    rates = image_rates(unlearned, case.test, case.triggered, 0)
+@pytest.mark.parametrize("method", LEAVES)
+def test_what_each_does_to_badnets(method):
+    left = {"asr": [], "acc": []}
+    for case, victim in map(scenario, SEEDS):  # noqa: F402
+        before, state = image_rates(victim, case.test, case.triggered, 0), weights(victim)
+        unlearned = defend(method, victim, case.defender, smoke_settings(case)[method])
+        assert same(victim, state) and unlearned is not victim and not unlearned.training
+        assert all(p.requires_grad for p in victim.parameters())
+        rates = image_rates(unlearned, case.test, case.triggered, 0)
+        assert before["asr"] >= 95
+        for name, values in left.items():
+            values.append(rates[name])
     most, least = LEAVES[method]
-    assert rates["asr"] <= most and rates["acc"] >= least
+    assert median(left["asr"]) <= most and median(left["acc"]) >= least, left
     if method not in HELPLESS:
-        assert rates["asr"] < before["asr"] - 5
+        assert median(left["asr"]) < 95, left
 
 
 QUICK = {
