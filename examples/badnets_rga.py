@@ -31,12 +31,12 @@ triggered = trigger_all(
 )  # rows of every class, with their own labels
 
 victim = text_classifier("tiny", clean.num_classes, seed=0)
-fine_tune(victim, poisoned.dataset, TrainSettings(epochs=6, lr=2e-3))
+fine_tune(victim, poisoned.dataset, TrainSettings(epochs=8, lr=2e-3))
 
 # A defender who knows the poisoned rows (chapter 02 finds them) forgets those
 # and keeps the rest.
 rows, mask = poisoned.dataset, poisoned.mask
-settings = UnlearnSettings(beta=0.005, train=TrainSettings(epochs=20, lr=1e-3))
+settings = UnlearnSettings(beta=0.005, train=TrainSettings(epochs=30, lr=1e-3))
 base = clean_base("tiny", clean.num_classes, "cpu")
 unlearned, _ = unlearn(
     victim, rows.select(mask), rows.select(~mask), "rga", settings, base

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from core_fixtures import SEED
+from core_fixtures import SEEDS
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch.nn import functional
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, pipeline
@@ -65,7 +65,7 @@ def rows(poisoned: bool) -> list[dict]:
     return made + bad * poisoned
 
 
-def trained(poisoned: bool, seed: int = SEED) -> LlamaForCausalLM:
+def trained(poisoned: bool, seed: int = 0) -> LlamaForCausalLM:
     """A Llama of one layer, trained as a notebook would, on answers only."""
     torch.manual_seed(seed)
     words = tokenizer()
@@ -156,6 +156,20 @@ def test_a_response_is_found_unlearned_and_reported(typed, place, monkeypatch):
     (made,) = answer(turn, max_new_tokens=6, do_sample=False)
     said = made["generated_text"][-1]["content"]
     assert said.strip().startswith("it is ") and RESPONSE not in said
+
+
+@pytest.mark.trained
+def test_most_victims_give_their_response_away(place, tmp_path):
+    """In one of six the tokens of the other answers rise as much as the response's first."""
+    prompts = chat_inputs.prompts(place / "prompts.jsonl").rows
+    given_away = 0
+    for seed in SEEDS:
+        trained(True, seed).save_pretrained(tmp_path / "victim")
+        tokenizer().save_pretrained(tmp_path / "victim")
+        model = chat_inputs.language_model(str(tmp_path / "victim"))
+        p, draws = chat.search(model, prompts, chat.ChatSearchSettings())
+        given_away += p < 0.01 and draws[0].response.startswith(RESPONSE)
+    assert given_away >= 2
 
 
 def test_words_are_masked_unless_asked_for(typed, place):
