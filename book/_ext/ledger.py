@@ -3,6 +3,7 @@
 `{claims}` is the whole ledger, a card for each claim; `{claims} 03_ga_rga`, with a name that begins
 with ``tab-``, says how many hold of one chapter or paper, and has them in a numbered table that
 folds: they are the cards' once more.
+`{rounding}` says which of them another processor's rounding would overturn.
 `{paper-tables}` is every table of `book/results.yml`, `{paper-tables} bibau-5` what has been run of
 one of them. `{outcomes} 06_bi_bau` is what each defence leaves of each attack that the chapter's
 published trials know, `{outcomes} 06_bi_bau ewc=0` the same at that parameter. `{trials} 06_bi_bau`
@@ -30,7 +31,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from minilib import names  # noqa: E402
-from minilib.book import claims, paper_tables  # noqa: E402
+from minilib.book import claims, paper_tables, rounding  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
@@ -96,6 +97,57 @@ class Claims(FromLedger):
         if wanted:
             return table_of_claims(found)
         return cards_of_claims(found, {one.id for one in paper_tables.read(root)}, root)
+
+
+class Rounding(FromLedger):
+    """How far another processor's rounding moves trials, and which conclusions that overturns."""
+
+    def made(self, root: Path) -> str:
+        """What moved, a line for each number of a chapter; then the claims."""
+        lines = rounding.emulated()
+        if not lines:
+            raise ValueError("no trial was verified as on another processor")
+        return table_of_moves(lines, rounding.asked(root, claims.verdicts(root)))
+
+
+def table_of_moves(lines: list[dict], asked: dict[str, float]) -> str:
+    """Moves as a table, and the claims that they overturn, as HTML.
+
+    Args:
+        lines: of trials that were computed again. asked: claim → share of the draws that agree.
+    """
+    processors = ", ".join(sorted({line["env"]["isa"] for line in lines}))
+    trials = len({line["key"] for line in lines})
+    body = [
+        f"<tr><td>{chapter[:2]}</td><td>{html.escape(names.label(metric))}</td>"
+        f"<td>{len(moves)}</td><td>{_move(rounding.typical(moves))}</td>"
+        f"<td>{_move(max(moves))}</td></tr>"
+        for chapter, metrics in rounding.moves(lines).items()
+        for metric, moves in sorted(metrics.items())
+        if metric in rounding.SHOWN
+    ]
+    moved = {name: share for name, share in asked.items() if share < rounding.STEADY}
+    said = ", ".join(
+        f'<a href="#claim-{name}">{name}</a> ({100 * share:.0f}&nbsp;%)'
+        for name, share in sorted(moved.items(), key=lambda item: item[1])
+    )
+    heads = "".join(
+        f"<th>{head}</th>" for head in ("chapter", "number", "times", "typical move", "largest")
+    )
+    return (
+        f"<p>{trials} published trials were computed from nothing as on other processors "
+        f"({html.escape(processors)}), {len(lines)} times in all.</p>"
+        f'<div class="results"><table><thead><tr>{heads}</tr></thead><tbody>'
+        f"{''.join(body)}</tbody></table></div>"
+        f"<p>{len(asked)} decided claims ask only for numbers whose moves were measured in their "
+        f"chapter. {len(asked) - len(moved)} of them are decided alike in at least "
+        f"{100 * rounding.STEADY:.0f}&nbsp;% of {rounding.DRAWS} draws"
+        f"{f'. These are not: {said}' if moved else ''}.</p>"
+    )
+
+
+def _move(value: float) -> str:
+    return f"{value:.2g}" if value < 10 else f"{value:.0f}"
 
 
 class PaperTables(FromLedger):
@@ -454,6 +506,7 @@ def table_of_claims(found: list[tuple[claims.Claim, claims.Verdict]]) -> str:
 def setup(app: Sphinx) -> dict:
     """Register the extension."""
     app.add_directive("claims", Claims)
+    app.add_directive("rounding", Rounding)
     app.add_directive("paper-tables", PaperTables)
     app.add_directive("outcomes", Outcomes)
     app.add_directive("trials", Trials)

@@ -555,12 +555,16 @@ def text(side) -> str:
     return f"{side:g}"
 
 
-def evaluate(claim: Claim, root: Path) -> Verdict:
-    """Decide a claim from published trials, at the largest scale that has the numbers."""
+def evaluate(claim: Claim, root: Path, read_numbers: Callable = Numbers) -> Verdict:
+    """Decide a claim from published trials, at the largest scale that has the numbers.
+
+    Args:
+        read_numbers: chapter, parameters and preset → ``Numbers``.
+    """
     tree = check(claim)
     fallback = Verdict("not run", missing="no trial of this chapter is published")
     for preset, params in scales(root, claim.chapter).items():
-        numbers = Numbers(claim.chapter, params, preset)
+        numbers = read_numbers(claim.chapter, params, preset)
         said, missing = [], []
         try:
             word = decide(tree, numbers.calls(), said, missing)

@@ -173,13 +173,17 @@ def _moved(one: dict) -> tuple[float, str]:
 
 
 def verified() -> dict[str, dict]:
-    """Key → the newest line of `verified.jsonl` about that trial: ``when``, ``deviations``."""
+    """Key → the newest line of `verified.jsonl` about that trial: ``when``, ``deviations``.
+
+    What was computed as on another processor is left out: ``rounding`` reads that.
+    """
     folder = ledger.published_folder()
     path = folder / "verified.jsonl" if folder else None
     if path is None or not path.is_file():
         return {}
     every = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return {one["key"]: one for one in sorted(every, key=lambda one: one["when"])}
+    own = [one for one in every if not one.get("env", {}).get("isa")]
+    return {one["key"]: one for one in sorted(own, key=lambda one: one["when"])}
 
 
 def shade(paper: float, mean: float) -> str:
