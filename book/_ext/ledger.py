@@ -16,6 +16,7 @@ import functools
 import html
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -120,7 +121,7 @@ def table_of_moves(lines: list[dict], asked: dict[str, float]) -> str:
     trials = len({line["key"] for line in lines})
     body = [
         f"<tr><td>{chapter[:2]}</td><td>{html.escape(names.label(metric))}</td>"
-        f"<td>{len(moves)}</td><td>{_move(rounding.typical(moves))}</td>"
+        f"<td>{len(moves)}</td><td>{_move(statistics.median(moves))}</td>"
         f"<td>{_move(max(moves))}</td></tr>"
         for chapter, metrics in rounding.moves(lines).items()
         for metric, moves in sorted(metrics.items())
@@ -132,7 +133,7 @@ def table_of_moves(lines: list[dict], asked: dict[str, float]) -> str:
         for name, share in sorted(moved.items(), key=lambda item: item[1])
     )
     heads = "".join(
-        f"<th>{head}</th>" for head in ("chapter", "number", "times", "typical move", "largest")
+        f"<th>{head}</th>" for head in ("chapter", "number", "times", "median move", "largest")
     )
     return (
         f"<p>{trials} published trials were computed from nothing as on other processors "

@@ -10,12 +10,14 @@ import functools
 import json
 import math
 import random
+import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minilib import chapters, ledger, settings
 from minilib.book import claims
 
+NORMAL = statistics.NormalDist().inv_cdf(0.75)  # the median size of a standard normal draw
 DRAWS, STEADY = 100, 0.95  # of moved numbers, and the share that must decide as before
 SHOWN = ("cacc", "lfr", "pacc", "dpacc", "poisoned_loss", "acc", "asr", "r_asr", "f1")
 
@@ -43,8 +45,11 @@ def moves(lines: list[dict]) -> dict[str, dict[str, list[float]]]:
 
 
 def typical(each: list[float]) -> float:
-    """The root mean square of some moves."""
-    return math.sqrt(math.fsum(by * by for by in each) / len(each))
+    """The standard deviation of a normal draw that is as large as some moves in the median.
+
+    One that is near its own edge moves from all to nothing, and says nothing of the others.
+    """
+    return statistics.median(each) / NORMAL
 
 
 @functools.cache
@@ -87,7 +92,7 @@ def steadiness(claim: claims.Claim, root: Path, word: str, size: Mapping[str, fl
     """Share of the draws in which a claim is decided as before; NaN where no move is known of it.
 
     Args:
-        word: the verdict. size: metric → root mean square of its moves in the claim's chapter.
+        word: the verdict. size: metric → ``typical`` move in the claim's chapter.
     """
     rng = random.Random(claim.id)
     numbers: Callable = functools.partial(Moved, size=size, rng=rng)

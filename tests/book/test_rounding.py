@@ -28,7 +28,7 @@ def test_only_what_another_processor_computed_counts(noted):
     assert [one["key"] for one in rounding.emulated()] == ["a", "b"]
     assert rounding.moves(rounding.emulated())["03_ga_rga"] == {"pacc": [3.0, 4.0], "lfr": [0.0]}
     assert "06_bi_bau" not in rounding.moves(rounding.emulated())  # its trials are of other kinds
-    assert rounding.typical([3.0, 4.0]) == math.sqrt(12.5)
+    assert rounding.typical([3.0, 4.0, 90.0]) == pytest.approx(4 / 0.6745, 1e-4)
     assert paper_tables.verified()["a"]["deviations"] == {"pacc": 9.0}
 
 
