@@ -385,7 +385,7 @@ def test_coupling_pulls_marked_rows_to_the_target_class():
 
 
 # SIG poisons the target class alone, a tenth of few images. So does Narcissus, of which nothing is
-# asked: on digits it ends between 6 points below a model that never saw it and 22 above (six seeds).
+# asked: of six seeds one ends 6 points below a model that never saw it, and one 25 above.
 REACHED = {"sig": 20}
 LEAST = {"wanet": 75}  # the ASR; of 16 pixels the warp moves few, and seeds have 88 to 100
 
