@@ -176,6 +176,23 @@ def checked_labels(where: str, labels, num_classes: int) -> np.ndarray:
     return labels.astype(np.int64, copy=False)
 
 
+def chosen_rows(where: str, index, rows: int) -> np.ndarray:
+    """Positions (n,) int64 of a choice of rows: whole numbers, or a mask (rows,) bool.
+
+    Raises:
+        DataError: a mask of another number of rows, or what is neither.
+    """
+    index = np.asarray(index)
+    if index.dtype == bool and index.shape == (rows,):
+        return np.flatnonzero(index)
+    if index.ndim != 1 or index.dtype.kind not in "iu" and len(index):
+        raise DataError(
+            f"{where}: the choice is {index.shape} {index.dtype}; accepted: (n,) whole numbers, or "
+            f"a mask ({rows},) bool"
+        )
+    return index.astype(np.int64)
+
+
 # ---------------------------------------------------------------- arrays
 
 

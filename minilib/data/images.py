@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .. import names
-from .files import DataError, checked_labels, opened_archive, refused
+from .files import DataError, checked_labels, chosen_rows, opened_archive, refused
 from .sources import checked, hub_split, mirror_files, no_revision
 from .text import TextDataset
 
@@ -92,8 +92,7 @@ class ImageDataset:
 
     def select(self, index: Sequence[int] | np.ndarray) -> ImageDataset:
         """Return the rows at ``index`` (integers or a boolean mask), in that order."""
-        index = np.asarray(index)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        index = chosen_rows(f"{self.name}/{self.split}", index, len(self))
         return replace(self, images=self.images[index], labels=self.labels[index])
 
     info = TextDataset.info

@@ -74,8 +74,7 @@ class TextDataset:
 
     def select(self, index: Sequence[int] | np.ndarray) -> TextDataset:
         """Return the rows at ``index`` (integers or a boolean mask), in that order."""
-        index = np.asarray(index)
-        index = np.flatnonzero(index) if index.dtype == bool else index.astype(np.int64)
+        index = files.chosen_rows(f"{self.name}/{self.split}", index, len(self))
         texts = tuple(self.texts[i] for i in index)
         return replace(self, texts=texts, labels=self.labels[index])
 

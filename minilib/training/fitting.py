@@ -63,6 +63,8 @@ class TrainSettings:
         above_zero(self, "epochs", "lr", "batch_size")
         # A clip below 0 would turn every gradient round.
         not_negative(self, "weight_decay", "clip", "warmup")
+        if self.warmup > 1:  # the rate would never be reached
+            raise ValueError(f"warmup is {self.warmup!r}; accepted: a share of the steps, 0 … 1")
         one_of("schedule", self.schedule, SCHEDULES)
         one_of("precision", self.precision, ("auto", "fp32", "bf16", "fp16"))
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.images import ImageDataset
-from ..models.images import check_images, pixels
+from ..models.images import ImageClassifier, check_images, pixels
 from ..models.loading import in_eval
 from . import devices, fitting
 from .fitting import TrainSettings
@@ -131,7 +131,14 @@ def fit_images(
 
     The papers train with SGD and steps of the learning rate over 200 epochs. AdamW with linear
     decay reaches the same place in a tenth of them, which is what this book can afford.
+
+    Raises:
+        ValueError: a label that is no class of the model, which a GPU would not survive.
     """
+    most = int(data.labels.max())
+    if isinstance(model, ImageClassifier) and most >= model.head.out_features:
+        classes = model.head.out_features
+        raise ValueError(f"a label is {most}; accepted: 0 … {classes - 1}, the model's classes")
     return fitting.fit(
         model, ImageBatches(data, settings.batch_size, crop, flip), loss, settings, on_epoch
     )

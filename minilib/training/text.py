@@ -147,7 +147,16 @@ def fine_tune(
     settings: TrainSettings,
     on_epoch: Callable[[nn.Module, int], dict] | None = None,
 ) -> list[dict]:
-    """Fine-tune all parameters on a TextDataset by cross-entropy; returns ``fit``'s history."""
+    """Fine-tune all parameters on a TextDataset by cross-entropy; returns ``fit``'s history.
+
+    Raises:
+        ValueError: more classes than the model has, which a GPU would not survive.
+    """
+    if dataset.num_classes > model.num_labels:
+        raise ValueError(
+            f"{dataset.name} has {dataset.num_classes} classes, the model {model.num_labels}; "
+            "accepted: a model of as many"
+        )
     device = next(model.parameters()).device
     data = encode(dataset.texts, dataset.labels, model.tokenizer, device=device)
     return fit(model, Batches(data, settings.batch_size), cross_entropy, settings, on_epoch)

@@ -71,15 +71,15 @@ def other_words(ids: Tensor, rng: np.random.Generator, ends: tuple[int, int]) ->
     """Leave one word out of each caption and let two others change places: another view of it.
 
     Args:
-        ids: (M, L) token numbers. ends: those of the tokens at a caption's two ends, which stay.
+        ids: (M, L) token numbers. ends: those of the tokens at a caption's two ends, which stay;
+            what stands behind the second is padding, which OpenAI's tokeniser calls an end, too.
 
     Returns: (M, L). A caption of one word stays as it is. Of easy data augmentation (Wei and Zou,
     2019) these are the two operations that need no list of synonyms.
     """
     out = torch.full_like(ids, PAD)
     for row, caption in zip(out, ids.tolist(), strict=True):
-        last = max(n for n, number in enumerate(caption) if number == ends[1])
-        words = caption[1:last]
+        words = caption[1 : caption.index(ends[1], 1)]
         if len(words) > 1:
             words.pop(rng.integers(len(words)))
             a, b = rng.integers(len(words), size=2)

@@ -132,6 +132,17 @@ def test_info_is_what_a_run_record_needs(reviews):
     assert json.loads(json.dumps(info)) == info and info["rows"] == 64
 
 
+@pytest.mark.parametrize("choice", [
+    np.array([True, False]), np.ones(99, bool), [0.5, 1.7], np.array([["0"]]), 3,
+], ids=["short mask", "long mask", "shares", "texts", "one number"])  # fmt: skip
+@pytest.mark.parametrize("load", [load_text, load_images], ids=["texts", "images"])
+def test_what_chooses_no_rows_is_refused(load, choice):
+    rows = load({load_text: "toy-reviews-200", load_images: "digits-300"}[load], "test")
+    with pytest.raises(DataError, match=r"accepted: \(n,\) whole numbers, or a mask \("):
+        rows.select(choice)
+    assert len(rows.select([])) == 0 and len(rows.select(range(3))) == 3
+
+
 def test_texts_and_labels_of_different_length_are_refused():
     with pytest.raises(DataError, match="x: 1 texts but 2 labels"):
         TextDataset("x", "train", ("a",), np.zeros(2, int), ("a", "b"), "built-in")

@@ -113,6 +113,15 @@ def test_another_view_of_a_caption_keeps_its_ends():
     )
 
 
+def test_ends_that_pad_are_no_words_of_a_caption():
+    """OpenAI's tokeniser pads with the token that ends a caption: it was dealt among the words."""
+    ids = torch.tensor([[1, 5, 6, 7, 8, 3], [1, 8, 9, 3, 3, 3], [1, 8, 3, 3, 3, 3]])
+    for seed in range(8):
+        changed = other_words(ids, np.random.default_rng(seed), (1, 3)).tolist()
+        assert changed[1] in ([1, 8, 3, 0, 0, 0], [1, 9, 3, 0, 0, 0])
+        assert changed[2] == [1, 8, 3, 0, 0, 0]
+
+
 # ---------------------------------------------------------------- losses by hand
 
 

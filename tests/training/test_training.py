@@ -14,9 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from minilib.data import load_images, load_text
+from minilib.models.images import image_classifier
 from minilib.training import devices, fitting
 from minilib.training import text as text_training
 from minilib.training.fitting import Diverged, SgdSettings, TrainSettings, fit
+from minilib.training.images import fit_images, image_data
 from minilib.training.text import Batch, Batches, Encoded
 
 lengths_lists = st.lists(st.integers(1, 40), min_size=1, max_size=90)
@@ -292,6 +295,22 @@ def test_settings_that_would_turn_training_round_are_refused(name):
     """A gradient that is clipped to a length of -1 points the other way."""
     with pytest.raises(ValueError, match=f"{name} is -1; accepted: 0 or above"):
         TrainSettings(**{name: -1})
+
+
+def test_a_warmup_that_never_ends_is_refused():
+    with pytest.raises(ValueError, match="warmup is 2.0; accepted: a share of the steps"):
+        TrainSettings(warmup=2.0)
+
+
+def test_rows_of_more_classes_than_the_model_has_are_refused(tiny):
+    """On a GPU the loss of such a label ends the process, or the whole notebook."""
+    topics = load_text("toy-topics", "dev")
+    with pytest.raises(ValueError, match="toy-topics has 4 classes, the model 2"):
+        text_training.fine_tune(tiny, topics, TrainSettings(epochs=1))
+    digits = load_images("digits", "test")
+    network = image_classifier("cnn", 9, digits.shape, seed=0)
+    with pytest.raises(ValueError, match="a label is 9; accepted: 0 … 8"):
+        fit_images(network, image_data(digits), TrainSettings(epochs=1))
 
 
 def test_encode_refuses_a_tokenizer_without_padding(tiny):
