@@ -257,7 +257,8 @@ def _audited(audit: TextAudit):
         if same:
             remarks.append(
                 "no --clean: rows of the audited table were taken as clean, so that accuracy and "
-                "unlearning rest on rows that may be poisoned"
+                "unlearning rest on rows that may be poisoned, and the token search takes a "
+                "trigger that stands there in four rows or more for a word of the task"
             )
         elif both:
             remarks.append(f"{both} texts stand in the clean rows and in the audited table")

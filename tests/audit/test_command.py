@@ -132,6 +132,7 @@ def test_nothing_is_found_in_a_clean_model(typed, place, in_process):
     )
     assert code == audit.NOTHING and output.startswith("Nothing found"), output
     assert "no --clean" in output, "it says on what it rests"
+    assert "for a word of the task" in output, "and which search it blinds"
     report = json.loads((place / "twin-report" / "report.json").read_text())
     assert {row["detector"] for row in report["evidence"]} == {"token search", "phrase search"}
     assert report["trigger"] is None and not (place / "twin-report" / "model").exists()
