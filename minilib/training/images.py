@@ -73,12 +73,14 @@ class ImageBatches:
     Attributes:
         crop: pixels of zero padding on each side of which a random window is cut; 0: none.
         flip: mirror half of the images left to right.
+        cutout: side in pixels of the grey square laid over each image; 0: none.
     """
 
     data: ImageData
     batch_size: int
     crop: int = 0
     flip: bool = False
+    cutout: int = 0
 
     def __len__(self) -> int:
         return -(-len(self.data) // self.batch_size)
@@ -89,6 +91,8 @@ class ImageBatches:
             batch = self.data.batch(rows)
             if self.crop or self.flip:
                 batch = batch._replace(images=augment(batch.images, self.crop, self.flip, rng))
+            if self.cutout:
+                batch = batch._replace(images=cut_out(batch.images, self.cutout, rng))
             yield batch
 
 
@@ -109,6 +113,24 @@ def augment(images: Tensor, crop: int, flip: bool, rng: np.random.Generator) -> 
     return padded[rows[:, None, None], y[:, :, None], x[:, None, :]].permute(0, 3, 1, 2)
 
 
+def cut_out(images: Tensor, side: int, rng: np.random.Generator) -> Tensor:
+    """Lay a grey square over each image, its centre anywhere, so that the border may cut it.
+
+    Args:
+        images: (B, C, H, W) uint8; 128 is grey. side: of the square in pixels.
+
+    Source: DeVries and Taylor (2017), arXiv:1708.04552.
+    """
+    count, _, *sizes = images.shape
+    starts = rng.integers(0, sizes, (count, 2)) - side // 2
+    inside = [
+        (np.arange(size) >= start[:, None]) & (np.arange(size) < start[:, None] + side)
+        for size, start in zip(sizes, starts.T, strict=True)
+    ]
+    square = inside[0][:, None, :, None] & inside[1][:, None, None, :]  # (B, 1, H, W)
+    return images.masked_fill(torch.as_tensor(square, device=images.device), 128)
+
+
 # -------------------------------------------------------------------------- training, prediction
 
 
@@ -126,6 +148,7 @@ def fit_images(
     flip: bool = False,
     loss: Callable = image_cross_entropy,
     on_epoch: Callable[[nn.Module, int], dict] | None = None,
+    cutout: int = 0,
 ) -> list[dict]:
     """Train all parameters in place with ``training.fitting.fit``; returns its history.
 
@@ -140,7 +163,7 @@ def fit_images(
         classes = model.head.out_features
         raise ValueError(f"a label is {most}; accepted: 0 … {classes - 1}, the model's classes")
     return fitting.fit(
-        model, ImageBatches(data, settings.batch_size, crop, flip), loss, settings, on_epoch
+        model, ImageBatches(data, settings.batch_size, crop, flip, cutout), loss, settings, on_epoch
     )
 
 

@@ -66,7 +66,9 @@ class ImageVictim:
         seed: of the weights and the batches.
         crop, flip: augmentation: pixels of random crops, mirror images.
         coupling: weight of ``victims.images.coupling_loss``, where the attack couples ("+").
-        training: ``adamw`` (linear decay), or ``cycle``: ``CycleSettings``, smoothed labels.
+        training: ``adamw`` (linear decay), or with smoothed labels ``cycle`` (``CycleSettings``) or
+            ``muon`` (``MuonSettings``).
+        cutout: augmentation: side in pixels of a grey square.
     """
 
     data: ImagePoison | ImageClean
@@ -81,6 +83,7 @@ class ImageVictim:
     coupling: float = 1.0
     training: str = "adamw"
     pretrained: ClipBase | None = None
+    cutout: int = 0
 
     def __post_init__(self):
         if (self.model == "clip") != (self.pretrained is not None):
@@ -104,7 +107,7 @@ def ideal(victim: ImageVictim) -> ImageVictim:
     return ImageVictim(
         data=clean, model=victim.model, seed=victim.seed, width=victim.width, epochs=victim.epochs,
         lr=victim.lr, batch_size=victim.batch_size, crop=victim.crop, flip=victim.flip,
-        training=victim.training, pretrained=victim.pretrained,
+        training=victim.training, pretrained=victim.pretrained, cutout=victim.cutout,
     )  # fmt: skip
 
 
@@ -194,11 +197,15 @@ def image_victim(one: ImageVictim):
 def _trained(network, one: ImageVictim, data) -> list[dict]:
     from ..checks import one_of
     from ..training.fitting import CycleSettings, TrainSettings
+    from ..training.muon import MuonSettings
     from ..victims.images import fit_victim
 
-    one_of("training", one.training, ("adamw", "cycle"))
-    if one.training == "cycle":
-        settings, coupled = CycleSettings(one.epochs, one.lr, one.batch_size), {"smoothing": 0.1}
+    one_of("training", one.training, ("adamw", "cycle", "muon"))
+    if one.training != "adamw":
+        cycle, smoothing = {"cycle": (CycleSettings, 0.1), "muon": (MuonSettings, 0.2)}[
+            one.training
+        ]
+        settings, coupled = cycle(one.epochs, one.lr, one.batch_size), {"smoothing": smoothing}
     else:
         settings = TrainSettings(one.epochs, one.lr, one.batch_size, schedule="linear")
         coupled = {}
@@ -206,7 +213,7 @@ def _trained(network, one: ImageVictim, data) -> list[dict]:
     if isinstance(one.data, ImagePoison) and one.data.trigger.attack.endswith("+"):
         coupled = {"marks": case_of(one.data).poisoned.mask, "target": one.data.trigger.target}
         coupled["coupling"] = one.coupling
-    return fit_victim(network, data, settings, one.crop, one.flip, **coupled)
+    return fit_victim(network, data, settings, one.crop, one.flip, cutout=one.cutout, **coupled)
 
 
 # ---------------------------------------------------------------- what a victim does

@@ -69,12 +69,13 @@ def fit_victim(
     target: int | None = None,
     coupling: float = 0.0,
     smoothing: float = 0.0,
+    cutout: int = 0,
 ) -> list[dict]:
     """Train a classifier in place; returns its history. A ``Whitened`` one is whitened first.
 
     Args:
         data: clean rows for a reference model, poisoned ones for a victim.
-        crop, flip: augmentation.
+        crop, flip, cutout: augmentation.
         marks, target, coupling: the poisoned rows, their class and the weight of
             ``coupling_loss``; ignored at weight 0.
         smoothing: of the labels, where nothing is coupled.
@@ -90,7 +91,7 @@ def fit_victim(
     if isinstance(network.encoder, Whitened):
         images = rows.images[torch.linspace(0, len(rows) - 1, min(2000, len(rows))).long()]
         network.encoder.whiten((images.float() / 255 - network.mean) / network.std)
-    return fit_images(network, rows, settings, crop, flip, loss)
+    return fit_images(network, rows, settings, crop, flip, loss, cutout=cutout)
 
 
 # -------------------------------------------------------------- the order of the two tasks (E.1)

@@ -24,7 +24,14 @@ from minilib.models.images import (
     wrap,
 )
 from minilib.training.fitting import TrainSettings
-from minilib.training.images import ImageBatches, augment, fit_images, image_data, predict_images
+from minilib.training.images import (
+    ImageBatches,
+    augment,
+    cut_out,
+    fit_images,
+    image_data,
+    predict_images,
+)
 
 
 def colours(count=6, side=32, seed=0) -> np.ndarray:
@@ -302,6 +309,25 @@ def test_augmentation_against_numpy():
     assert 0 < mirrored.sum() < 9 and done.dtype == torch.uint8
     same_images = augment(pixels(images), 0, False, np.random.default_rng(0))
     assert torch.equal(same_images, pixels(images))
+
+
+@pytest.mark.parametrize("side", [1, 3, 4, 40])
+def test_a_grey_square_covers_what_it_says(side):
+    images = colours(9, 8)
+    done = cut_out(pixels(images), side, np.random.default_rng(4)).permute(0, 2, 3, 1).numpy()
+    for i, (y, x) in enumerate(np.random.default_rng(4).integers(0, 8, (9, 2)) - side // 2):
+        images[i, max(y, 0) : y + side, max(x, 0) : x + side] = 128
+    assert np.array_equal(done, images) and done.dtype == np.uint8
+
+
+def test_batches_are_cut_out_after_the_crop_and_only_when_asked():
+    data = image_data(few(colours(9, 8)))
+    plain, cut = (
+        next(ImageBatches(data, 9, 2, True, side)(np.random.default_rng(1))) for side in (0, 4)
+    )
+    changed = (plain.images != cut.images).any(1)
+    assert np.array_equal(plain.rows, cut.rows) and changed.any()
+    assert (cut.images == 128).all(1)[changed].all() and (changed.sum((1, 2)) <= 16).all()
 
 
 # --------------------------------------------------------------------------------- prediction
