@@ -198,6 +198,25 @@ def test_the_baselines_are_measured_on_networks_of_other_families(monkeypatch):
     assert "None has been computed" in figures.baselines()
 
 
+def test_networks_compared_are_the_chapters_own_and_one_that_learns_more(monkeypatch):
+    from minilib.book.figures import bi_bau as figures
+
+    plan = chapter.compared()
+    assert len(plan) == len(set(plan)) == 2 * 2 * 3
+    own = settings.validate("06_bi_bau", {})
+    assert set(chapter.victims(own)[:2]) < set(plan), "this chapter's victim, never trained twice"
+    clean = plan[0].victim, ideal(chapter.compared_victim("whitened", 0))
+    assert clean[0].cutout == 0 and clean[1].cutout == 8 and clean[1].training == "muon"
+    trials = [kept(one, [{"acc": 70.0 + n, "asr": 9.0, "pacc": 5.0}]) for n, one in enumerate(plan)]
+    monkeypatch.setattr(ledger, "available", lambda recipes: trials[:4])
+    table = figures.compared()
+    assert list(table.index) == ["ResNet-18", "whitened CNN"]
+    assert table["never poisoned", "CA"].tolist() == ["70.0", "72.0"]
+    assert table["BadNets", "CA"].tolist() == ["71.0", "73.0"]
+    monkeypatch.setattr(ledger, "available", lambda recipes: [])
+    assert "None has been computed" in figures.compared()
+
+
 def test_scores_of_a_defender_stand_beside_what_retuning_brings_back(monkeypatch):
     from minilib import unlearning
     from minilib.book.figures import bi_bau as figures

@@ -538,6 +538,22 @@ def baselines() -> pd.DataFrame | str:
     return table.reindex([label(name) for name in order if label(name) in table.index]).fillna("–")
 
 
+def compared() -> pd.DataFrame | str:
+    """Accuracy of the chapter's network and of one that learns more, clean and with BadNets.
+
+    A row a network; CA of both and ASR, mean ± std over seeds.
+    """
+    frame = pd.DataFrame(chapter.rows(ledger.available(chapter.compared())))
+    if frame.empty:
+        return "None has been computed: see chapters.bi_bau.compared."
+    clean, poisoned = (frame[frame["method"] == name] for name in ("clean", "none"))
+    parts = {
+        "never poisoned": tables.summary(clean, "model", ["acc"], list(chapter.COMPARED)),
+        "BadNets": tables.summary(poisoned, "model", ["acc", "asr"], list(chapter.COMPARED)),
+    }
+    return pd.concat(parts, axis=1).fillna("–")
+
+
 def _scores() -> pd.DataFrame:
     """R-ASR and the defender's scores of each defended model, as far as the ledger has them."""
     rows = []
