@@ -250,21 +250,41 @@ def _apart(tried: Sequence[Tried]) -> list[Tried]:
     return [first, *(one for one in ranked if not same(one, first) and not same(one, strongest))]
 
 
+@dataclass(frozen=True)
+class Repeats:
+    """A table as the model reads it, and what it repeats: the same for each class.
+
+    Attributes:
+        table: the rows that are read. rows: their ids. phrases: as ``repeated`` gives them.
+    """
+
+    table: TextDataset
+    rows: list[list[int]]
+    phrases: list[Phrase]
+
+
+def repeats(model: TextClassifier, table: TextDataset, seed: int) -> Repeats:
+    """Read a table; of more than MOST_ROWS rows so many are drawn."""
+    if len(table) > MOST_ROWS:
+        drawn = np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS]
+        table = table.select(np.sort(drawn))
+    rows = token_rows(model, table)
+    return Repeats(table, rows, repeated(rows))
+
+
 def search(
-    model: TextClassifier, test: TextDataset, table: TextDataset, target: int, tries: int,
+    model: TextClassifier, test: TextDataset, repeats: Repeats, target: int, tries: int,
     level: float, seed: int,
 ) -> PhraseFinding | None:  # fmt: skip
     """Look for a phrase of a table that leads to a class; None where it repeats too few.
 
     Args:
-        test: held-out clean rows with their true labels. table: rows that the model may have been
-            trained on. tries: phrases that are taken out of MANY rows. level: of this class alone.
+        test: held-out clean rows with their true labels. repeats: of a table of rows that the model
+            may have been trained on. tries: phrases that are taken out of MANY rows.
+        level: of this class alone.
     """
-    if len(table) > MOST_ROWS:
-        drawn = np.random.default_rng(seed).permutation(len(table))[:MOST_ROWS]
-        table = table.select(np.sort(drawn))
-    rows = token_rows(model, table)
-    phrases = associated(repeated(rows), table.labels, target)
+    table, rows = repeats.table, repeats.rows
+    phrases = associated(repeats.phrases, table.labels, target)
     least = 2 * evidence.MOST_OUTLIERS + 2
     if len(phrases) < least:
         return None

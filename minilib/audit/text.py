@@ -29,13 +29,12 @@ from ..metrics.classification import accuracy, label_flip_rate
 from ..models.loading import frozen
 from ..models.text import TextClassifier
 from ..training.fitting import TrainSettings, fit
-from ..training.text import Batches, Encoded, cross_entropy, encode, padded, predict
+from ..training.text import Batches, Encoded, by_length, cross_entropy, encode, padded, predict
 from ..unlearning import btu
 from ..unlearning.btu import word_embeddings
 from ..unlearning.trigger_test import margins
 from . import evidence
 
-BATCH_TOKENS = 8192
 CONFIRMED = 75.0  # percent of held-out rows that a trigger flips at least
 TASK_ROWS, TASK_LEVEL = 4, 0.1
 LEAST_FLIPS = 50.0  # percent of hard texts that it flips at least
@@ -43,6 +42,7 @@ FLOOR = 0.05  # the least spacing of pulls that counts, as a share of the hard t
 CHANCE = 8  # random tokens that are tried in held-out rows
 PULL = 0.2  # the quantile of what a token adds that counts
 FIRST = 8  # hard texts that all candidates are tried in; the best go on to the others
+CHUNK = 4096  # texts that are laid out at a time
 FASTER, TIMES, LEFT = 5, 3, 5.0  # see ``unlearn_phrase``
 LEAST_ROWS = 8  # rows of other classes that a class's search needs
 
@@ -129,19 +129,10 @@ class HardTexts:
         ids, places = ([values[i] for i in index] for values in (self.ids, self.places))
         return replace(self, ids=ids, places=places)
 
-    def with_tokens(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Ids and mask (S · N, T) of each text with each sequence in its place."""
-        longest = max(map(len, self.ids)) + max(map(len, sequences))
-        longest += len(self.before) + len(self.behind)
-        ids = np.full((len(sequences) * len(self.ids), longest), self.pad, np.int64)
-        mask = np.zeros_like(ids)
-        row = 0
-        for sequence in sequences:
-            for text, place in zip(self.ids, self.places, strict=True):
-                whole = [*self.before, *text[:place], *sequence, *text[place:], *self.behind]
-                ids[row, : len(whole)], mask[row, : len(whole)] = whole, 1
-                row += 1
-        return torch.from_numpy(ids), torch.from_numpy(mask)
+    def row(self, number: int, sequence: Sequence[int]) -> list[int]:
+        """Ids of one text with a sequence in its place, the special tokens around."""
+        text, place = self.ids[number], self.places[number]
+        return [*self.before, *text[:place], *sequence, *text[place:], *self.behind]
 
 
 def read_rightly(model: TextClassifier, clean: TextDataset) -> list[np.ndarray]:
@@ -150,13 +141,16 @@ def read_rightly(model: TextClassifier, clean: TextDataset) -> list[np.ndarray]:
     return [np.flatnonzero(right & (clean.labels == k)) for k in range(clean.num_classes)]
 
 
-def searchable(model: TextClassifier, clean: TextDataset) -> list[int]:
+def searchable(right: Sequence[np.ndarray], clean: TextDataset) -> list[int]:
     """Classes that can be searched: of the others the model reads enough rows rightly.
+
+    Args:
+        right: as ``read_rightly`` gives it.
 
     Raises:
         DataError: none is.
     """
-    counts = [len(rows) if len(rows) >= 2 else 0 for rows in read_rightly(model, clean)]
+    counts = [len(rows) if len(rows) >= 2 else 0 for rows in right]
     classes = [k for k, own in enumerate(counts) if sum(counts) - own >= LEAST_ROWS]
     if not classes:
         raise DataError(
@@ -167,18 +161,24 @@ def searchable(model: TextClassifier, clean: TextDataset) -> list[int]:
 
 
 def hard_texts(
-    model: TextClassifier, clean: TextDataset, target: int, settings: SearchSettings
-) -> HardTexts:
+    model: TextClassifier, clean: TextDataset, right: Sequence[np.ndarray], target: int,
+    settings: SearchSettings,
+) -> tuple[HardTexts, np.ndarray]:  # fmt: skip
     """Texts of one other class, joined, which the model reads rightly one by one and together.
 
     Where a model reads too few joined texts rightly, single texts take their place.
+
+    Args:
+        right: as ``read_rightly`` gives it.
+
+    Returns:
+        N texts, and their margins (N,) as they are, all below 0.
 
     Raises:
         DataError: fewer than LEAST_ROWS clean rows of other classes that it reads rightly.
     """
     rng = np.random.default_rng([settings.seed, target])
-    groups = read_rightly(model, clean)
-    groups = [rows for k, rows in enumerate(groups) if k != target and len(rows) >= 2]
+    groups = [rows for k, rows in enumerate(right) if k != target and len(rows) >= 2]
     if sum(map(len, groups)) < LEAST_ROWS:
         raise DataError(
             f"{clean.name} has {sum(map(len, groups))} rows of other classes than "
@@ -198,9 +198,11 @@ def hard_texts(
         places = [int(rng.integers(len(text) + 1)) for text in texts]
         hard = HardTexts(texts, places, before, behind, model.tokenizer.pad_token_id)
         with frozen(model):
-            wins = np.flatnonzero(tried(model, hard, [[]], target)[0] < 0)
+            plain = tried(model, hard, [[]], target)[0]
+        wins = np.flatnonzero(plain < 0)
         if len(wins) >= settings.rows or joined == 1:
-            return hard.select(wins[: settings.rows])
+            wins = wins[: settings.rows]
+            return hard.select(wins), plain[wins]
     raise AssertionError("one text alone is the last resort")
 
 
@@ -208,28 +210,63 @@ def _device(model: TextClassifier) -> torch.device:
     return next(model.parameters()).device
 
 
+def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
+    """Ids and mask (N, T) int64 of rows of ids, as long as the longest of them."""
+    lengths = np.array([len(row) for row in rows])
+    longest = max(int(lengths.max()), 1)
+    ids = np.full((len(rows), longest), pad, np.int64)
+    mask = np.arange(longest) < lengths[:, None]
+    ids[mask] = np.concatenate(rows)
+    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
+
+
 @torch.inference_mode()
-def _logits(model: TextClassifier, ids: Tensor, mask: Tensor) -> Tensor:
-    """Logits (N, K) float32 on the CPU, a few thousand tokens at a time."""
-    step = max(1, BATCH_TOKENS // ids.shape[1])
-    device = _device(model)
-    parts = [
-        model(ids[i : i + step].to(device), mask[i : i + step].to(device)).float().cpu()
-        for i in range(0, len(ids), step)
-    ]
-    return torch.cat(parts)
+def _logits(model: TextClassifier, rows: Sequence[Sequence[int]]) -> Tensor:
+    """Logits (N, K) float32 on the CPU of rows of ids, those of like length in one batch."""
+    device, pad = _device(model), model.tokenizer.pad_token_id
+    batches, parts = list(by_length(np.array([max(len(row), 1) for row in rows]))), []
+    for batch in batches:
+        ids, mask = _padded([rows[row] for row in batch], pad)
+        parts.append(model(ids.to(device), mask.to(device)).float().cpu())
+    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(batches)))]
 
 
 def tried(
     model: TextClassifier, texts: HardTexts, sequences: Sequence[Sequence[int]], target: int
 ) -> np.ndarray:
     """Margins (S, N) of each hard text with each sequence of tokens in it."""
-    count = max(1, 64 * 1024 // (len(texts.ids) * 80))
-    parts = []
-    for i in range(0, len(sequences), count):
-        ids, mask = texts.with_tokens(sequences[i : i + count])
-        parts.append(margins(_logits(model, ids, mask), target).view(-1, len(texts.ids)))
-    return torch.cat(parts).numpy()
+    numbers = range(len(texts.ids))
+    count = max(1, CHUNK // len(numbers))
+    parts = [
+        margins(_logits(model, [texts.row(n, one) for one in some for n in numbers]), target)
+        for some in (sequences[i : i + count] for i in range(0, len(sequences), count))
+    ]
+    return torch.cat(parts).view(-1, len(numbers)).numpy()
+
+
+class Tries:
+    """Margins of hard texts with single tokens in them; no token is tried twice in a text.
+
+    Args:
+        model: frozen by the caller. target: the class that the margins are of.
+    """
+
+    def __init__(self, model: TextClassifier, texts: HardTexts, target: int):
+        self.model, self.texts, self.target = model, texts, target
+        self.known: dict[int, np.ndarray] = {}  # token → margins of the first texts, so far
+
+    def __call__(self, tokens: Sequence[int], count: int | None = None) -> np.ndarray:
+        """Margins (S, N) of ``tokens`` in the first ``count`` texts; None: in all."""
+        count = min(count or len(self.texts.ids), len(self.texts.ids))
+        starts = {token: len(self.known.get(token, ())) for token in tokens}
+        for start in sorted(set(starts.values())):
+            if start < count:
+                new = [token for token in starts if starts[token] == start]
+                texts = self.texts.select(range(start, count))
+                more = tried(self.model, texts, [[token] for token in new], self.target)
+                for token, values in zip(new, more, strict=True):
+                    self.known[token] = np.append(self.known.get(token, values[:0]), values)
+        return np.stack([self.known[token][:count] for token in tokens])
 
 
 # ---------------------------------------------------------------- the search
@@ -259,14 +296,11 @@ def task_words(model: TextClassifier, clean: TextDataset, target: int) -> np.nda
 def scan(model: TextClassifier, tokens: np.ndarray) -> Tensor:
     """Logits (n, K) of each token standing alone: what every token says by itself."""
     before, behind = frame(model.tokenizer)
-    ids = torch.tensor([[*before, int(token), *behind] for token in tokens])
     with frozen(model):
-        return _logits(model, ids, torch.ones_like(ids))
+        return _logits(model, [[*before, int(token), *behind] for token in tokens])
 
 
-def along_gradients(
-    model: TextClassifier, texts: HardTexts, target: int, tokens: np.ndarray, steps: int, count: int
-) -> list[int]:
+def along_gradients(tries: Tries, tokens: np.ndarray, steps: int, count: int) -> list[int]:
     """Tokens whose embeddings lie where a class's margin grows, as HotFlip has it.
 
     Begins at the mean embedding; each round scores the whole vocabulary by the first-order gain
@@ -275,9 +309,10 @@ def along_gradients(
     Returns:
         Up to ``steps * count`` ids, in the order in which they were met.
     """
+    model, texts = tries.model, tries.texts
     matrix = word_embeddings(model)  # (V, H)
     device, allowed = _device(model), torch.as_tensor(tokens, device=matrix.device)
-    ids, mask = texts.with_tokens([[texts.pad]])
+    ids, mask = _padded([texts.row(n, [texts.pad]) for n in range(len(texts.ids))], texts.pad)
     at = torch.tensor([len(texts.before) + place for place in texts.places])
     rows = torch.arange(len(ids))
     states = matrix[ids.to(device)].clone()  # (N, T, H)
@@ -288,13 +323,13 @@ def along_gradients(
             inputs = states.clone()
             inputs[rows, at] = inserted
             logits = _of_embeddings(model, inputs, mask.to(device))
-            (gradient,) = torch.autograd.grad(margins(logits.float(), target).mean(), inserted)
+            margin = margins(logits.float(), tries.target).mean()
+            (gradient,) = torch.autograd.grad(margin, inserted)
             gain = (matrix[allowed] - current) @ gradient
             best = allowed[gain.topk(min(count, len(allowed))).indices].tolist()
             met += best
             few = best[:8]
-            pulls = tried(model, texts, [[token] for token in few], target).mean(1)
-            current = matrix[few[int(pulls.argmax())]]
+            current = matrix[few[int(tries(few).mean(1).argmax())]]
     return list(dict.fromkeys(met))
 
 
@@ -309,46 +344,62 @@ def _of_embeddings(model: TextClassifier, inputs: Tensor, mask: Tensor) -> Tenso
     return model.network.score(states[torch.arange(len(mask)), mask.sum(1) - 1])
 
 
+@dataclass(frozen=True)
+class Overview:
+    """What the search of each class of a model begins with, the same for all of them.
+
+    Attributes:
+        right: as ``read_rightly`` gives it. tokens: (n,) int64 ids that are searched.
+        alone: (n, K) float32, ``scan``'s logits of them.
+    """
+
+    right: list[np.ndarray]
+    tokens: np.ndarray
+    alone: Tensor
+
+
+def overview(
+    model: TextClassifier, clean: TextDataset, right: list[np.ndarray] | None = None
+) -> Overview:
+    """Read the clean rows, unless it is known which are read rightly, and scan the vocabulary."""
+    tokens = typed_tokens(model.tokenizer)
+    return Overview(right or read_rightly(model, clean), tokens, scan(model, tokens))
+
+
 def pulls(
     model: TextClassifier,
     clean: TextDataset,
     target: int,
     settings: SearchSettings,
-    scanned: tuple[np.ndarray, Tensor] | None = None,
+    begun: Overview,
     also: Sequence[int] = (),
 ) -> Pulls:
     """Try tokens of the whole vocabulary for one class.
 
     Args:
-        clean: rows with their true labels. target: the class.
-        scanned: ids (n,) and ``scan``'s logits of them, where they are there already.
+        clean: rows with their true labels. target: the class. begun: the ``overview`` of both.
         also: more tokens to try, such as those that BTU's test names.
 
     Raises:
         DataError: too few clean rows.
     """
-    texts = hard_texts(model, clean, target, settings)
-    if scanned is None:
-        tokens = typed_tokens(model.tokenizer)
-        scanned = tokens, scan(model, tokens)
-    tokens, logits = scanned
+    texts, plain = hard_texts(model, clean, begun.right, target, settings)
+    tokens, tries = begun.tokens, Tries(model, texts, target)
     rng = np.random.default_rng([settings.seed, 1 + target])
-    by_scan = tokens[torch.argsort(margins(logits, target), descending=True).numpy()]
+    by_scan = tokens[torch.argsort(margins(begun.alone, target), descending=True).numpy()]
     each = max(1, settings.pool // 2 // max(settings.steps, 1))
     pool = list(map(int, by_scan[: settings.pool]))
-    pool += along_gradients(model, texts, target, tokens, settings.steps, each)
+    pool += along_gradients(tries, tokens, settings.steps, each)
     drawn = set(map(int, rng.choice(tokens, min(settings.drawn, len(tokens)), replace=False)))
     pool = list(dict.fromkeys([*pool, *map(int, also)]))
     task = task_words(model, clean, target)
     natural = list(map(int, by_scan[np.isin(by_scan, task)][: settings.pool // 2]))
     with frozen(model):
-        few = texts.select(range(min(FIRST, len(texts.ids))))
-        first = tried(model, few, [[token] for token in pool], target).mean(1)
+        first = tries(pool, FIRST).mean(1)
         pool = [pool[i] for i in np.argsort(-first, kind="stable")[: settings.pool]]
         pool = list(dict.fromkeys([*pool, *natural]))
         every = [*pool, *sorted(drawn - set(pool))]
-        plain = tried(model, texts, [[]], target)  # (1, N)
-        with_token = tried(model, texts, [[token] for token in every], target)
+        with_token = tries(every)
     # A low quantile: the mean of a word that decides half of the texts is as large as that of
     # one that decides all of them a little less.
     pull = np.quantile(with_token - plain, PULL, axis=1)

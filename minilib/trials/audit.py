@@ -277,13 +277,39 @@ def _read(table: AuditTable, audited, remarks: list[str]):
 
 
 @ledger.kept_in_memory(1)
-def _scanned(audit: TextAudit):
-    """Ids of the tokens that a text can give, and what each says by itself."""
+def _right(audit: TextAudit) -> list:
+    """Rows of each class that the model reads rightly, of those that are searched in."""
     from ..audit import text
 
-    audited = _audited(audit)[0]
-    tokens = text.typed_tokens(audited.model.tokenizer)
-    return tokens, text.scan(audited.model, tokens)
+    audited, search_rows, _, _, _ = _audited(audit)
+    return text.read_rightly(audited.model, search_rows)
+
+
+@ledger.kept_in_memory(1)
+def _overview(audit: TextAudit):
+    """What the search of each class begins with."""
+    from ..audit import text
+
+    audited, search_rows, _, _, _ = _audited(audit)
+    return text.overview(audited.model, search_rows, _right(audit))
+
+
+@ledger.kept_in_memory(1)
+def _moved(audit: TextAudit) -> list[int]:
+    """Tokens that BTU's test on the table adds to those that are tried; without a table none."""
+    from ..audit import text
+
+    audited, _, _, table, _ = _audited(audit)
+    return text.moved_tokens(audited.model, table.rows, MOVED, audit.seed) if table else []
+
+
+@ledger.kept_in_memory(1)
+def _repeats(audit: TextAudit):
+    """What the table repeats."""
+    from ..audit import phrases
+
+    audited, _, _, table, _ = _audited(audit)
+    return phrases.repeats(audited.model, table.rows, audit.seed)
 
 
 def _search_settings(audit: TextAudit):
@@ -315,7 +341,7 @@ def audited_model(one: AuditedModel) -> list[dict]:
     from ..audit import models, text
 
     audited, search_rows, test_rows, table, remarks = _audited(one.audit)
-    classes = text.searchable(audited.model, search_rows)
+    classes = text.searchable(_right(one.audit), search_rows)
     accuracy = text.correct(audited.model, test_rows)
     cut = models.share_cut(audited, [*search_rows.texts, *test_rows.texts])
     row = {
@@ -338,11 +364,10 @@ def audited_class(one: AuditedClass) -> list[dict]:
     """
     from ..audit import text
 
-    audited, search_rows, test_rows, table, _ = _audited(one.audit)
-    model, audit = audited.model, one.audit
-    moved = text.moved_tokens(model, table.rows, MOVED, audit.seed) if table else []
+    audited, search_rows, test_rows, _, _ = _audited(one.audit)
+    model, audit, moved = audited.model, one.audit, _moved(one.audit)
     pulls = text.pulls(
-        model, search_rows, one.target, _search_settings(audit), _scanned(audit), moved
+        model, search_rows, one.target, _search_settings(audit), _overview(audit), moved
     )
     level = _level(audit, len(audited.labels))
     finding = text.finding(model, pulls, test_rows, level, audit.seed)
@@ -384,10 +409,10 @@ def audited_phrase(one: AuditedPhrase) -> list[dict]:
     """
     from ..audit import phrases
 
-    audited, _, test_rows, table, _ = _audited(one.audit)
+    audited, _, test_rows, _, _ = _audited(one.audit)
     audit, decode = one.audit, audited.model.tokenizer.decode
     found = phrases.search(
-        audited.model, test_rows, table.rows, one.target, audit.phrases,
+        audited.model, test_rows, _repeats(audit), one.target, audit.phrases,
         _level(audit, len(audited.labels)), audit.seed,
     )  # fmt: skip
     head = {"part": "phrases", "target": audited.labels[one.target]}
@@ -424,7 +449,7 @@ def audit_verdict(one: AuditVerdict) -> list[dict]:
 
     audited, search_rows, _, table, _ = _audited(one.audit)
     model, labels = audited.model, audited.labels
-    classes = text.searchable(model, search_rows)
+    classes = text.searchable(_right(one.audit), search_rows)
     heads = [ledger.get(AuditedClass(audit=one.audit, target=k)).rows[0] for k in classes]
     best = min(heads, key=lambda row: row["p"])
     p = min(1.0, len(labels) * best["p"])
@@ -604,7 +629,8 @@ def audit_unlearning(one: AuditUnlearning) -> list[dict]:
         {"when": when} | text.measured(model, test_rows, tokens, target)
         for when, model in (("before", audited.model), ("after", cleaned))
     ]
-    again = text.pulls(cleaned, search_rows, target, _search_settings(it.audit))
+    begun = text.overview(cleaned, search_rows)
+    again = text.pulls(cleaned, search_rows, target, _search_settings(it.audit), begun)
     finding = text.finding(
         cleaned, again, test_rows, _level(it.audit, len(audited.labels)), it.audit.seed
     )
@@ -623,10 +649,10 @@ def _again(cleaned, audit: TextAudit, target: int, found: dict) -> dict:
     """The search for a phrase once more, where one was unlearned."""
     from ..audit import phrases
 
-    audited, _, test_rows, table, _ = _audited(audit)
+    audited, _, test_rows, _, _ = _audited(audit)
     level = _level(audit, len(audited.labels))
     again = phrases.search(
-        cleaned, test_rows, table.rows, target, audit.phrases, level, audit.seed
+        cleaned, test_rows, _repeats(audit), target, audit.phrases, level, audit.seed
     )  # fmt: skip
     if again is None or not again.tokens:
         return {}

@@ -47,10 +47,9 @@ def victim(folders):
 def audited(one, clean, test):
     """The finding of each class."""
     settings = text.SearchSettings(rows=24, drawn=24)
-    scanned = text.typed_tokens(one.model.tokenizer)
-    scanned = scanned, text.scan(one.model, scanned)
+    begun = text.overview(one.model, clean)
     return [
-        text.finding(one.model, text.pulls(one.model, clean, k, settings, scanned), test, 0.025)
+        text.finding(one.model, text.pulls(one.model, clean, k, settings, begun), test, 0.025)
         for k in range(2)
     ]
 
@@ -187,11 +186,14 @@ def test_duplicates_and_absent_classes_are_remarked(tmp_path):
 
 def test_hard_texts_are_read_rightly_and_come_from_other_classes(victim):
     clean = dataset(200, ROWS + 1)
-    hard = text.hard_texts(victim.model, clean, 1, text.SearchSettings(rows=16))
-    assert len(hard.ids) == 16
-    assert (text.tried(victim.model, hard, [[]], 1) < 0).all()
+    right = text.read_rightly(victim.model, clean)
+    hard, plain = text.hard_texts(victim.model, clean, right, 1, text.SearchSettings(rows=16))
+    assert len(hard.ids) == len(plain) == 16 and (plain < 0).all()
+    assert np.allclose(text.tried(victim.model, hard, [[]], 1), plain, atol=1e-4)
+    few = clean.select(np.arange(8))
+    right = text.read_rightly(victim.model, few)
     with pytest.raises(DataError, match="accepted: 8 or more"):
-        text.hard_texts(victim.model, clean.select(np.arange(8)), 1, text.SearchSettings())
+        text.hard_texts(victim.model, few, right, 1, text.SearchSettings())
 
 
 def test_a_token_changes_a_text_in_one_place_only(victim):

@@ -111,8 +111,9 @@ def audits(place):
     for name, count in (("victim", 90), ("rare", 20), ("twin", 0)):
         model = models.text_classifier(models.name_of(str(place / name))).model
         table = dataset(*with_sentence(texts, labels, count))
+        repeats = phrases.repeats(model, table, 0)
         found[name] = model, table, [
-            phrases.search(model, test, table, k, 32, 0.0125, 0) for k in range(2)
+            phrases.search(model, test, repeats, k, 32, 0.0125, 0) for k in range(2)
         ]  # fmt: skip
     return found
 
@@ -135,7 +136,7 @@ def test_no_phrase_is_found_in_a_clean_twin(audits):
 def test_a_table_that_repeats_nothing_has_no_phrases(audits):
     model, table, _ = audits["twin"]
     few = table.select(np.arange(12))
-    assert phrases.search(model, few, few, 1, 32, 0.0125, 0) is None
+    assert phrases.search(model, few, phrases.repeats(model, few, 0), 1, 32, 0.0125, 0) is None
 
 
 def test_a_sentence_is_unlearned_and_its_words_keep_their_embeddings(audits):
