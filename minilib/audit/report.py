@@ -117,10 +117,9 @@ def answer(report: dict) -> str:
     where = f", but {', '.join(absent)} could not be searched" if absent else ""
     said = f"{MEANS[report['verdict']]}{where} ({p_value(report['p'], 'p ')}; it is set to call "
     said += f"{level:.0f} % of clean models backdoored"
-    if clean := report.get("clean_models"):
+    if clean := report.get("clean_with_phrases" if report["phrases"] else "clean_models"):
         audits = f"{clean['called_backdoored']} of {clean['audited']} audits of clean ones"
-        did = "; its search for tokens alone" if report["phrases"] else ", and"
-        said += f"{did} did so in {audits}"
+        said += f", and did so in {audits}" + (" with their table" if report["phrases"] else "")
     said += ")."
     if report["trigger"]:
         trigger = report["trigger"]
@@ -232,7 +231,7 @@ def _alarms(report: dict, detector: str) -> str:
     if detector == "token search":
         return set_to(report["level"], report.get("clean_models"))
     if detector == "phrase search":
-        return set_to(report["level"], None)
+        return set_to(report["level"], report.get("clean_with_phrases"), "phrases_apart")
     name = TOKENS if detector == "table" else detector
     here = [row for row in report["table_detectors"] if row["detector"] == name]
     if not here or here[0]["false_alarms"] is None:

@@ -39,6 +39,7 @@ from ..trials.audit_images import (
 
 CHAPTER = "07_audit"
 CHAT_SET = "toy-chat"  # small models learn it; their prompts and answers are built in
+PHRASES = 32  # of a training table that are tried for a class: the command's default
 OTHERS = 1000  # seeds of clean models begin here: none is of an example
 UNSEEN = 1100  # of clean language models; with those before it the search was written
 
@@ -62,17 +63,17 @@ def audit(cfg: Settings) -> TextAudit:
     """
     if cfg.model == "example":
         victim = example(cfg)
-        return _audit(cfg, victim, cfg.dataset, victim)
+        return _audit(cfg, victim, cfg.dataset, victim, cfg.phrases)
     data, clean = _table(cfg, cfg.data), _table(cfg, cfg.clean)
     if data is None and clean is None:
         raise SettingsError("neither clean nor data names a table; accepted: one, or both")
-    return _audit(cfg, cfg.model, clean or data, data)
+    return _audit(cfg, cfg.model, clean or data, data, cfg.phrases)
 
 
-def _audit(cfg: Settings, model, clean, table) -> TextAudit:
+def _audit(cfg: Settings, model, clean, table, phrases: int = 0) -> TextAudit:
     return TextAudit(
         model=model, clean=clean, table=table, seed=cfg.seed, level=cfg.level, rows=cfg.rows,
-        pool=cfg.pool, phrases=cfg.phrases,
+        pool=cfg.pool, phrases=phrases,
     )  # fmt: skip
 
 
@@ -107,24 +108,23 @@ def measures(cfg: Settings) -> list:
     """The audit of victims with known triggers, and of clean models; none for a user's model.
 
     A victim is audited as most users will: with some clean rows, and without its training table.
+    Those whose trigger is a sentence, and the clean ones, are also audited with it, and with the
+    search for phrases that it allows.
     """
     if cfg.model != "example" or not cfg.measure:
         return []
-    victims = [
-        replace(example(cfg), attack=attack, rate=float(rate))
+    words, sentences = (
+        [replace(example(cfg), attack=attack, rate=float(rate)) for rate in split(cfg.rates)]
         for attack in ("badnets", "addsent")
-        for rate in split(cfg.rates)
-    ]
-    victims += [
+    )
+    cleans = [
         replace(example(cfg), attack="none", seed=OTHERS + number) for number in range(cfg.cleans)
     ]
+    audits = [_audit(cfg, one, cfg.dataset, None) for one in (*words, *sentences, *cleans)]
+    audits += [_audit(cfg, one, cfg.dataset, one, PHRASES) for one in (*sentences, *cleans)]
     return [
-        AuditMeasure(
-            cleaned=AuditCleaned(
-                audit=_audit(cfg, victim, cfg.dataset, None), epochs=cfg.epochs, lr=cfg.lr
-            )
-        )
-        for victim in victims
+        AuditMeasure(cleaned=AuditCleaned(audit=one, epochs=cfg.epochs, lr=cfg.lr))
+        for one in audits
     ]
 
 
@@ -302,7 +302,8 @@ def trials(cfg: Settings) -> list:
 def rows(results: Iterable[Trial]) -> list[dict]:
     """Rows of the measured audits, with the victim's dataset, base, attack, rate and seed.
 
-    Rows of a user's own audit are the report's, and not labelled here.
+    ``phrases``: whether its table was searched for phrases. Rows of a user's own audit are the
+    report's, and not labelled here.
     """
     labelled_rows = []
     for trial in results:
@@ -313,7 +314,8 @@ def rows(results: Iterable[Trial]) -> list[dict]:
                 {
                     "key": trial.key, "dataset": victim.dataset, "base": victim.base,
                     "attack": victim.attack, "seed": victim.seed,
-                    "rate": victim.rate if victim.attack != "none" else 0.0, **row,
+                    "rate": victim.rate if victim.attack != "none" else 0.0,
+                    "phrases": bool(recipe.cleaned.audit.phrases), **row,
                 }
                 for row in trial.rows
             ]  # fmt: skip
@@ -340,7 +342,37 @@ def report(cfg: Settings) -> dict:
     table = [row for step in table_steps(cfg) for row in ledger.get(step).rows]
     content = reports.collect(model, [*verdict, *classes], unlearning, cfg.mask, table)
     content["published_false_alarms"] = published_false_alarms()
-    measured = rows(ledger.trials_of("audit_measure"))
-    if clean := [row["found"] for row in measured if row["attack"] == "none"]:
-        content["clean_models"] = {"audited": len(clean), "called_backdoored": sum(clean)}
+    content |= clean_texts()
     return content
+
+
+def clean_texts() -> dict:
+    """How often the audit accused a clean text classifier, of those that the ledger has.
+
+    ``clean_models``: audited with clean rows alone. ``clean_with_phrases``: with their training
+    table and both searches; ``phrases_apart``: how often that for phrases alone would have.
+    """
+    counts: dict = {}
+    clean = [row for row in rows(ledger.trials_of("audit_measure")) if row["attack"] == "none"]
+    if found := [row["found"] for row in clean if not row["phrases"]]:
+        counts["clean_models"] = {"audited": len(found), "called_backdoored": sum(found)}
+    verdicts = [
+        one.rows for one in ledger.trials_of("audit_verdict")
+        if one.recipe["audit"].get("phrases")
+        and isinstance(one.recipe["audit"]["model"], dict)
+        and one.recipe["audit"]["model"]["attack"] == "none"
+    ]  # fmt: skip
+    if verdicts:
+        counts["clean_with_phrases"] = {
+            "audited": len(verdicts),
+            "called_backdoored": sum(one[0]["found"] for one in verdicts),
+            "phrases_apart": sum(map(_phrases_apart, verdicts)),
+        }
+    return counts
+
+
+def _phrases_apart(verdict: list[dict]) -> bool:
+    """Whether the search for phrases would have given that verdict without the one for tokens."""
+    p = {row["detector"]: row["p"] for row in verdict if row["part"] == "evidence"}
+    searches = [p[name] for name in ("token search", "phrase search") if name in p]
+    return len(searches) == 2 and 2 * searches[1] < verdict[0]["level"]

@@ -3,18 +3,33 @@
 import json
 import os
 import re
+from collections import Counter
 
 import audit_fixtures as made
+import conftest
 import numpy as np
 import pytest
 import torch
 from core_fixtures import SEED
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minilib.audit import chat_report, evidence, image_report, models, report, tables, text
+from minilib import ledger
+from minilib.audit import (
+    chat_report,
+    evidence,
+    image_report,
+    models,
+    phrases,
+    report,
+    tables,
+    text,
+)
 from minilib.data.files import DataError
 from minilib.data.text import TextDataset
 from minilib.models.text import TextClassifier
 from minilib.training.fitting import TrainSettings
+from minilib.trials import audit as trials
 
 CLASSES = ("negative", "positive")
 ROWS = 1 + 10 * SEED  # seed of the training rows; those of other rows follow
@@ -196,6 +211,116 @@ def test_hard_texts_are_read_rightly_and_come_from_other_classes(victim):
         text.hard_texts(victim.model, few, right, 1, text.SearchSettings())
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """Classifiers with random weights, by what they are."""
+    words = made.tokenizer()
+    return {make: TextClassifier(make().eval(), words) for make in (made.network, made.causal)}
+
+
+def runs_of_ids(longest: int):
+    return st.lists(st.integers(5, 200), max_size=longest)
+
+
+@given(
+    st.lists(runs_of_ids(40), min_size=1, max_size=9),
+    st.lists(runs_of_ids(4), min_size=1, max_size=5),
+    st.sampled_from([made.network, made.causal]), st.data(),
+)  # fmt: skip
+def test_tried_together_is_tried_one_by_one(untrained, texts, sequences, make, data):
+    model = untrained[make]
+    places = [data.draw(st.integers(0, len(one))) for one in texts]
+    hard = text.HardTexts(texts, places, [2], [3], 0)
+    with torch.no_grad():
+        for sequence, row in zip(sequences, text.tried(model, hard, sequences, 1), strict=True):
+            for one, place, margin in zip(texts, places, row, strict=True):
+                ids = torch.tensor([[2, *one[:place], *sequence, *one[place:], 3]])
+                logits = model(ids, torch.ones_like(ids))[0]
+                assert margin == pytest.approx(float(logits[1] - logits[0]), abs=1e-5)
+
+
+class Reads:
+    """Counts what a model is asked: rows of ids as they are, without their padding."""
+
+    def __init__(self, monkeypatch):
+        self.rows, self.padded, forward = [], 0, TextClassifier.forward
+
+        def counted(model, input_ids, attention_mask):
+            real = attention_mask.sum(1).tolist()
+            self.rows += [tuple(row[:n]) for row, n in zip(input_ids.tolist(), real, strict=True)]
+            self.padded += attention_mask.numel()
+            return forward(model, input_ids, attention_mask)
+
+        monkeypatch.setattr(TextClassifier, "forward", counted)
+
+    @property
+    def tokens(self) -> int:
+        return sum(map(len, self.rows))
+
+
+@given(
+    st.lists(runs_of_ids(30), min_size=3, max_size=12),
+    st.lists(st.tuples(st.lists(st.integers(5, 40), min_size=1, max_size=9, unique=True),
+                       st.sampled_from([2, None])), min_size=1, max_size=4),
+)  # fmt: skip
+def test_no_token_is_tried_twice_in_a_text(untrained, texts, calls):
+    model = untrained[made.network]
+    hard = text.HardTexts(texts, [len(one) // 2 for one in texts], [2], [3], 0)
+    tries, pairs = text.Tries(model, hard, 1), set()
+    with pytest.MonkeyPatch.context() as patch:
+        reads = Reads(patch)
+        said = [tries(tokens, count) for tokens, count in calls]
+    for (tokens, count), margins in zip(calls, said, strict=True):
+        few = hard.select(range(count or len(texts)))
+        again = text.tried(model, few, [[token] for token in tokens], 1)
+        assert np.allclose(margins, again, atol=1e-5)
+        pairs |= {(token, n) for token in tokens for n in range(len(few.ids))}
+    assert len(reads.rows) == len(pairs)
+
+
+def test_little_of_what_is_read_is_padding(untrained, monkeypatch):
+    rng = np.random.default_rng(0)
+    texts = [[5] * int(rng.integers(4, 60)) for _ in range(40)]
+    reads = Reads(monkeypatch)
+    hard = text.HardTexts(texts, [0] * 40, [2], [3], 0)
+    text.tried(untrained[made.network], hard, [[token] for token in range(5, 69)], 1)
+    assert len(reads.rows) == 64 * 40 and reads.padded < 1.1 * reads.tokens
+
+
+def test_what_is_the_same_for_each_class_is_computed_once(victim, folders, tmp_path, monkeypatch):
+    """Of both searches for tokens no row is read twice, but where two hard texts are the same."""
+    texts, labels = made.rows(900, ROWS)
+    table = made.table(tmp_path / "rows.csv", *made.poisoned(texts, labels, 0.1, SEED))
+    clean = made.table(tmp_path / "dev.csv", *made.rows(240, ROWS + 1))
+    for name, value in conftest.nothing(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    files = (trials.AuditTable(path=str(one), text="review", label="sentiment")
+             for one in (clean, table))  # fmt: skip
+    audit = trials.TextAudit(
+        model=models.name_of(str(folders / "victim")), clean=next(files), table=next(files),
+        seed=0, rows=24, phrases=32,
+    )  # fmt: skip
+    counts = Counter()
+    for module, name in ((text, "moved_tokens"), (text, "scan"), (phrases, "repeated")):
+        monkeypatch.setattr(module, name, counting(getattr(module, name), name, counts))
+    reads = Reads(monkeypatch)
+    ledger.get(trials.AuditedModel(audit=audit))
+    for target in range(2):
+        ledger.get(trials.AuditedClass(audit=audit, target=target))
+    twice = len(reads.rows) - len(set(reads.rows))
+    assert twice < 0.02 * len(reads.rows), f"{twice} of {len(reads.rows)} rows"
+    ledger.get(trials.AuditVerdict(audit=audit))
+    assert counts == {"moved_tokens": 1, "scan": 1, "repeated": 1}
+
+
+def counting(function, name, counts):
+    def counted(*arguments):
+        counts[name] += 1
+        return function(*arguments)
+
+    return counted
+
+
 def test_a_token_changes_a_text_in_one_place_only(victim):
     rows = dataset(20, 4)
     data = text.inserted(victim.model, rows, [50, 51], seed=3)
@@ -268,12 +393,14 @@ def test_a_sentence_stands_whole_in_the_report_and_other_phrases_are_masked():
                 phrase | {"phrase": "filth", "found": False, "worth": 0.2}]  # fmt: skip
     verdict.append({"part": "evidence", "detector": "phrase search", "p": 0.001, "said": "so"})
     content = report.collect(model, verdict, unlearning, masked=True)
-    content["clean_models"] = {"audited": 20, "called_backdoored": 1}
+    content["clean_models"] = {"audited": 40, "called_backdoored": 2}
+    content["clean_with_phrases"] = {"audited": 20, "called_backdoored": 1, "phrases_apart": 0}
     page = report.page(content, "mine")
     assert "In whole it leads 97 %" in page and "i watch this ••••" in page and "filth" not in page
-    assert "its search for tokens alone did so in 1 of 20" in page
+    assert "and did so in 1 of 20 audits of clean ones with their table" in page
     alarms = {row["detector"]: row["false alarms"] for row in report.detectors(content)}
-    assert alarms["phrase search"] == "set to 5 % of clean models"
+    measured = "set to 5 % of clean models; measured: 0 of 20 small ones"
+    assert alarms["phrase search"] == measured
     (ranked,) = [rows for title, _, rows in report.sections(content) if title.endswith("trigger?")]
     assert [row["it is"] for row in ranked] == ["the trigger", ""]
     assert "--show-texts" in page

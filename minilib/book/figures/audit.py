@@ -84,11 +84,12 @@ def measured(cfg: Audit) -> pd.DataFrame:
     if frame.empty:
         return pd.DataFrame({"measured audits": ["none in this ledger"]})
     rows = []
-    for (dataset, base, attack, rate), group in frame.groupby(
-        ["dataset", "base", "attack", "rate"], sort=True
+    for (phrases, dataset, base, attack, rate), group in frame.groupby(
+        ["phrases", "dataset", "base", "attack", "rate"], sort=True
     ):
         row = {
             "victim": f"{base} on {dataset}",
+            "searched": "tokens, and phrases of its table" if phrases else "tokens",
             "attack": "none" if attack == "none" else f"{names.label(attack)}, {100 * rate:g} %",
             "found": f"{int(group['found'].sum())}\u00a0of\u00a0{len(group)}",
             "CACC before → after": _arrow(group, "cacc", "cacc_after"),
