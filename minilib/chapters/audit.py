@@ -39,7 +39,6 @@ from ..trials.audit_images import (
 
 CHAPTER = "07_audit"
 CHAT_SET = "toy-chat"  # small models learn it; their prompts and answers are built in
-PHRASES = 32  # of a training table that are tried for a class: the command's default
 OTHERS = 1000  # seeds of clean models begin here: none is of an example
 UNSEEN = 1100  # of clean language models; with those before it the search was written
 
@@ -108,8 +107,8 @@ def measures(cfg: Settings) -> list:
     """The audit of victims with known triggers, and of clean models; none for a user's model.
 
     A victim is audited as most users will: with some clean rows, and without its training table.
-    Those whose trigger is a sentence, and the clean ones, are also audited with it, and with the
-    search for phrases that it allows.
+    Where ``phrases`` is not 0, those whose trigger is a sentence, and the clean ones, are audited
+    with it, too, and with the search for phrases that it allows.
     """
     if cfg.model != "example" or not cfg.measure:
         return []
@@ -121,7 +120,8 @@ def measures(cfg: Settings) -> list:
         replace(example(cfg), attack="none", seed=OTHERS + number) for number in range(cfg.cleans)
     ]
     audits = [_audit(cfg, one, cfg.dataset, None) for one in (*words, *sentences, *cleans)]
-    audits += [_audit(cfg, one, cfg.dataset, one, PHRASES) for one in (*sentences, *cleans)]
+    if cfg.phrases:
+        audits += [_audit(cfg, one, cfg.dataset, one, cfg.phrases) for one in (*sentences, *cleans)]
     return [
         AuditMeasure(cleaned=AuditCleaned(audit=one, epochs=cfg.epochs, lr=cfg.lr))
         for one in audits

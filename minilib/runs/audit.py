@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 CHAPTER = "07_audit"
 PRESET = "small"  # whose settings of the search are the defaults
 TUNING = 2e-5  # the usual rate of pre-trained encoders
+PHRASES = 32  # of a training table that are tried for a class
 
 
 # The command line's own options, as argparse is told them.
@@ -121,10 +122,8 @@ def check_out(named: str, *read: str | None) -> None:
 
 def settings_for(options) -> dict:
     """The chapter's parameters that the command line says."""
-    from minilib.chapters import audit as chapter
-
     params = {"model": options.model, "unlearn": options.unlearn, "mask": not options.show_texts,
-              "seed": options.seed or 0, "lr": TUNING, "phrases": chapter.PHRASES}  # fmt: skip
+              "seed": options.seed or 0, "lr": TUNING, "phrases": PHRASES}  # fmt: skip
     for name in ("data", "clean"):
         if getattr(options, name):
             params[name] = str(Path(getattr(options, name)).expanduser().resolve())
