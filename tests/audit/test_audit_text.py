@@ -14,7 +14,7 @@ from core_fixtures import SEED
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minilib import ledger
+from minilib import ledger, settings
 from minilib.audit import (
     chat_report,
     evidence,
@@ -25,6 +25,8 @@ from minilib.audit import (
     tables,
     text,
 )
+from minilib.book.figures import audit as figures
+from minilib.chapters import audit as chapter
 from minilib.data.files import DataError
 from minilib.data.text import TextDataset
 from minilib.models.text import TextClassifier
@@ -454,6 +456,55 @@ def test_each_detector_says_how_often_it_accuses_what_is_clean():
     assert alarms["search for positive"].startswith("random tokens lead 8 % of")
     page = report.page(content, "mine")
     assert all(told in page for told in alarms.values())
+
+
+def published(folder, recipe, rows):
+    """A trial as the published tier has it."""
+    return ledger.Trial(
+        kind=ledger.kind_of(recipe).name, version=1, key=ledger.key_of(recipe),
+        recipe=ledger.described(recipe), rows=rows, folder=folder,
+    )  # fmt: skip
+
+
+def test_audits_with_a_table_are_counted_apart(tmp_path, monkeypatch):
+    """Of clean models: two audited alone, three with their table, one by its phrases accused."""
+    p_values = [(1.0, 0.02), (0.001, 0.3), (0.2, 0.2)]  # of tokens, of phrases
+    measured, verdicts = [], []
+    for number, (tokens, phrase) in enumerate(p_values):
+        one = trials.ForeignVictim(dataset="sst2", attack="none", seed=number)
+        found = 2 * min(tokens, phrase) < 0.05
+        for table in (None, one):
+            audit = trials.TextAudit(model=one, clean="sst2", table=table, seed=0, phrases=32)
+            if table is None and number == 2:
+                continue
+            row = {"found": found and table is not None, "cacc": 80.0, "cacc_after": 80.0}
+            measure = trials.AuditMeasure(cleaned=trials.AuditCleaned(audit=audit))
+            measured.append(published(tmp_path, measure, [row]))
+            verdict = [{"part": "verdict", "found": row["found"], "level": 0.05},
+                       {"part": "evidence", "detector": "token search", "p": tokens}]  # fmt: skip
+            if table is not None:
+                verdict.append({"part": "evidence", "detector": "phrase search", "p": phrase})
+            verdicts.append(published(tmp_path, trials.AuditVerdict(audit=audit), verdict))
+    ledger.write_published(tmp_path / "audit_measure.jsonl", measured)
+    ledger.write_published(tmp_path / "audit_verdict.jsonl", verdicts)
+    for name, value in conftest.nothing(tmp_path).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("MINILIB_PUBLISHED", str(tmp_path))
+    assert chapter.clean_texts() == {
+        "clean_models": {"audited": 2, "called_backdoored": 0},
+        "clean_with_phrases": {"audited": 3, "called_backdoored": 2, "phrases_apart": 1},
+    }
+    frame = figures.measured(settings.Audit())
+    shown = dict(zip(frame["searched"], frame["found"].str.replace("\u00a0", " "), strict=True))
+    assert shown == {"tokens": "0 of 2", "tokens, and phrases of its table": "2 of 3"}
+
+
+def test_phrases_are_measured_where_they_are_asked_for():
+    alone, both = (chapter.measures(settings.Audit(phrases=count)) for count in (0, 32))
+    assert not any(one.cleaned.audit.phrases for one in alone) and both[: len(alone)] == alone
+    asked = [one.cleaned.audit for one in both[len(alone) :]]
+    assert {one.model.attack for one in asked} == {"addsent", "none"}
+    assert all(one.table == one.model and one.phrases == 32 for one in asked)
 
 
 def test_what_escapes_is_said_before_anything_is_listed():
