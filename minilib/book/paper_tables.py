@@ -332,7 +332,10 @@ def outcomes(
         cell = {m: stats.summary(seeds.values(), level=None) for m, seeds in samples.items()}
         if "r_asr" in samples:
             victim = {"part": "main", "method": "none", "attack": attack_name, **params}
-            victim_acc, victim_asr = numbers.at("acc", **victim), numbers.at("asr", **victim)
+            try:
+                victim_acc, victim_asr = numbers.at("acc", **victim), numbers.at("asr", **victim)
+            except claims.Missing:  # what there was to remove was not measured
+                victim_acc = victim_asr = {}
             words = [
                 _outcome(
                     {metric: seeds[seed] for metric, seeds in samples.items()}, victim_acc[seed]
@@ -369,7 +372,7 @@ def render_outcomes(root: Path, chapter: str, *asked: Mapping[str, str]) -> str:
     columns = [
         (attack, caption, result)
         for result, caption in zip(results, captions, strict=True)
-        for attack in result["none"]
+        for attack in dict.fromkeys(attack for cells in result.values() for attack in cells)
     ]
     template = "<br><small>{}</small>" if asked[1:] else ""
     head = "".join(
@@ -391,7 +394,10 @@ def render_outcomes(root: Path, chapter: str, *asked: Mapping[str, str]) -> str:
     key = "".join(f'<li><span class="{word}">{what}</span></li>' for word, what in OUTCOMES.items())
     every = [cell for cells in lines.values() for cell in cells if cell]
     if any("r_asr" in cell and "outcome" not in cell for cell in every):
-        key += f"<li>no colour: without a defence, the attack's ASR is below {SAFE:.0f} %</li>"
+        key += (
+            f"<li>no colour: without a defence, the attack's ASR is below {SAFE:.0f} %, or was not "
+            "measured</li>"
+        )
     return "\n".join([*text, f"</tbody></table><ul>{key}</ul></div>", made_from(numbers.used)])
 
 

@@ -705,6 +705,14 @@ def test_what_defences_leave_is_a_mean_over_seeds_with_a_word_for_it(publish):
         paper_tables.outcomes(ROOT, "06_bi_bau", attack="x", ewc="7")
 
 
+def test_a_defence_of_a_victim_that_was_not_measured_has_no_word(publish):
+    left = {"part": "main", "attack": "sig", "method": "ft", "acc": 70.0, "asr": 3.0, "r_asr": 4.0}
+    publish({0: [left]})
+    cell = paper_tables.outcomes(ROOT, "06_bi_bau")["ft"]["sig"]
+    assert cell["asr"]["mean"] == 3.0 and "outcome" not in cell
+    assert "<td>3.0<br>" in paper_tables.render_outcomes(ROOT, "06_bi_bau")
+
+
 def test_without_trials_there_is_no_outcome_and_no_verdict(monkeypatch):
     monkeypatch.setenv("MINILIB_PUBLISHED", "none")
     with pytest.raises(ValueError, match="no published trial of '03_ga_rga' has {}"):
