@@ -172,17 +172,21 @@ def _moved(one: dict) -> tuple[float, str]:
     return max(deviations, default=(0.0, ""))
 
 
+def verifications() -> list[dict]:
+    """The lines of `verified.jsonl` beside the published trials."""
+    folder = ledger.published_folder()
+    path = folder / "verified.jsonl" if folder else None
+    if path is None or not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def verified() -> dict[str, dict]:
     """Key → the newest line of `verified.jsonl` about that trial: ``when``, ``deviations``.
 
     What was computed as on another processor is left out: ``rounding`` reads that.
     """
-    folder = ledger.published_folder()
-    path = folder / "verified.jsonl" if folder else None
-    if path is None or not path.is_file():
-        return {}
-    every = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    own = [one for one in every if not one.get("env", {}).get("isa")]
+    own = [one for one in verifications() if not one.get("env", {}).get("isa")]
     return {one["key"]: one for one in sorted(own, key=lambda one: one["when"])}
 
 

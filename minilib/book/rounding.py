@@ -7,7 +7,6 @@ and the claim decided again. Nothing but the standard library.
 """
 
 import functools
-import json
 import math
 import random
 import statistics
@@ -15,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from minilib import chapters, ledger, settings
-from minilib.book import claims
+from minilib.book import claims, paper_tables
 
 NORMAL = statistics.NormalDist().inv_cdf(0.75)  # the median size of a standard normal draw
 DRAWS, STEADY = 100, 0.95  # of moved numbers, and the share that must decide as before
@@ -24,12 +23,7 @@ SHOWN = ("cacc", "lfr", "pacc", "dpacc", "poisoned_loss", "acc", "asr", "r_asr",
 
 def emulated() -> list[dict]:
     """The lines of `verified.jsonl` of trials that were computed as on another processor."""
-    folder = ledger.published_folder()
-    path = folder / "verified.jsonl" if folder else None
-    if path is None or not path.is_file():
-        return []
-    lines = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    return [one for one in lines if one.get("env", {}).get("isa")]
+    return [one for one in paper_tables.verifications() if one.get("env", {}).get("isa")]
 
 
 def moves(lines: list[dict]) -> dict[str, dict[str, list[float]]]:
