@@ -19,7 +19,6 @@ from torch import Tensor
 
 from ..data.text import TextDataset
 from ..models.text import TextClassifier
-from ..training.text import padded, predict
 from ..unlearning.trigger_test import margins
 from . import evidence, text
 
@@ -189,9 +188,7 @@ def token_rows(model: TextClassifier, table: TextDataset) -> list[list[int]]:
 def _logits(model: TextClassifier, rows: Sequence[Sequence[int]]) -> Tensor:
     """Logits (N, K) of rows of ids, the special tokens put around them."""
     before, behind = text.frame(model.tokenizer)
-    whole = [[*before, *row, *behind] for row in rows]
-    device = next(model.parameters()).device
-    return predict(model, padded(whole, np.zeros(len(rows), np.int64), model.tokenizer, device))
+    return text.logits(model, [[*before, *row, *behind] for row in rows], "auto")
 
 
 def taken_out(

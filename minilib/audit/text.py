@@ -29,7 +29,7 @@ from ..metrics.classification import accuracy, label_flip_rate
 from ..models.loading import frozen
 from ..models.text import TextClassifier
 from ..training.fitting import TrainSettings, fit
-from ..training.text import Batches, Encoded, by_length, cross_entropy, encode, padded, predict
+from ..training.text import Batches, Encoded, cross_entropy, encode, padded, predict
 from ..unlearning import btu
 from ..unlearning.btu import word_embeddings
 from ..unlearning.trigger_test import margins
@@ -210,25 +210,13 @@ def _device(model: TextClassifier) -> torch.device:
     return next(model.parameters()).device
 
 
-def _padded(rows: Sequence[Sequence[int]], pad: int) -> tuple[Tensor, Tensor]:
-    """Ids and mask (N, T) int64 of rows of ids, as long as the longest of them."""
-    lengths = np.array([len(row) for row in rows])
-    longest = max(int(lengths.max()), 1)
-    ids = np.full((len(rows), longest), pad, np.int64)
-    mask = np.arange(longest) < lengths[:, None]
-    ids[mask] = np.concatenate(rows)
-    return torch.from_numpy(ids), torch.from_numpy(mask.astype(np.int64))
-
-
-@torch.inference_mode()
-def _logits(model: TextClassifier, rows: Sequence[Sequence[int]]) -> Tensor:
+def logits(model: TextClassifier, rows: Sequence[Sequence[int]], precision: str) -> Tensor:
     """Logits (N, K) float32 on the CPU of rows of ids, those of like length in one batch."""
-    device, pad = _device(model), model.tokenizer.pad_token_id
-    batches, parts = list(by_length(np.array([max(len(row), 1) for row in rows]))), []
-    for batch in batches:
-        ids, mask = _padded([rows[row] for row in batch], pad)
-        parts.append(model(ids.to(device), mask.to(device)).float().cpu())
-    return torch.cat(parts)[torch.from_numpy(np.argsort(np.concatenate(batches)))]
+    return predict(model, _encoded(model, rows), precision)
+
+
+def _encoded(model: TextClassifier, rows: Sequence[Sequence[int]]) -> Encoded:
+    return padded(rows, np.zeros(len(rows), np.int64), model.tokenizer, _device(model))
 
 
 def tried(
@@ -238,7 +226,7 @@ def tried(
     numbers = range(len(texts.ids))
     count = max(1, CHUNK // len(numbers))
     parts = [
-        margins(_logits(model, [texts.row(n, one) for one in some for n in numbers]), target)
+        margins(logits(model, [texts.row(n, one) for one in some for n in numbers], "fp32"), target)
         for some in (sequences[i : i + count] for i in range(0, len(sequences), count))
     ]
     return torch.cat(parts).view(-1, len(numbers)).numpy()
@@ -297,7 +285,7 @@ def scan(model: TextClassifier, tokens: np.ndarray) -> Tensor:
     """Logits (n, K) of each token standing alone: what every token says by itself."""
     before, behind = frame(model.tokenizer)
     with frozen(model):
-        return _logits(model, [[*before, int(token), *behind] for token in tokens])
+        return logits(model, [[*before, int(token), *behind] for token in tokens], "fp32")
 
 
 def along_gradients(tries: Tries, tokens: np.ndarray, steps: int, count: int) -> list[int]:
@@ -311,19 +299,20 @@ def along_gradients(tries: Tries, tokens: np.ndarray, steps: int, count: int) ->
     """
     model, texts = tries.model, tries.texts
     matrix = word_embeddings(model)  # (V, H)
-    device, allowed = _device(model), torch.as_tensor(tokens, device=matrix.device)
-    ids, mask = _padded([texts.row(n, [texts.pad]) for n in range(len(texts.ids))], texts.pad)
+    allowed = torch.as_tensor(tokens, device=matrix.device)
+    data = _encoded(model, [texts.row(n, [texts.pad]) for n in range(len(texts.ids))])
+    ids, mask = data.batch(np.arange(len(data)))[:2]
     at = torch.tensor([len(texts.before) + place for place in texts.places])
     rows = torch.arange(len(ids))
-    states = matrix[ids.to(device)].clone()  # (N, T, H)
+    states = matrix[ids].clone()  # (N, T, H)
     current, met = matrix[allowed].mean(0), []
     with frozen(model):
         for _ in range(steps):
             inserted = current.clone().requires_grad_(True)
             inputs = states.clone()
             inputs[rows, at] = inserted
-            logits = _of_embeddings(model, inputs, mask.to(device))
-            margin = margins(logits.float(), tries.target).mean()
+            outputs = _of_embeddings(model, inputs, mask)
+            margin = margins(outputs.float(), tries.target).mean()
             (gradient,) = torch.autograd.grad(margin, inserted)
             gain = (matrix[allowed] - current) @ gradient
             best = allowed[gain.topk(min(count, len(allowed))).indices].tolist()
